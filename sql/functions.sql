@@ -1,0 +1,638 @@
+-- What may be done: the whole interface, applied again at every migrate.
+-- Answers are rows; refusals are errors whose SQLSTATE is PK and the HTTP status.
+-- Times are whole seconds since 1970. A condition is null (none), '*', or a comma-separated list of
+-- entity tags (revision-hash) and dates (@seconds). Private functions start with an underscore.
+
+-- lz4 where this PostgreSQL has it: ten times faster than pglz at the same job.
+DO $$
+BEGIN
+    ALTER TABLE poky._object ALTER COLUMN value SET COMPRESSION lz4;
+EXCEPTION WHEN feature_not_supported THEN
+    NULL;
+END;
+$$;
+
+COMMENT ON TABLE poky._object IS 'The objects of all buckets.';
+COMMENT ON COLUMN poky._object.revision IS 'Drawn from poky.revision at every accepted change.';
+COMMENT ON COLUMN poky._object.modified_at IS 'The client''s clock, as the seed has it.';
+COMMENT ON COLUMN poky._object.written_at IS 'The server''s clock when this row was written.';
+COMMENT ON COLUMN poky._object.hash IS
+'The first 8 hex digits of the value''s SHA-256: with the revision, the entity tag.';
+
+DO $$
+BEGIN
+    IF to_regtype('poky.object') IS NULL THEN
+        CREATE TYPE poky.object AS (
+            key text,
+            revision bigint,
+            hash text,
+            modified_at bigint,
+            unchanged_since bigint,
+            content_type text,
+            value bytea
+        );
+        CREATE TYPE poky.listed AS (
+            key text,
+            size integer,
+            revision bigint,
+            hash text,
+            modified_at bigint,
+            content_type text
+        );
+        CREATE TYPE poky.outcome AS (
+            ordinal integer,
+            outcome text,
+            revision bigint,
+            hash text,
+            modified_at bigint,
+            outbox_id bigint
+        );
+    END IF;
+END;
+$$;
+
+COMMENT ON TYPE poky.object IS 'An object as poky.get gives it.';
+COMMENT ON TYPE poky.listed IS 'An object as poky.list gives it: everything but the value.';
+COMMENT ON TYPE poky.outcome IS
+'What a write came to: inserted, updated, deleted, missing or rejected; outbox_id is null where no cache must hear of it.';
+
+CREATE OR REPLACE FUNCTION poky._is_flat() RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = poky, pg_temp
+AS $$
+    SELECT c.relkind = 'r' FROM pg_catalog.pg_class AS c WHERE c.oid = 'poky._object'::regclass
+$$;
+COMMENT ON FUNCTION poky._is_flat IS 'Whether all buckets share one table.';
+
+CREATE OR REPLACE FUNCTION poky._refuse_bucket(p_bucket text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = poky, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION USING
+        ERRCODE = 'PK404',
+        MESSAGE = format('There is no bucket named %s.', p_bucket);
+END;
+$$;
+COMMENT ON FUNCTION poky._refuse_bucket IS 'PK404: no such bucket.';
+
+CREATE OR REPLACE FUNCTION poky._check_names(p_bucket text, p_keys text []) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_key text;
+BEGIN
+    IF p_bucket IS NULL OR p_bucket !~ '^[A-Za-z0-9_.,-]+$' OR length(p_bucket) > 256 THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PK400',
+            MESSAGE = 'A bucket''s name is 1 to 256 characters of A-Z a-z 0-9 _ . , -';
+    END IF;
+    FOREACH v_key IN ARRAY p_keys LOOP
+        IF v_key IS NULL OR v_key !~ '^[A-Za-z0-9_.,~:@=+-]+$' OR length(v_key) > 1024
+            OR v_key IN ('.', '..') THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'PK400',
+                MESSAGE = 'A key is 1 to 1024 characters of A-Z a-z 0-9 _ . , ~ : @ = + -, '
+                    'but not . or ..';
+        END IF;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION poky._check_names IS 'PK400 unless the bucket''s name and all keys are legal.';
+
+CREATE OR REPLACE FUNCTION poky._bucket_for_writing(p_bucket text, p_keys text [])
+RETURNS poky.bucket
+LANGUAGE plpgsql
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_bucket poky.bucket;
+BEGIN
+    PERFORM poky._check_names(p_bucket, p_keys);
+    SELECT * INTO v_bucket FROM poky.bucket WHERE name = p_bucket;
+    IF v_bucket.id IS NULL THEN
+        IF NOT poky._is_flat() THEN
+            PERFORM poky._refuse_bucket(p_bucket);
+        END IF;
+        INSERT INTO poky.bucket (name, declared) VALUES (p_bucket, false)
+        ON CONFLICT DO NOTHING;
+        SELECT * INTO STRICT v_bucket FROM poky.bucket WHERE name = p_bucket;
+    END IF;
+    RETURN v_bucket;
+END;
+$$;
+COMMENT ON FUNCTION poky._bucket_for_writing IS
+'The bucket''s registry row; in the flat schema it is made when missing. PK400, PK404.';
+
+CREATE OR REPLACE FUNCTION poky._matches(
+    p_condition text, p_revision bigint, p_hash text, p_modified_at bigint
+)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = poky, pg_temp
+AS $$
+    SELECT p_condition = '*'
+        OR p_revision || '-' || p_hash = ANY (string_to_array(p_condition, ','))
+        OR '@' || p_modified_at = ANY (string_to_array(p_condition, ','))
+$$;
+COMMENT ON FUNCTION poky._matches IS
+'Whether an object is among those that a condition names (RFC 9110 13.1.1, and the seed''s dates).';
+
+CREATE OR REPLACE FUNCTION poky._announce(p_bucket text, p_key text, p_revision bigint)
+RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_id bigint;
+BEGIN
+    IF EXISTS (SELECT FROM poky.cache_node) THEN
+        INSERT INTO poky._outbox (bucket, key, revision) VALUES (p_bucket, p_key, p_revision)
+        RETURNING id INTO v_id;
+    END IF;
+    RETURN v_id;
+END;
+$$;
+COMMENT ON FUNCTION poky._announce IS
+'Record, in the change''s own transaction, that caches must hear of it. Null without caches.';
+
+CREATE OR REPLACE FUNCTION poky.get(p_bucket text, p_key text) RETURNS SETOF poky.object
+LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_id integer;
+    v_leaf text;
+    v_unsettled bigint;
+BEGIN
+    SELECT id, leaf, unsettled_until INTO v_id, v_leaf, v_unsettled
+    FROM poky.bucket WHERE name = p_bucket;
+    IF v_leaf IS NOT NULL THEN
+        -- The bucket's own table: a plan through the parent would lock and plan every partition.
+        RETURN QUERY EXECUTE
+            'SELECT key, revision, hash, modified_at, greatest(written_at, modified_at, $3),'
+            ' content_type, value FROM poky.' || v_leaf || ' WHERE bucket_id = $1 AND key = $2'
+            USING v_id, p_key, v_unsettled;
+    ELSIF v_id IS NOT NULL THEN
+        RETURN QUERY SELECT
+            o.key, o.revision, o.hash, o.modified_at,
+            greatest(o.written_at, o.modified_at, v_unsettled), o.content_type, o.value
+        FROM poky._object AS o WHERE o.bucket_id = v_id AND o.key = p_key;
+    ELSIF NOT poky._is_flat() THEN
+        PERFORM poky._refuse_bucket(p_bucket);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION poky.get IS
+'The object, or no row. unchanged_since: no older copy can be dated later. PK404: no such bucket.';
+
+CREATE OR REPLACE FUNCTION poky.get_many(p_bucket text, p_keys text []) RETURNS SETOF poky.object
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_id integer;
+    v_leaf text;
+    v_unsettled bigint;
+BEGIN
+    SELECT id, leaf, unsettled_until INTO v_id, v_leaf, v_unsettled
+    FROM poky.bucket WHERE name = p_bucket;
+    IF v_id IS NOT NULL THEN
+        RETURN QUERY EXECUTE
+            'SELECT key, revision, hash, modified_at, greatest(written_at, modified_at, $3),'
+            ' content_type, value FROM poky.' || coalesce(v_leaf, '_object')
+            || ' WHERE bucket_id = $1 AND key = ANY ($2)'
+            USING v_id, p_keys, v_unsettled;
+    ELSIF NOT poky._is_flat() THEN
+        PERFORM poky._refuse_bucket(p_bucket);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION poky.get_many IS
+'Those of the objects that are there, each once, in no order. PK404: no such bucket.';
+
+CREATE OR REPLACE FUNCTION poky._put(
+    p_bucket poky.bucket, p_key text, p_value bytea, p_content_type text,
+    p_modified_at bigint, p_if_match text, p_if_none_match text
+)
+RETURNS poky.outcome
+LANGUAGE plpgsql
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_drawn bigint := nextval('poky.revision');
+    v_now bigint := extract(epoch FROM clock_timestamp())::bigint;
+    v_table text := coalesce(p_bucket.leaf, '_object');
+    v_old record;
+    v_new poky.outcome;
+BEGIN
+    v_new.hash := left(encode(sha256(p_value), 'hex'), 8);
+    IF p_if_match IS NULL AND p_if_none_match IS NULL THEN
+        -- nextval again under the row's lock: excluded.revision was drawn before it and can be older.
+        INSERT INTO poky._object AS o (
+            bucket_id, key, revision, hash, modified_at, written_at, created_at, content_type, value
+        ) VALUES (
+            p_bucket.id, p_key, v_drawn, v_new.hash, coalesce(p_modified_at, v_now), v_now, v_now,
+            p_content_type, p_value
+        )
+        ON CONFLICT (bucket_id, key) DO UPDATE SET
+            revision = nextval('poky.revision'),
+            hash = excluded.hash,
+            modified_at = coalesce(p_modified_at, o.modified_at),
+            written_at = excluded.written_at,
+            content_type = excluded.content_type,
+            value = excluded.value
+        -- >= and not >: dates have whole seconds, and the last writer within one second wins.
+        WHERE p_modified_at IS NULL OR p_modified_at >= o.modified_at
+        RETURNING o.revision, o.modified_at INTO v_new.revision, v_new.modified_at;
+    ELSE
+        LOOP
+            EXECUTE 'SELECT revision, hash, modified_at FROM poky.' || v_table
+                || ' WHERE bucket_id = $1 AND key = $2 FOR UPDATE'
+                INTO v_old USING p_bucket.id, p_key;
+            IF v_old.revision IS NULL THEN
+                EXIT WHEN p_if_match IS NOT NULL;
+                INSERT INTO poky._object AS o (
+                    bucket_id, key, revision, hash, modified_at, written_at, created_at,
+                    content_type, value
+                ) VALUES (
+                    p_bucket.id, p_key, v_drawn, v_new.hash, coalesce(p_modified_at, v_now), v_now,
+                    v_now, p_content_type, p_value
+                )
+                ON CONFLICT (bucket_id, key) DO NOTHING
+                RETURNING o.revision, o.modified_at INTO v_new.revision, v_new.modified_at;
+                EXIT WHEN FOUND;
+                -- Somebody else created it meanwhile: look again.
+                CONTINUE;
+            END IF;
+            EXIT WHEN p_modified_at < v_old.modified_at
+                OR NOT poky._matches(
+                    coalesce(p_if_match, '*'), v_old.revision, v_old.hash, v_old.modified_at
+                )
+                OR poky._matches(
+                    p_if_none_match, v_old.revision, v_old.hash, v_old.modified_at
+                );
+            EXECUTE 'UPDATE poky.' || v_table
+                || ' SET revision = nextval(''poky.revision''), hash = $3,'
+                ' modified_at = coalesce($4, modified_at), written_at = $5, content_type = $6,'
+                ' value = $7 WHERE bucket_id = $1 AND key = $2 RETURNING revision, modified_at'
+                INTO v_new.revision, v_new.modified_at
+                USING
+                    p_bucket.id, p_key, v_new.hash, p_modified_at, v_now, p_content_type, p_value;
+            EXIT;
+        END LOOP;
+    END IF;
+    IF v_new.revision IS NULL THEN
+        v_new.outcome := 'rejected';
+        v_new.hash := NULL;
+        RETURN v_new;
+    END IF;
+    IF v_new.revision <> v_drawn THEN
+        v_new.outcome := 'updated';
+    ELSE
+        v_new.outcome := 'inserted';
+        -- The number was drawn before the key was held. Had somebody drawn since, it could have
+        -- been for this key, inserted and deleted again: then draw anew, now that it is held.
+        IF (SELECT last_value FROM poky.revision) <> v_drawn THEN
+            EXECUTE 'UPDATE poky.' || v_table || ' SET revision = nextval(''poky.revision'')'
+                ' WHERE bucket_id = $1 AND key = $2 RETURNING revision'
+                INTO v_new.revision USING p_bucket.id, p_key;
+        END IF;
+    END IF;
+    v_new.outbox_id := poky._announce(p_bucket.name, p_key, v_new.revision);
+    RETURN v_new;
+END;
+$$;
+COMMENT ON FUNCTION poky._put IS 'One write into a known bucket; poky.put and poky.put_many.';
+
+CREATE OR REPLACE FUNCTION poky.put(
+    p_bucket text, p_key text, p_value bytea, p_content_type text,
+    p_modified_at bigint DEFAULT NULL,
+    p_if_match text DEFAULT NULL,
+    p_if_none_match text DEFAULT NULL
+)
+RETURNS poky.outcome
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+BEGIN
+    RETURN poky._put(
+        poky._bucket_for_writing(p_bucket, ARRAY[p_key]), p_key, p_value, p_content_type,
+        p_modified_at, p_if_match, p_if_none_match
+    );
+END;
+$$;
+COMMENT ON FUNCTION poky.put IS
+'Store an object: inserted, updated, or rejected because a condition is false or p_modified_at is older. PK400, PK404.';
+
+CREATE OR REPLACE FUNCTION poky.put_many(
+    p_bucket text, p_keys text [], p_values bytea [], p_content_types text [],
+    p_modified_at bigint [], p_if_match text [], p_if_none_match text [], p_atomic boolean
+)
+RETURNS SETOF poky.outcome
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_bucket poky.bucket := poky._bucket_for_writing(p_bucket, p_keys);
+    v_outcome poky.outcome;
+    v_outcomes poky.outcome [] := '{}';
+    v_ordinal integer;
+BEGIN
+    BEGIN
+        -- In key order, so that crossing batches cannot deadlock.
+        FOR v_ordinal IN
+            SELECT k.ordinal FROM unnest(p_keys) WITH ORDINALITY AS k (key, ordinal)
+            ORDER BY k.key COLLATE "C", k.ordinal
+        LOOP
+            v_outcome := poky._put(
+                v_bucket, p_keys[v_ordinal], p_values[v_ordinal], p_content_types[v_ordinal],
+                p_modified_at[v_ordinal], p_if_match[v_ordinal], p_if_none_match[v_ordinal]
+            );
+            v_outcome.ordinal := v_ordinal;
+            v_outcomes[v_ordinal] := v_outcome;
+        END LOOP;
+        IF p_atomic AND 'rejected' = ANY (SELECT o.outcome FROM unnest(v_outcomes) AS o) THEN
+            RAISE EXCEPTION USING ERRCODE = 'PK412';
+        END IF;
+    EXCEPTION WHEN SQLSTATE 'PK412' THEN
+        -- Everything above is undone; the variable is not, and says what stood in the way.
+        SELECT array_agg(
+            (o.ordinal, o.outcome, NULL, NULL, NULL, NULL)::poky.outcome ORDER BY o.ordinal
+        )
+        INTO v_outcomes FROM unnest(v_outcomes) AS o;
+    END;
+    RETURN QUERY SELECT * FROM unnest(v_outcomes);
+END;
+$$;
+COMMENT ON FUNCTION poky.put_many IS
+'Store objects, one outcome each by ordinal, in one transaction. Atomic: any rejected means nothing was written, and no outcome has a revision. PK400, PK404.';
+
+CREATE OR REPLACE FUNCTION poky._delete(
+    p_bucket poky.bucket, p_key text,
+    p_if_match text, p_if_none_match text, p_unmodified_since bigint
+)
+RETURNS poky.outcome
+LANGUAGE plpgsql
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_table text := coalesce(p_bucket.leaf, '_object');
+    v_old record;
+    v_result poky.outcome;
+BEGIN
+    EXECUTE 'SELECT revision, hash, modified_at FROM poky.' || v_table
+        || ' WHERE bucket_id = $1 AND key = $2 FOR UPDATE'
+        INTO v_old USING p_bucket.id, p_key;
+    IF v_old.revision IS NULL THEN
+        v_result.outcome := CASE WHEN p_if_match IS NULL THEN 'missing' ELSE 'rejected' END;
+        RETURN v_result;
+    END IF;
+    IF p_unmodified_since < v_old.modified_at
+        OR NOT poky._matches(
+            coalesce(p_if_match, '*'), v_old.revision, v_old.hash, v_old.modified_at
+        )
+        OR poky._matches(p_if_none_match, v_old.revision, v_old.hash, v_old.modified_at) THEN
+        v_result.outcome := 'rejected';
+        RETURN v_result;
+    END IF;
+    EXECUTE 'DELETE FROM poky.' || v_table || ' WHERE bucket_id = $1 AND key = $2'
+        USING p_bucket.id, p_key;
+    IF v_old.modified_at > extract(epoch FROM clock_timestamp()) THEN
+        UPDATE poky.bucket SET unsettled_until = greatest(unsettled_until, v_old.modified_at)
+        WHERE id = p_bucket.id;
+    END IF;
+    v_result.outcome := 'deleted';
+    v_result.outbox_id := poky._announce(p_bucket.name, p_key, nextval('poky.revision'));
+    RETURN v_result;
+END;
+$$;
+COMMENT ON FUNCTION poky._delete IS
+'One delete from a known bucket; poky.delete and poky.delete_many.';
+
+CREATE OR REPLACE FUNCTION poky.delete(
+    p_bucket text, p_key text,
+    p_if_match text DEFAULT NULL,
+    p_if_none_match text DEFAULT NULL,
+    p_unmodified_since bigint DEFAULT NULL
+)
+RETURNS poky.outcome
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+BEGIN
+    RETURN poky._delete(
+        poky._bucket_for_writing(p_bucket, ARRAY[p_key]), p_key,
+        p_if_match, p_if_none_match, p_unmodified_since
+    );
+END;
+$$;
+COMMENT ON FUNCTION poky.delete IS
+'Delete an object: deleted, missing, or rejected because a condition is false. PK400, PK404.';
+
+CREATE OR REPLACE FUNCTION poky.delete_many(
+    p_bucket text, p_keys text [],
+    p_if_match text [], p_if_none_match text [], p_unmodified_since bigint [], p_atomic boolean
+)
+RETURNS SETOF poky.outcome
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_bucket poky.bucket := poky._bucket_for_writing(p_bucket, p_keys);
+    v_outcome poky.outcome;
+    v_outcomes poky.outcome [] := '{}';
+    v_ordinal integer;
+BEGIN
+    BEGIN
+        FOR v_ordinal IN
+            SELECT k.ordinal FROM unnest(p_keys) WITH ORDINALITY AS k (key, ordinal)
+            ORDER BY k.key COLLATE "C", k.ordinal
+        LOOP
+            v_outcome := poky._delete(
+                v_bucket, p_keys[v_ordinal],
+                p_if_match[v_ordinal], p_if_none_match[v_ordinal], p_unmodified_since[v_ordinal]
+            );
+            v_outcome.ordinal := v_ordinal;
+            v_outcomes[v_ordinal] := v_outcome;
+        END LOOP;
+        IF p_atomic AND 'rejected' = ANY (SELECT o.outcome FROM unnest(v_outcomes) AS o) THEN
+            RAISE EXCEPTION USING ERRCODE = 'PK412';
+        END IF;
+    EXCEPTION WHEN SQLSTATE 'PK412' THEN
+        SELECT array_agg(
+            (o.ordinal, o.outcome, NULL, NULL, NULL, NULL)::poky.outcome ORDER BY o.ordinal
+        )
+        INTO v_outcomes FROM unnest(v_outcomes) AS o;
+    END;
+    RETURN QUERY SELECT * FROM unnest(v_outcomes);
+END;
+$$;
+COMMENT ON FUNCTION poky.delete_many IS
+'Delete objects, one outcome each by ordinal, in one transaction. Atomic as in poky.put_many. PK400, PK404.';
+
+CREATE OR REPLACE FUNCTION poky.list(
+    p_bucket text, p_prefix text DEFAULT '', p_after text DEFAULT '', p_limit integer DEFAULT 100
+)
+RETURNS SETOF poky.listed
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_id integer;
+    v_leaf text;
+BEGIN
+    SELECT id, leaf INTO v_id, v_leaf FROM poky.bucket WHERE name = p_bucket;
+    IF v_id IS NOT NULL THEN
+        -- chr(127) sorts after every character of a key.
+        RETURN QUERY EXECUTE
+            'SELECT key, octet_length(value), revision, hash, modified_at, content_type FROM poky.'
+            || coalesce(v_leaf, '_object')
+            || ' WHERE bucket_id = $1 AND key >= $2 AND key < $2 || chr(127) AND key > $3'
+            ' ORDER BY key LIMIT $4'
+            USING v_id, p_prefix, p_after, p_limit;
+    ELSIF NOT poky._is_flat() THEN
+        PERFORM poky._refuse_bucket(p_bucket);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION poky.list IS
+'Up to p_limit objects whose key starts with p_prefix and sorts after p_after, in key order. PK404: no such bucket.';
+
+CREATE OR REPLACE FUNCTION poky._create_leaf(p_id integer, p_parent text) RETURNS text
+LANGUAGE plpgsql
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_leaf text := '_o_' || p_id;
+BEGIN
+    EXECUTE format('CREATE TABLE poky.%I (LIKE poky.%I INCLUDING ALL)', v_leaf, p_parent);
+    EXECUTE format(
+        'ALTER TABLE poky.%I SET (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.02)', v_leaf
+    );
+    -- ATTACH lets readers and writers pass; PARTITION OF would stop them all.
+    EXECUTE format(
+        'ALTER TABLE poky.%I ATTACH PARTITION poky.%I FOR VALUES IN (%s)', p_parent, v_leaf, p_id
+    );
+    RETURN v_leaf;
+END;
+$$;
+COMMENT ON FUNCTION poky._create_leaf IS 'Create and attach the partition of one bucket.';
+
+CREATE OR REPLACE FUNCTION poky.ensure_bucket(p_bucket text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_bucket poky.bucket;
+BEGIN
+    PERFORM poky._check_names(p_bucket, '{}');
+    SELECT * INTO v_bucket FROM poky.bucket WHERE name = p_bucket;
+    IF v_bucket.declared THEN
+        RETURN false;
+    END IF;
+    IF poky._is_flat() THEN
+        INSERT INTO poky.bucket AS b (name) VALUES (p_bucket)
+        ON CONFLICT (name) DO UPDATE SET declared = true WHERE NOT b.declared;
+        RETURN FOUND;
+    END IF;
+    INSERT INTO poky.bucket (name) VALUES (p_bucket)
+    ON CONFLICT DO NOTHING
+    RETURNING * INTO v_bucket;
+    IF FOUND THEN
+        UPDATE poky.bucket SET leaf = poky._create_leaf(v_bucket.id, '_object')
+        WHERE id = v_bucket.id;
+        RETURN true;
+    END IF;
+    RETURN false;
+END;
+$$;
+COMMENT ON FUNCTION poky.ensure_bucket IS 'Create a bucket unless it is there; true if created. PK400.';
+
+CREATE OR REPLACE FUNCTION poky.drop_bucket(p_bucket text, p_keys boolean DEFAULT false)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_bucket poky.bucket;
+    v_has_keys boolean;
+BEGIN
+    SELECT * INTO v_bucket FROM poky.bucket WHERE name = p_bucket FOR UPDATE;
+    IF v_bucket.leaf IS NOT NULL THEN
+        EXECUTE format('LOCK TABLE poky.%I IN ACCESS EXCLUSIVE MODE', v_bucket.leaf);
+    END IF;
+    EXECUTE format(
+        'SELECT EXISTS (SELECT FROM poky.%I WHERE bucket_id = $1)',
+        coalesce(v_bucket.leaf, '_object')
+    ) INTO v_has_keys USING v_bucket.id;
+    IF v_bucket.id IS NULL OR NOT (v_bucket.declared OR v_has_keys) THEN
+        PERFORM poky._refuse_bucket(p_bucket);
+    END IF;
+    IF v_has_keys AND NOT p_keys THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PK409',
+            MESSAGE = format('The bucket %s has keys.', p_bucket);
+    END IF;
+    IF v_bucket.leaf IS NOT NULL THEN
+        EXECUTE format('DROP TABLE poky.%I', v_bucket.leaf);
+        DELETE FROM poky.bucket WHERE id = v_bucket.id;
+    ELSE
+        -- The row stays: a writer may have read its id already.
+        UPDATE poky.bucket SET declared = false WHERE id = v_bucket.id;
+        DELETE FROM poky._object WHERE bucket_id = v_bucket.id;
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION poky.drop_bucket IS
+'Drop a bucket, with its keys only if p_keys. PK404: no such bucket; PK409: it has keys.';
+
+CREATE OR REPLACE FUNCTION poky.buckets(
+    OUT name text, OUT kind text, OUT estimated_rows bigint, OUT bytes bigint
+)
+RETURNS SETOF record
+LANGUAGE plpgsql SECURITY DEFINER  -- volatile: EXPLAIN asks for it
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_bucket poky.bucket;
+    v_plan json;
+    v_all real;
+BEGIN
+    FOR v_bucket IN SELECT * FROM poky.bucket AS b ORDER BY b.name LOOP
+        name := v_bucket.name;
+        IF v_bucket.leaf IS NOT NULL THEN
+            kind := 'partitioned';
+            SELECT greatest(c.reltuples, 0), pg_total_relation_size(c.oid)
+            INTO estimated_rows, bytes
+            FROM pg_catalog.pg_class AS c WHERE c.oid = format('poky.%I', v_bucket.leaf)::regclass;
+        ELSE
+            kind := 'flat';
+            CONTINUE WHEN NOT v_bucket.declared
+                AND NOT EXISTS (SELECT FROM poky._object AS o WHERE o.bucket_id = v_bucket.id);
+            -- The planner's guess: counting would read the whole bucket.
+            EXECUTE format(
+                'EXPLAIN (FORMAT json) SELECT FROM poky._object WHERE bucket_id = %s', v_bucket.id
+            ) INTO v_plan;
+            estimated_rows := (v_plan -> 0 -> 'Plan' ->> 'Plan Rows')::bigint;
+            SELECT greatest(c.reltuples, 1), pg_total_relation_size(c.oid) INTO v_all, bytes
+            FROM pg_catalog.pg_class AS c WHERE c.oid = 'poky._object'::regclass;
+            bytes := bytes * least(estimated_rows / v_all, 1);
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION poky.buckets IS
+'All buckets by name, with PostgreSQL''s estimate of rows and the bytes on disk (estimated if flat).';
+
+CREATE OR REPLACE FUNCTION poky.status(OUT kind text, OUT migrations text []) RETURNS record
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+    SELECT
+        CASE WHEN poky._is_flat() THEN 'flat' ELSE 'partitioned' END,
+        (SELECT array_agg(m.name ORDER BY m.name) FROM poky.migration AS m)
+$$;
+COMMENT ON FUNCTION poky.status IS 'The schema''s kind and the migrations it has.';

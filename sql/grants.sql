@@ -1,0 +1,24 @@
+-- Who may do it. The roles exist already: migrate or the database's owner makes them.
+
+REVOKE ALL ON SCHEMA poky FROM public;
+REVOKE ALL ON ALL TABLES IN SCHEMA poky FROM public;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA poky FROM public;
+
+-- The service may call the interface and nothing else: no table, no DDL.
+GRANT USAGE ON SCHEMA poky TO poky_service, poky_reader, poky_monitor;
+DO $$
+DECLARE
+    v_function regprocedure;
+BEGIN
+    FOR v_function IN
+        SELECT p.oid FROM pg_catalog.pg_proc AS p
+        WHERE p.pronamespace = 'poky'::regnamespace AND p.proname NOT LIKE '\_%'
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO poky_service', v_function);
+    END LOOP;
+END;
+$$;
+
+GRANT EXECUTE ON FUNCTION
+poky.get, poky.get_many, poky.list, poky.buckets, poky.status TO poky_reader;
+GRANT EXECUTE ON FUNCTION poky.buckets, poky.status TO poky_monitor;
