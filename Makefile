@@ -1,0 +1,94 @@
+# Every verb of the project; `make` lists them.
+#
+# The environments are made from the lock files (hashes included) when they are first needed, and
+# again when a lock file changes. Settings: PYTHON=python3.12 (which Python), PORT=9000 (for run).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEPLOY_VENV := .venv-deploy
+
+TEST_PACKAGES := postgresql varnish varnish-modules nginx wrk
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## List the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: $(VENV)/.run ## Serve on http://127.0.0.1:8081 with a database in .poky (PORT=9000 for another port)
+	@POKY_HOME=$${POKY_HOME:-$(CURDIR)/.poky} exec $(BIN)/poky serve $(if $(PORT),--port $(PORT))
+
+.PHONY: check
+check: lint packages ## Lint and the fast tests: about a minute
+	$(BIN)/pytest -q -m "not slow"
+
+.PHONY: test
+test: lint packages ## Everything that can be tested
+	$(BIN)/pytest
+
+.PHONY: lint
+lint: $(VENV)/.dev ## Check style, types and spelling
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/yamllint --strict .
+	$(BIN)/codespell $$(git ls-files ':!requirements*.txt')
+	$(BIN)/shellcheck .ci/run .ci/install-packages
+
+.PHONY: wheel
+wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
+	$(BIN)/python -m build --no-isolation
+
+.PHONY: venv
+venv: $(VENV)/.dev ## Make the environment of the service, its tests and linters (.venv)
+
+.PHONY: packages
+packages: ## Install the Debian packages that the tests need (as root; starts no service)
+	@.ci/install-packages "the tests use them" $(TEST_PACKAGES)
+
+.PHONY: lock
+lock: $(VENV)/.dev ## Write the lock files again from pyproject.toml (UPGRADE=--upgrade for newer versions)
+	$(LOCK) pyproject.toml -o requirements.txt
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["embedded"], sep="\n")' \
+	  | $(LOCK) - -c requirements.txt -o requirements-embedded.txt
+	$(LOCK) --group build -c requirements.txt -o requirements-build.txt
+	$(LOCK) --group dev -c requirements.txt -c requirements-embedded.txt -c requirements-build.txt -o requirements-dev.txt
+	$(LOCK) requirements-deploy.in -o requirements-deploy.txt
+
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes $(UPGRADE) \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
+.PHONY: clean
+clean: ## Remove what was built, the environments included; the database in .poky stays
+	rm -rf $(VENV) $(DEPLOY_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.poky/*' -prune -exec rm -rf {} +
+
+
+# The environments. A stamp inside each says that it is complete.
+
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes
+
+$(VENV)/.made $(DEPLOY_VENV)/.made: Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'Poky needs Python 3.11 or newer; say which: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@# Debian keeps the part of Python that makes environments in a package of its own.
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || .ci/install-packages "Python needs it to make environments" \
+	  $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+	$(PYTHON) -m venv $(@D)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.made pyproject.toml requirements.txt requirements-embedded.txt requirements-build.txt
+	$(BIN)/python $(PIP_INSTALL) -r requirements.txt -r requirements-embedded.txt -r requirements-build.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements-dev.txt
+	$(BIN)/python $(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@
+
+$(DEPLOY_VENV)/.deploy: $(DEPLOY_VENV)/.made requirements-deploy.txt
+	$(DEPLOY_VENV)/bin/python $(PIP_INSTALL) -r requirements-deploy.txt
+	@touch $@
