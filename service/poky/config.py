@@ -1,0 +1,320 @@
+"""The one table of settings: environment in, frozen Config out.
+
+Every field carries its type, its default and its sentence; ``docs/configuration.md``, the role's
+environment file and ``poky config`` are checked against this table. Knows nothing else of ours.
+"""
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+MB = 1024 * 1024
+
+
+class ConfigError(Exception):
+    """The settings cannot be used: one sentence per problem, all of them at once."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class CacheNode:
+    """A cache to be told of every change; without a name, it is learned from its answers."""
+
+    name: str
+    url: str
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    aliases: tuple[str, ...] = (),
+    secret: bool = False,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    choices: tuple[str, ...] = (),
+    parse: Callable[[str], Any] | None = None,
+) -> Any:
+    """One row of the table: what the environment may say, and what it means when it is silent."""
+    return field(
+        default=default,
+        metadata={
+            "help": help,
+            "unit": unit,
+            "aliases": aliases,
+            "secret": secret,
+            "at_least": at_least,
+            "at_most": at_most,
+            "choices": choices,
+            "parse": parse,
+        },
+    )
+
+
+def _caches(text: str) -> tuple[CacheNode, ...]:
+    nodes = []
+    for word in text.split():
+        match = re.fullmatch(r"(?:([A-Za-z0-9_.-]+)=)?(http://[^\s/=]+:\d{1,5})/?", word)
+        if not match:
+            raise ValueError(f"“{word}” is not name=http://host:port")
+        nodes.append(CacheNode(match[1] or "", match[2]))
+    if len({node.url for node in nodes}) < len(nodes):
+        raise ValueError("a cache is named twice")
+    return tuple(nodes)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of the service, checked; a fact not here does not come from the environment."""
+
+    dsn: str = setting(
+        "",
+        "Where PostgreSQL is, as the service role. Empty: an embedded PostgreSQL in POKY_HOME.",
+        aliases=("DATABASE_URL",),
+        secret=True,
+    )
+    owner_dsn: str = setting(
+        "", "Where PostgreSQL is, as the owner, for poky migrate. Empty: POKY_DSN.", secret=True
+    )
+    home: str = setting("", "Where the embedded PostgreSQL lives. Empty: the user's data folder.")
+    listen: str = setting("127.0.0.1", "The address to serve on.")
+    port: int = setting(8081, "The port to serve on.", at_least=1, at_most=65535)
+    admin_listen: str = setting("127.0.0.1", "The admin listener's address: keep it private.")
+    admin_port: int = setting(
+        0, "The admin listener's port (/metrics, /buckets). 0: POKY_PORT + 1000.", at_most=65535
+    )
+    lease_listen: str = setting("", "The lease listener's address. Empty: POKY_LISTEN.")
+    lease_port: int = setting(
+        0, "The lease listener's port, used with caches. 0: POKY_PORT + 2000.", at_most=65535
+    )
+    threads: int = setting(
+        4, "Threads that answer requests.", aliases=("MAX_THREADS",), at_least=1, at_most=512
+    )
+    pool_size: int = setting(
+        0,
+        "Connections to PostgreSQL at most. 0: POKY_THREADS + 2.",
+        aliases=("MAX_POOL_SIZE",),
+        at_least=0,
+        at_most=1024,
+    )
+    pool_timeout: float = setting(
+        2.0, "How long a request waits for a connection.", unit="s", at_least=0.1, at_most=60
+    )
+    statement_timeout: float = setting(
+        4.0, "How long a statement may run.", unit="s", at_least=0.1, at_most=600
+    )
+    lock_timeout: float = setting(
+        1.5, "How long a statement may wait for a lock.", unit="s", at_least=0.1, at_most=600
+    )
+    max_value_bytes: int = setting(
+        16 * MB, "The largest value.", unit="bytes", at_least=1, at_most=100 * MB
+    )
+    max_inflight_bytes: int = setting(
+        64 * MB,
+        "Request bodies in memory at once; beyond it the answer is 503.",
+        unit="bytes",
+        at_least=1,
+    )
+    max_batch_items: int = setting(10_000, "Items in one batch.", at_least=1, at_most=100_000)
+    max_batch_bytes: int = setting(
+        16 * MB, "The largest body of a batch.", unit="bytes", at_least=1, at_most=100 * MB
+    )
+    max_future_seconds: int = setting(
+        172_800, "How far ahead If-Unmodified-Since may be on a write.", unit="s", at_least=0
+    )
+    shutdown_timeout: float = setting(
+        30.0, "How long running requests may take to finish at SIGTERM.", unit="s", at_least=0
+    )
+    log_level: str = setting(
+        "info",
+        "The least severity that is logged.",
+        aliases=("LOG_LEVEL",),
+        choices=("debug", "info", "warning", "error"),
+        parse=lambda text: {"warn": "warning"}.get(text.lower(), text.lower()),
+    )
+    statsd_host: str = setting(
+        "", "statsd, as host or host:port. Empty: none.", aliases=("STATSD_HOST",)
+    )
+    statsd_key_base: str = setting(
+        "poky", "The first part of statsd's names.", aliases=("STATSD_KEY_BASE",)
+    )
+    release: str = setting(
+        "", "The name of this release. Empty: the file RELEASE beside the venv, or the version."
+    )
+    instance: str = setting("", "The name of this process. Empty: host name and port.")
+    caches: tuple[CacheNode, ...] = setting(
+        (), "The purge listeners of all caches, as name=http://host:port.", parse=_caches
+    )
+    cache_mode: str = setting(
+        "lease",
+        "How coherent the caches are: never stale (lease, revalidate) or at most a TTL (bounded).",
+        choices=("lease", "revalidate", "bounded"),
+    )
+    lease_seconds: float = setting(
+        10.0,
+        "How long a cache may use its copies without asking; a cut-off cache delays writes by it.",
+        unit="s",
+        at_least=1,
+        at_most=300,
+    )
+    purge_timeout: float = setting(
+        1.0, "How long a cache may take to confirm a purge.", unit="s", at_least=0.05, at_most=10
+    )
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ, **overrides: Any) -> "Config":
+        """Read the environment; ``overrides`` (the command line) win.
+
+        Raises ConfigError with every problem at once, each a sentence naming the variable.
+        """
+        values: dict[str, Any] = {}
+        problems: list[str] = []
+        env = _with_credentials(env)
+        for each in fields(cls):
+            for name in (f"POKY_{each.name.upper()}", *each.metadata["aliases"]):
+                if env.get(name, "") != "":
+                    try:
+                        values[each.name] = _parse(each, env[name])
+                    except ValueError as error:
+                        problems.append(f"{name}: {error}.")
+                    break
+        if "caches" not in values and env.get("VARNISH_PURGE_HOST"):
+            host, port = env["VARNISH_PURGE_HOST"], env.get("VARNISH_PURGE_PORT", "6091")
+            try:
+                values["caches"] = _caches(f"http://{host}:{port}")
+            except ValueError as error:
+                problems.append(f"VARNISH_PURGE_HOST and VARNISH_PURGE_PORT: {error}.")
+        values.update({name: value for name, value in overrides.items() if value is not None})
+        if problems:
+            raise ConfigError(problems)
+        return cls(**values)._completed()
+
+    def _completed(self) -> "Config":
+        """Fill in what follows from other settings and refuse combinations that cannot work."""
+        filled = {
+            "admin_port": self.admin_port or self.port + 1000,
+            "lease_port": self.lease_port or self.port + 2000,
+            "lease_listen": self.lease_listen or self.listen,
+            "pool_size": self.pool_size or self.threads + 2,
+            "owner_dsn": self.owner_dsn or self.dsn,
+            "home": self.home or _default_home(),
+            "release": self.release or _release_beside_venv(),
+            "instance": self.instance or f"{socket.gethostname()}:{self.port}",
+        }
+        problems = []
+        ports = (self.port, filled["admin_port"], filled["lease_port"])
+        if len(set(ports)) < 3:
+            problems.append("POKY_PORT, POKY_ADMIN_PORT and POKY_LEASE_PORT: must differ.")
+        problems += [
+            f"{name}: {port} is above 65535; set it, or choose a lower POKY_PORT."
+            for name, port in zip(("POKY_ADMIN_PORT", "POKY_LEASE_PORT"), ports[1:], strict=True)
+            if int(str(port)) > 65535
+        ]
+        if self.max_inflight_bytes < max(self.max_value_bytes, self.max_batch_bytes):
+            problems.append(
+                "POKY_MAX_INFLIGHT_BYTES: must not be below POKY_MAX_VALUE_BYTES or "
+                "POKY_MAX_BATCH_BYTES, or the largest request could never be taken."
+            )
+        if self.lock_timeout > self.statement_timeout:
+            problems.append("POKY_LOCK_TIMEOUT: must not be above POKY_STATEMENT_TIMEOUT.")
+        if problems:
+            raise ConfigError(problems)
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return Config(**{**values, **filled})
+
+    def shown(self) -> dict[str, str]:
+        """Every setting by its environment name, for people to read: secrets are masked."""
+        return {
+            f"POKY_{each.name.upper()}": mask(str(value)) if each.metadata["secret"] else value
+            for each in fields(self)
+            for value in [_text(getattr(self, each.name))]
+        }
+
+
+def unknown_settings(env: Mapping[str, str] = os.environ) -> list[str]:
+    """A sentence for each POKY_ variable that is no setting: a warning, not an error.
+
+    After a rollback the older release meets the newer environment file.
+    """
+    known = [f"POKY_{each.name.upper()}" for each in fields(Config)]
+    sentences = []
+    for name in sorted(env):
+        if name.startswith("POKY_") and name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            sentences.append(f"{name} is no setting of this release and is ignored.{hint}")
+    return sentences
+
+
+def mask(dsn: str) -> str:
+    """The DSN without its password, in either of libpq's two forms."""
+    dsn = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", dsn)
+    dsn = re.sub(r"([?&]password=)[^&]*", r"\1***", dsn)
+    return re.sub(r"(\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", r"\1***", dsn)
+
+
+def _parse(each: Any, text: str) -> Any:
+    meta = each.metadata
+    text = text.strip()
+    value: Any
+    if meta["parse"]:
+        value = meta["parse"](text)
+    elif each.type in (int, float):
+        kind = "a whole number" if each.type is int else "a number"
+        try:
+            value = each.type(text)
+        except ValueError:
+            raise ValueError(f"“{text}” is not {kind}") from None
+        if not (abs(value) < 1e15):
+            raise ValueError(f"“{text}” is not {kind}")
+    else:
+        value = text
+    if meta["choices"] and value not in meta["choices"]:
+        raise ValueError(f"“{text}” is not one of {', '.join(meta['choices'])}")
+    for bound, word, wrong in (("at_least", "least", -1), ("at_most", "most", 1)):
+        limit = meta[bound]
+        if limit is not None and (value - limit) * wrong > 0:
+            raise ValueError(f"{text} must be at {word} {limit:g}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(f"{node.name}={node.url}" if node.name else node.url for node in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _with_credentials(env: Mapping[str, str]) -> dict[str, str]:
+    """Add the secrets that systemd hands over as files (LoadCredential=)."""
+    merged = dict(env)
+    directory = env.get("CREDENTIALS_DIRECTORY")
+    if directory:
+        for name in ("POKY_DSN", "POKY_OWNER_DSN"):
+            file = Path(directory) / name.lower()
+            if name not in merged and file.is_file():
+                merged[name] = file.read_text().strip()
+    return merged
+
+
+def _default_home() -> str:
+    data = os.environ.get("XDG_DATA_HOME") or str(Path("~/.local/share").expanduser())
+    return str(Path(data) / "poky")
+
+
+def _release_beside_venv() -> str:
+    from poky import __version__  # noqa: PLC0415 - the package imports nothing by itself
+
+    file = Path(sys.prefix).parent / "RELEASE"
+    if file.is_file():
+        return file.read_text().strip()
+    return __version__

@@ -1,0 +1,493 @@
+"""The store: every conversation of the running service with PostgreSQL.
+
+One method per function of schema ``poky``, same verb, same order of arguments. Knows psycopg2 and
+SQLSTATEs; knows nothing of HTTP headers, and builds no SQL beyond the name of what it calls.
+"""
+
+import contextlib
+import logging
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import psycopg2
+import psycopg2.extensions
+
+log = logging.getLogger("poky.store")
+
+# Prepared once per connection: PostgreSQL parses and analyses each of them only once.
+_STATEMENTS = {
+    "get": "(text, text) AS SELECT revision, hash, modified_at, unchanged_since, content_type,"
+    " value FROM poky.get($1, $2)",
+    "put": "(text, text, bytea, text, bigint, text, text) AS SELECT outcome, revision, hash,"
+    " modified_at, outbox_id FROM poky.put($1, $2, $3, $4, $5, $6, $7)",
+    "delete": "(text, text, text, text, bigint) AS SELECT outcome, outbox_id"
+    " FROM poky.delete($1, $2, $3, $4, $5)",
+    "get_many": "(text, text[]) AS SELECT key, revision, hash, modified_at, content_type, value"
+    " FROM poky.get_many($1, $2)",
+    "put_many": "(text, text[], bytea[], text[], bigint[], text[], text[], boolean) AS"
+    " SELECT ordinal, outcome, revision, hash, modified_at, outbox_id"
+    " FROM poky.put_many($1, $2, $3, $4, $5, $6, $7, $8)",
+    "delete_many": "(text, text[], text[], text[], bigint[], boolean) AS"
+    " SELECT ordinal, outcome, revision, hash, modified_at, outbox_id"
+    " FROM poky.delete_many($1, $2, $3, $4, $5, $6)",
+    "list": "(text, text, text, integer) AS SELECT key, size, revision, hash, modified_at,"
+    " content_type FROM poky.list($1, $2, $3, $4)",
+}
+
+_MAX_AGE = 1800.0
+_ATTEMPTS = 3
+# The statement did nothing and may be sent again: the deadlock's victim and the like were rolled
+# back; 57P01 was said instead of an answer; the rest never started.
+_UNDONE = {"40001", "40P01", "57P01", "26000", "0A000", "42883"}
+# The bucket was dropped between two statements of a function: the next try says so (PK404).
+_BUCKET_GONE = {"23514", "42P01"}
+_BAD_INPUT = {"22021", "22P05", "54000"}
+
+
+class StoreError(Exception):
+    """PostgreSQL said no, or nothing: the HTTP status and a sentence of our own for the client.
+
+    ``unknown`` is true when a change may have been made although nobody confirmed it.
+    """
+
+    def __init__(self, status: int, detail: str, *, unknown: bool = False) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.unknown = unknown
+
+
+class Object(NamedTuple):
+    """An object as it is stored; times are whole seconds since 1970.
+
+    No copy older than this one can be dated later than ``unchanged_since``.
+    """
+
+    revision: int
+    hash: str
+    modified_at: int
+    unchanged_since: int
+    content_type: str
+    value: bytes
+
+
+class Found(NamedTuple):
+    """An object as a batch finds it."""
+
+    key: str
+    revision: int
+    hash: str
+    modified_at: int
+    content_type: str
+    value: bytes
+
+
+class Put(NamedTuple):
+    """What a put came to: inserted, updated or rejected (then the rest is None)."""
+
+    outcome: str
+    revision: int
+    hash: str
+    modified_at: int
+    outbox_id: int | None
+
+
+class Delete(NamedTuple):
+    """What a delete came to: deleted, missing or rejected."""
+
+    outcome: str
+    outbox_id: int | None
+
+
+class Outcome(NamedTuple):
+    """What one item of a batch came to; ``ordinal`` counts from 1."""
+
+    ordinal: int
+    outcome: str
+    revision: int | None
+    hash: str | None
+    modified_at: int | None
+    outbox_id: int | None
+
+
+class Listed(NamedTuple):
+    """An object as a listing shows it: everything but the value."""
+
+    key: str
+    size: int
+    revision: int
+    hash: str
+    modified_at: int
+    content_type: str
+
+
+class Bucket(NamedTuple):
+    """A bucket with PostgreSQL's estimate of its rows, and its bytes on disk."""
+
+    name: str
+    kind: str
+    estimated_rows: int
+    bytes: int
+
+
+# Named here: within Store, "list" is the verb.
+Rows = list[tuple[Any, ...]]
+Outcomes = list[Outcome]
+ListedObjects = list[Listed]
+Buckets = list[Bucket]
+
+
+class _Connection:
+    """A connection that knows how long it has been there and whether it is still alive."""
+
+    def __init__(self, dsn: str, settings: str) -> None:
+        # What a peer that vanished may cost; the DSN may say otherwise.
+        raw = psycopg2.connect(
+            psycopg2.extensions.make_dsn(
+                **{
+                    "connect_timeout": "3",
+                    "keepalives_idle": "10",
+                    "keepalives_interval": "5",
+                    "keepalives_count": "3",
+                    "tcp_user_timeout": "10000",
+                    "target_session_attrs": "read-write",
+                    "application_name": "poky",
+                    **psycopg2.extensions.parse_dsn(dsn),
+                }
+            )
+        )
+        self.raw = raw
+        self.born = time.monotonic()
+        self.deadline = 0.0
+        try:
+            raw.autocommit = True
+            self.cursor = raw.cursor()
+            self.cursor.execute(settings)
+        except psycopg2.Error:
+            raw.close()
+            raise
+        self._poll = select.poll()
+        self._poll.register(raw.fileno(), select.POLLIN)
+
+    def is_stale(self) -> bool:
+        """Whether the server closed it, or it is due for replacement; asks no one, costs 1 us."""
+        return bool(self._poll.poll(0)) or time.monotonic() - self.born > _MAX_AGE
+
+    def cut(self) -> None:
+        """From another thread: make whoever waits on this connection fail now."""
+        with (
+            contextlib.suppress(OSError, psycopg2.Error),
+            socket.socket(fileno=socket.dup(self.raw.fileno())) as peer,
+        ):
+            peer.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with contextlib.suppress(psycopg2.Error):
+            self.raw.close()
+
+
+class Store:
+    """A bounded pool of connections and the interface of schema ``poky`` on top of it.
+
+    Never hands out a connection that the server has closed; every wait is bounded; a statement
+    that cannot be confirmed raises StoreError, and one that surely did nothing is tried again.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        pool_size: int = 6,
+        pool_timeout: float = 2.0,
+        statement_timeout: float = 4.0,
+        lock_timeout: float = 1.5,
+    ) -> None:
+        self.dsn = dsn
+        self.pool_size = pool_size
+        self._pool_timeout = pool_timeout
+        self._patience = statement_timeout + 1.0
+        self._settings = (
+            "SET timezone = 'UTC'; SET plan_cache_mode = auto; SET synchronous_commit = on;"
+            f" SET statement_timeout = {int(statement_timeout * 1000)};"
+            f" SET lock_timeout = {int(lock_timeout * 1000)};"
+            " SET idle_in_transaction_session_timeout = 5000;"
+            + "".join(f"PREPARE poky_{name} {rest};" for name, rest in _STATEMENTS.items())
+        )
+        self._places = threading.BoundedSemaphore(pool_size)
+        self._idle: deque[_Connection] = deque()
+        self._busy: set[_Connection] = set()
+        self._closed = threading.Event()
+        threading.Thread(target=self._cut_overdue, name="poky-overdue", daemon=True).start()
+
+    # The interface of schema poky.
+
+    def get(self, bucket: str, key: str) -> Object | None:
+        """The object, or None when there is none."""
+        rows = self._read("EXECUTE poky_get(%s, %s)", (bucket, key))
+        if not rows:
+            return None
+        *facts, value = rows[0]
+        return Object(*facts, value=bytes(value))
+
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        value: bytes,
+        content_type: str,
+        modified_at: int | None = None,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+    ) -> Put:
+        """Store an object if its conditions hold and nothing newer than ``modified_at`` is there.
+
+        A refusal for a condition is an answer (``rejected``), an unknown bucket a StoreError.
+        """
+        rows = self._write(
+            "EXECUTE poky_put(%s, %s, %s, %s, %s, %s, %s)",
+            (
+                bucket,
+                key,
+                psycopg2.Binary(value),
+                content_type,
+                modified_at,
+                if_match,
+                if_none_match,
+            ),
+        )
+        return Put(*rows[0])
+
+    def delete(
+        self,
+        bucket: str,
+        key: str,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        unmodified_since: int | None = None,
+    ) -> Delete:
+        """Delete an object if its conditions hold."""
+        rows = self._write(
+            "EXECUTE poky_delete(%s, %s, %s, %s, %s)",
+            (bucket, key, if_match, if_none_match, unmodified_since),
+        )
+        return Delete(*rows[0])
+
+    def get_many(self, bucket: str, keys: Sequence[str]) -> dict[str, Found]:
+        """Those of the objects that are there, by key."""
+        rows = self._read("EXECUTE poky_get_many(%s, %s)", (bucket, list(keys)))
+        return {key: Found(key, *facts, value=bytes(value)) for key, *facts, value in rows}
+
+    def put_many(
+        self,
+        bucket: str,
+        keys: Sequence[str],
+        values: Sequence[bytes],
+        content_types: Sequence[str],
+        modified_at: Sequence[int | None],
+        if_match: Sequence[str | None],
+        if_none_match: Sequence[str | None],
+        atomic: bool,
+    ) -> Outcomes:
+        """Store objects in one transaction; one outcome per item, by position.
+
+        ``atomic``: if any is rejected nothing is written, and no outcome has a revision.
+        """
+        rows = self._write(
+            "EXECUTE poky_put_many(%s, %s, %s, %s, %s, %s, %s, %s)",
+            (
+                bucket,
+                list(keys),
+                [psycopg2.Binary(value) for value in values],
+                list(content_types),
+                list(modified_at),
+                list(if_match),
+                list(if_none_match),
+                atomic,
+            ),
+        )
+        return sorted(Outcome(*row) for row in rows)
+
+    def delete_many(
+        self,
+        bucket: str,
+        keys: Sequence[str],
+        if_match: Sequence[str | None],
+        if_none_match: Sequence[str | None],
+        unmodified_since: Sequence[int | None],
+        atomic: bool,
+    ) -> Outcomes:
+        """Delete objects in one transaction; one outcome per item, by position."""
+        rows = self._write(
+            "EXECUTE poky_delete_many(%s, %s, %s, %s, %s, %s)",
+            (
+                bucket,
+                list(keys),
+                list(if_match),
+                list(if_none_match),
+                list(unmodified_since),
+                atomic,
+            ),
+        )
+        return sorted(Outcome(*row) for row in rows)
+
+    def list(
+        self, bucket: str, prefix: str = "", after: str = "", limit: int = 100
+    ) -> ListedObjects:
+        """Up to ``limit`` objects by key, from just after ``after``."""
+        rows = self._read("EXECUTE poky_list(%s, %s, %s, %s)", (bucket, prefix, after, limit))
+        return [Listed(*row) for row in rows]
+
+    def buckets(self) -> Buckets:
+        """All buckets, by name."""
+        rows = self._read(
+            "SELECT name, kind, estimated_rows, bytes FROM poky.buckets() ORDER BY name", ()
+        )
+        return [Bucket(*row) for row in rows]
+
+    def ensure_bucket(self, bucket: str) -> bool:
+        """Create a bucket unless it is there; whether it was created."""
+        return bool(self._write("SELECT poky.ensure_bucket(%s)", (bucket,))[0][0])
+
+    def drop_bucket(self, bucket: str, keys: bool = False) -> None:
+        """Drop a bucket, with its keys only if ``keys``; else StoreError 409 when it has any."""
+        self._write("SELECT poky.drop_bucket(%s, %s)", (bucket, keys))
+
+    def migrations(self) -> tuple[str, Sequence[str]]:
+        """The kind of the schema and the names of its migrations; StoreError 503 without one."""
+        kind, migrations = self._read("SELECT kind, migrations FROM poky.status()", ())[0]
+        return kind, migrations or []
+
+    # The pool.
+
+    def close(self) -> None:
+        """Close every idle connection and start no more."""
+        self._closed.set()
+        while self._idle:
+            self._idle.pop().close()
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many connections are busy and how many idle."""
+        return len(self._busy), len(self._idle)
+
+    def _read(self, statement: str, parameters: Sequence[Any]) -> Rows:
+        return self._execute(statement, parameters, is_write=False)
+
+    def _write(self, statement: str, parameters: Sequence[Any]) -> Rows:
+        return self._execute(statement, parameters, is_write=True)
+
+    def _execute(self, statement: str, parameters: Sequence[Any], *, is_write: bool) -> Rows:
+        attempt = 1
+        while True:
+            try:
+                with self._connection() as connection:
+                    connection.cursor.execute(statement, parameters)
+                    rows = connection.cursor.fetchall()
+                    if is_write and connection.raw.notices:
+                        _refuse_unreplicated(connection.raw.notices)
+                    return rows
+            except (psycopg2.Error, ValueError) as error:
+                if attempt >= _ATTEMPTS or not _may_retry(error, is_write=is_write):
+                    raise _translated(error, is_write=is_write) from error
+                log.info("trying again after: %s", _first_line(error))
+                attempt += 1
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[_Connection]:
+        if not self._places.acquire(timeout=self._pool_timeout):
+            raise StoreError(503, "All connections to the database are busy. Try again shortly.")
+        try:
+            connection = self._checked_out()
+            connection.deadline = time.monotonic() + self._patience
+            self._busy.add(connection)
+            try:
+                yield connection
+            except psycopg2.Error as error:
+                # A statement that PostgreSQL refused leaves the connection fit for use.
+                if error.pgcode is None or error.pgcode[:2] in ("08", "57", "0A", "26", "42"):
+                    connection.close()
+                raise
+            except ValueError:
+                raise  # a text that psycopg2 would not send
+            except BaseException:
+                connection.close()
+                raise
+            finally:
+                self._busy.discard(connection)
+                if not connection.raw.closed:
+                    self._idle.append(connection)
+        finally:
+            self._places.release()
+
+    def _checked_out(self) -> _Connection:
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                break
+            if not connection.is_stale():
+                return connection
+            connection.close()
+        try:
+            return _Connection(self.dsn, self._settings)
+        except psycopg2.Error as error:
+            log.warning("cannot use the database: %s", _first_line(error))
+            if error.pgcode in ("3F000", "42883", "42704"):
+                raise StoreError(
+                    503, "The database has no schema that suits this release. Run poky migrate."
+                ) from error
+            raise StoreError(503, "The database cannot be reached. Try again shortly.") from error
+
+    def _cut_overdue(self) -> None:
+        """The server ends a slow statement; this ends the wait for a server that says nothing."""
+        while not self._closed.wait(0.5):
+            now = time.monotonic()
+            for connection in tuple(self._busy):
+                if connection.deadline < now:
+                    log.warning("a statement got no answer from the database and was given up")
+                    connection.cut()
+
+
+def _may_retry(error: Exception, *, is_write: bool) -> bool:
+    if not isinstance(error, psycopg2.Error):
+        return False
+    if error.pgcode in _UNDONE or error.pgcode in _BUCKET_GONE:
+        return True
+    # A lost connection: a read can be asked again, a write may have been done.
+    return not is_write and error.pgcode is None and isinstance(error, psycopg2.OperationalError)
+
+
+def _translated(error: Exception, *, is_write: bool) -> StoreError:
+    if isinstance(error, ValueError):
+        return StoreError(400, "A text has a character that cannot be stored, such as NUL.")
+    code = getattr(error, "pgcode", None) or ""
+    if code.startswith("PK"):
+        return StoreError(int(code[2:]), _first_line(error))
+    if code in _BAD_INPUT:
+        return StoreError(400, "The request has a text that PostgreSQL cannot store.")
+    log.error("the database failed: %s %s", code, _first_line(error))
+    if code == "57014":
+        return StoreError(503, "The database took too long. Try again shortly.")
+    if code == "55P03":
+        return StoreError(503, "The object is locked by another transaction. Try again shortly.")
+    # No SQLSTATE, or a crash of the server: the change may have been committed before.
+    unknown = is_write and (not code or code in ("57P02", "08007") or code.startswith("08"))
+    return StoreError(503, "The database failed. Try again shortly.", unknown=unknown)
+
+
+def _refuse_unreplicated(notices: Any) -> None:
+    """PostgreSQL warns, and says COMMIT all the same, when a wait for the standby is cancelled."""
+    said = " ".join(notices).strip()
+    del notices[:]
+    log.error("a write was not confirmed: %s", said)
+    raise StoreError(503, "The change is not confirmed by the standby.", unknown=True)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].removeprefix("ERROR:  ") if lines else type(error).__name__
