@@ -1,0 +1,807 @@
+"""HTTP/1.1 between a socket and a WSGI application: strict, fast, and never waiting.
+
+cheroot binds, listens and accepts. From there its own extension points lead here: `ConnectionClass`
+reads and answers requests, `requests` is the pool of threads that work on connections.
+
+A connection waits in one epoll set which all workers share. The next free worker takes it, does
+what can be done without waiting, and puts it back: so a slow client, in either direction, costs
+memory but no thread, and a kept-alive connection is never handed from one thread to another.
+
+Reading follows RFC 9112 and refuses whatever two readers could take for two different things.
+The application is called only with a complete request. This module imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import resource
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any, Final
+
+from cheroot import wsgi
+
+__all__ = ["Connection", "Refusal", "Server", "Workers", "parse_head"]
+
+log = logging.getLogger(__name__)
+
+Environ = dict[str, Any]
+Headers = list[tuple[str, str]]
+Admit = Callable[[Environ, int], Callable[[], None] | None]
+OnResponse = Callable[[Environ, int, int, float], None]
+
+RECEIVE_BYTES: Final = 16384
+REQUEST_LINE_BYTES: Final = 8192
+REQUESTS_PER_TURN: Final = 8  # pipelined requests answered before others get their turn
+SLOWEST_TRANSFER: Final = 262144  # bytes per second, below which a body or an answer is given up
+JOINED_BYTES: Final = 65536  # a larger body is not copied behind its head, but sent as it is
+PARKED_BYTES: Final = 64 * 1024 * 1024  # unsent answers of slow readers, before workers wait
+LINGER_SECONDS: Final = 2.0
+QUIET_SECONDS: Final = 1.0
+SWEEP_SECONDS: Final = 0.5
+CLIENT_GONE: Final = 499  # nginx's number for a request whose client did not wait for the answer
+
+WAIT_INPUT: Final = select.EPOLLIN | select.EPOLLONESHOT
+WAIT_OUTPUT: Final = select.EPOLLOUT | select.EPOLLONESHOT
+
+HEAD, BODY, SEND, LINGER, CLOSED = range(5)  # what a connection is waiting for
+
+_CONTROLS: Final = bytes(set(range(0x20)) - {0x09} | {0x7F})
+_REQUEST_LINE: Final = re.compile(r'([A-Z]{1,20}) ([!"$-~]+) HTTP/([0-9])\.([0-9])')
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HOST: Final = re.compile(
+    r"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?"
+)
+_ABSOLUTE: Final = re.compile(r"http://([^/?]*)(.*)", re.IGNORECASE)
+_BAD_ESCAPE: Final = re.compile(r"%(?![2-9A-Fa-f][0-9A-Fa-f])|%7[Ff]")
+_ESCAPE: Final = re.compile(r"%(?!2[Ff])([0-9A-Fa-f]{2})")
+_LENGTH: Final = re.compile(r"[0-9]{1,15}")
+_BARE_LF: Final = re.compile(rb"(?<!\r)\n")
+_ONCE: Final = frozenset({"HTTP_HOST", "CONTENT_LENGTH", "CONTENT_TYPE"})
+_OURS: Final = frozenset(  # fields of an answer that are not for the application to set
+    {"connection", "content-length", "date", "keep-alive", "server", "transfer-encoding"}
+)
+
+
+class Refusal(Exception):
+    """A request that is answered here: status, and one sentence that says what to do."""
+
+    def __init__(self, status: int, detail: str, headers: Headers | None = None) -> None:
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers or []
+
+
+@lru_cache(maxsize=512)
+def _environ_key(name: str) -> str:
+    """The CGI variable of a header field; empty for a name to be ignored."""
+    if not _TOKEN.fullmatch(name):
+        raise Refusal(400, "Send header names of letters, digits and hyphens, right before a colon")
+    if "_" in name:
+        return ""  # CGI cannot tell it from a hyphen: X_Y would pass for X-Y (nginx drops it, too)
+    key = name.upper().replace("-", "_")
+    return key if key in ("CONTENT_LENGTH", "CONTENT_TYPE") else "HTTP_" + key
+
+
+def parse_head(head: bytes, environ: Environ, max_headers: int = 100) -> tuple[int, bool, bool]:
+    """Read a request's head, without its final empty line, into `environ` (PEP 3333).
+
+    Returns the length of the body, whether the connection may be kept, and whether the client
+    waits for "100 Continue". Raises `Refusal`. `REQUEST_URI` is the target just as it was sent;
+    `PATH_INFO` is decoded except for "%2F", which is a character of a name and not a separator.
+    """
+    lines = head.decode("latin-1").split("\r\n")
+    if len(head) - len(head.translate(None, _CONTROLS)) != 2 * len(lines) - 2:
+        raise Refusal(400, "Send no control characters, and end every line with CR LF")
+    if len(lines[0]) > REQUEST_LINE_BYTES:
+        raise Refusal(414, f"Send a request line of at most {REQUEST_LINE_BYTES} bytes")
+    if len(lines) - 1 > max_headers:
+        raise Refusal(431, f"Send at most {max_headers} header fields")
+    line = _REQUEST_LINE.fullmatch(lines[0])
+    if line is None:
+        raise Refusal(400, "Send a request line of METHOD, target and HTTP/1.1, one space between")
+    method, target, major, minor = line.groups()
+    environ["REQUEST_METHOD"] = method
+    environ["REQUEST_URI"] = target
+    if major != "1" or minor > "1":
+        raise Refusal(505, "Send HTTP/1.1 or HTTP/1.0")
+    environ["SERVER_PROTOCOL"] = "HTTP/1.1" if minor == "1" else "HTTP/1.0"
+
+    for field in lines[1:]:
+        name, colon, value = field.partition(":")
+        key = _environ_key(name)
+        if not colon:
+            raise Refusal(400, "Send header fields as name, colon, value")
+        value = value.strip(" \t")
+        if key in environ:
+            if key in _ONCE:
+                raise Refusal(400, f"Send {name} only once")
+            value = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ', '}{value}"
+        if key:
+            environ[key] = value
+
+    _read_target(target, environ)
+    if "HTTP_TRANSFER_ENCODING" in environ:
+        coding = environ["HTTP_TRANSFER_ENCODING"].lower()
+        if coding != "chunked" or minor == "0" or "CONTENT_LENGTH" in environ:
+            raise Refusal(400, "Send Content-Length, and no Transfer-Encoding")
+        raise Refusal(411, "Send the body with Content-Length in place of Transfer-Encoding")
+    length = environ.get("CONTENT_LENGTH", "0")
+    if not _LENGTH.fullmatch(length):
+        raise Refusal(400, "Send Content-Length as one decimal number of bytes")
+    return int(length), _keeps(environ, minor), _expects(environ, minor)
+
+
+def _read_target(target: str, environ: Environ) -> None:
+    """Check target and Host (RFC 9112, 3.2 and 3.3), set path and query."""
+    host = environ.get("HTTP_HOST")
+    if host is None:
+        if environ["SERVER_PROTOCOL"] == "HTTP/1.1":
+            raise Refusal(400, "Send one Host header field")
+    elif not _HOST.fullmatch(host):
+        raise Refusal(400, "Send Host as a name or address, and optionally a colon and a port")
+    if target[0] != "/":
+        absolute = _ABSOLUTE.fullmatch(target)
+        if absolute is None or not _HOST.fullmatch(absolute[1]):
+            raise Refusal(400, "Send a target which is a path that begins with a slash")
+        if host is not None and host.lower() != absolute[1].lower():
+            raise Refusal(400, "Send the same host in the target and in Host")
+        environ["HTTP_HOST"] = absolute[1]
+        target = absolute[2]
+        if not target.startswith("/"):
+            target = "/" + target
+    path, _, environ["QUERY_STRING"] = target.partition("?")
+    if "%" in target:
+        if _BAD_ESCAPE.search(target):
+            raise Refusal(400, "Send a target without control characters, escaped as %XX or not")
+        path = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), path)
+    environ["PATH_INFO"] = path
+
+
+def _keeps(environ: Environ, minor: str) -> bool:
+    """Whether the connection may serve another request (RFC 9112, 9.3)."""
+    value = environ.get("HTTP_CONNECTION")
+    if value is None:
+        return minor == "1"
+    options = {option.strip(" \t") for option in value.lower().split(",")}
+    return "close" not in options and (minor == "1" or "keep-alive" in options)
+
+
+def _expects(environ: Environ, minor: str) -> bool:
+    """Whether the client waits for "100 Continue" (RFC 9110, 10.1.1)."""
+    value = environ.get("HTTP_EXPECT")
+    if value is None or minor == "0":
+        return False
+    if value.lower() != "100-continue":
+        raise Refusal(417, "Send no Expect other than 100-continue")
+    return True
+
+
+@lru_cache(maxsize=128)
+def _status_line(status: str) -> tuple[int, str]:
+    """The number of a WSGI status, and its line in the answer."""
+    code = int(status[:3])
+    if not 200 <= code <= 599 or status[3:4] not in ("", " "):
+        raise ValueError(f"not a final status: {status!r}")
+    return code, f"HTTP/1.1 {status}\r\n"
+
+
+class Connection:
+    """One client. cheroot makes it; from then on it belongs to whoever took it from `Workers`."""
+
+    def __init__(self, server: Server, sock: socket.socket, makefile: object = None) -> None:
+        sock.setblocking(False)
+        self.server = server
+        self.socket = sock
+        self.fd = sock.fileno()
+        self.remote_addr: str | None = None  # cheroot sets these three after accepting
+        self.remote_port: int | None = None
+        self.ssl_env: dict[str, str] = {}
+        self.state = HEAD
+        self.events = WAIT_INPUT
+        self.deadline = time.monotonic() + server.timeout
+        self._limit = 0.0  # the latest end of the transfer at hand, however steady it is
+        self._buffer = b""
+        self._partial = False  # part of a head is in the buffer
+        self._environ: Environ | None = None  # of the request at hand
+        self._body: io.BytesIO | None = None
+        self._received = 0
+        self._release: Callable[[], None] | None = None
+        self._keep = False
+        self._status: str | None = None
+        self._headers: Headers = []
+        self._written: list[bytes] = []
+        self._output: memoryview | None = None
+        self._sent = 0
+        self._started = 0.0
+        server.connections.add(self)
+
+    # -- what workers call
+
+    def communicate(self) -> bool:
+        """Do what can be done without waiting. True: wait for `events` again; False: close."""
+        try:
+            try:
+                self._proceed()
+            except Refusal as refusal:
+                self._refuse(refusal)
+        except OSError:  # the client has gone; the application's own errors do not come here
+            self.state = CLOSED
+        return self.state != CLOSED
+
+    def expire(self) -> bool:
+        """End the wait that has lasted until `deadline`. True: wait again; False: close."""
+        if self.state == BODY or self._partial:
+            with suppress(OSError):
+                self._refuse(Refusal(408, "Send the whole request without long pauses"))
+                return self.state != CLOSED
+        return False
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer before anything was read, then close."""
+        try:
+            self._refuse(refusal)
+        except OSError:
+            self.state = CLOSED
+
+    def close(self) -> None:
+        """Close the socket, and account for a request that was left without its answer."""
+        self.state = CLOSED
+        self.server.connections.discard(self)
+        self._body = self._output = None
+        self.socket.close()
+        self._settle()
+
+    def quiet_for(self, seconds: float) -> bool:
+        """Whether nothing has come or gone since the last answer, for so long."""
+        idle = self.state == HEAD and not self._buffer
+        return idle and self.deadline - self.server.timeout <= time.monotonic() - seconds
+
+    # -- reading
+
+    def _proceed(self) -> None:
+        if self.state == HEAD:
+            if self.events == WAIT_INPUT:
+                self._receive_head()
+        elif self.state == BODY:
+            self._receive_body()
+        elif self.state == SEND:
+            self._send_more()
+        else:
+            self._discard()
+        if self.state == HEAD:
+            self.events = WAIT_INPUT
+            for _ in range(REQUESTS_PER_TURN):
+                if not (self._buffer and self._take_request() and self.state == HEAD):
+                    return
+            if self._buffer:
+                self.events = WAIT_OUTPUT  # at once true: to the end of the queue of ready ones
+
+    def _receive_head(self) -> None:
+        try:
+            data = self.socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        if data:
+            self._buffer = self._buffer + data if self._buffer else data
+        elif self._buffer:
+            raise Refusal(400, "Send the whole head of the request before closing")
+        else:
+            self.state = CLOSED
+
+    def _take_request(self) -> bool:
+        """Begin with the request whose head is first in the buffer; False if that is not whole."""
+        buffer = self._buffer
+        if buffer[:2] == b"\r\n":  # RFC 9112, 2.2: one empty line is no request
+            buffer = self._buffer = buffer[2:]
+        server = self.server
+        end = buffer.find(b"\r\n\r\n", 0, server.max_header_bytes + 4)
+        if end < 0:
+            self._await_head(buffer)
+            return False
+        self._partial = False
+        self._started = time.monotonic()
+        environ = self._new_environ()
+        length, self._keep, expects = parse_head(buffer[:end], environ, server.max_headers)
+        server.busy.add(self)
+        self._buffer = buffer[end + 4 :]
+        if length:
+            self._begin_body(environ, length, expects)
+        else:
+            environ["wsgi.input"] = io.BytesIO()
+            self._answer(environ)
+        return True
+
+    def _new_environ(self) -> Environ:
+        self._environ = environ = self.server.environ.copy()
+        environ["REMOTE_ADDR"] = self.remote_addr or ""
+        environ["REMOTE_PORT"] = str(self.remote_port or "")
+        self._status = None
+        self._sent = 0
+        return environ
+
+    def _await_head(self, buffer: bytes) -> None:
+        """Refuse what cannot become a request; else wait, but not longer than the first time."""
+        if buffer and (not b"A" <= buffer[:1] <= b"Z" or _BARE_LF.search(buffer)):
+            if buffer != b"\r":
+                raise Refusal(400, "Send an HTTP/1.1 request, its lines ended with CR LF")
+        elif len(buffer) >= self.server.max_header_bytes:
+            if b"\r\n" in buffer:
+                raise Refusal(431, f"Send at most {self.server.max_header_bytes} bytes of headers")
+            raise Refusal(414, f"Send a request line of at most {REQUEST_LINE_BYTES} bytes")
+        if buffer and not self._partial:
+            self._partial = True
+            self.deadline = time.monotonic() + self.server.timeout
+
+    def _begin_body(self, environ: Environ, length: int, expects: bool) -> None:
+        server = self.server
+        if length > server.max_body_bytes:
+            raise Refusal(413, f"Send a body of at most {server.max_body_bytes} bytes")
+        if server.admit is not None:
+            self._release = server.admit(environ, length)
+            if self._release is None:
+                raise Refusal(503, "Try again in a moment", [("Retry-After", "1")])
+        here = self._buffer[:length]
+        self._buffer = self._buffer[length:]
+        if len(here) == length:
+            environ["wsgi.input"] = io.BytesIO(here)
+            self._answer(environ)
+            return
+        if expects and not here:
+            self.socket.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # Zeroed pages cost nothing until the body arrives in them, and there it stays: neither
+        # this buffer nor a read() of all of it makes a copy.
+        self._body = io.BytesIO(bytes(length))
+        self._body.getbuffer()[: len(here)] = here
+        self._received = len(here)
+        self._limit = self._started + server.timeout + length / SLOWEST_TRANSFER
+        self.deadline = self._started + server.timeout
+        self.state = BODY
+
+    def _receive_body(self) -> None:
+        assert self._body is not None
+        assert self._environ is not None
+        with self._body.getbuffer() as view:
+            try:
+                count = self.socket.recv_into(view[self._received :])
+            except BlockingIOError:
+                return
+            self._received += count
+            missing = len(view) - self._received
+        if not count:
+            raise Refusal(400, f"Send the {missing} bytes which Content-Length announces as well")
+        if missing:
+            self.deadline = min(time.monotonic() + self.server.timeout, self._limit)
+            return
+        self._environ["wsgi.input"], self._body = self._body, None
+        self.state = HEAD
+        self._answer(self._environ)
+
+    def _discard(self) -> None:
+        """Drop what is still being sent to us: closing at once could reset our last answer."""
+        if not self.socket.recv(RECEIVE_BYTES):
+            self.state = CLOSED
+
+    # -- answering
+
+    def _answer(self, environ: Environ) -> None:
+        """Call the application and send what it returns, all at once."""
+        try:
+            result = self.server.wsgi_app(environ, self._start_response)
+            try:
+                body = result[0] if type(result) is list and len(result) == 1 else b"".join(result)
+            finally:
+                if hasattr(result, "close"):
+                    result.close()
+            if self._written:
+                body = b"".join([*self._written, body])
+                self._written = []
+            if self._status is None:
+                raise AssertionError("the application did not call start_response")
+            head, body = self._compose(self._status, self._headers, body)
+        except BaseException:  # also SystemExit: a request must not end a worker
+            log.exception("%s %s failed", environ["REQUEST_METHOD"], environ["REQUEST_URI"])
+            raise Refusal(500, "Try again, and tell the operator if it fails again") from None
+        self._send(head, body)
+
+    def _start_response(
+        self, status: str, headers: Headers, exc_info: object = None
+    ) -> Callable[[bytes], None]:
+        if self._status is not None and exc_info is None:
+            raise AssertionError("start_response was called twice without exc_info")
+        self._status = status
+        self._headers = headers
+        return self._written.append
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer with problem details (RFC 9457) in place of the application."""
+        if self._environ is None:
+            self._started = time.monotonic()
+            self._new_environ()
+        self._keep = False
+        self._written = []
+        title = HTTPStatus(refusal.status).phrase
+        problem = {"type": "about:blank", "title": title, "status": refusal.status}
+        body = json.dumps({**problem, "detail": refusal.detail + "."}).encode()
+        headers = [("Content-Type", "application/problem+json"), ("Cache-Control", "no-store")]
+        self._status = f"{refusal.status} {title}"
+        self._buffer = self._buffer or b"?"  # there may be more to come: close with care
+        self._send(*self._compose(self._status, headers + refusal.headers, body))
+
+    def _compose(self, status: str, headers: Headers, body: bytes) -> tuple[bytes, bytes]:
+        """The head of the answer, and the body as far as one may be sent."""
+        assert self._environ is not None
+        code, line = _status_line(status)
+        declared = None
+        parts = [line, self.server.stamp()]
+        for name, value in headers:
+            lower = name.lower()
+            if lower not in _OURS:
+                parts.append(f"{name}: {value}\r\n")
+            elif lower == "content-length":
+                declared = value
+            elif lower == "connection" and value.lower() == "close":
+                self._keep = False
+        if code in (204, 304):
+            body = b""
+        elif self._environ["REQUEST_METHOD"] == "HEAD":
+            declared = declared or (str(len(body)) if body else None)
+            if declared is not None:
+                parts.append(f"Content-Length: {int(declared)}\r\n")
+            body = b""
+        else:
+            if declared is not None and int(declared) != len(body):
+                raise ValueError(f"Content-Length is {declared}, but the body has {len(body)}")
+            parts.append(f"Content-Length: {len(body)}\r\n")
+        if self.server.draining:
+            self._keep = False
+        if not self._keep:
+            parts.append("Connection: close\r\n")
+        elif self._environ["SERVER_PROTOCOL"] == "HTTP/1.0":
+            parts.append("Connection: keep-alive\r\n")
+        text = "".join(parts)
+        head = text.encode("latin-1")
+        if len(head) - len(head.translate(None, _CONTROLS)) != 2 * text.count("\r\n"):
+            raise ValueError("a control character in the head of the answer")
+        return head + b"\r\n", body
+
+    def _send(self, head: bytes, body: bytes) -> None:
+        pieces = (head + body,) if len(body) <= JOINED_BYTES else (head, body)
+        try:
+            sent = self.socket.sendmsg(pieces)
+        except BlockingIOError:
+            sent = 0
+        self._sent = max(sent - len(head), 0)
+        if sent == len(head) + len(body):
+            self._sent_all()
+            return
+        rest = memoryview(body)[sent - len(head) :] if sent >= len(head) else head[sent:] + body
+        self._output = memoryview(rest)
+        self.state = SEND
+        self.events = WAIT_OUTPUT
+        now = time.monotonic()
+        self._limit = now + self.server.timeout + len(rest) / SLOWEST_TRANSFER
+        self.deadline = now + self.server.timeout
+        if self.server.parked_bytes() > PARKED_BYTES:
+            self._send_waiting()
+
+    def _send_more(self) -> None:
+        assert self._output is not None
+        try:
+            sent = self.socket.send(self._output)
+        except BlockingIOError:
+            return
+        self._sent += sent
+        self._output = self._output[sent:]
+        if self._output:
+            self.deadline = min(time.monotonic() + self.server.timeout, self._limit)
+        else:
+            self._output = None
+            self._sent_all()
+
+    def _send_waiting(self) -> None:
+        """Hold the worker until the answer is gone: too much of what was answered is unread."""
+        writable = select.poll()
+        writable.register(self.fd, select.POLLOUT)
+        while self.state == SEND:
+            if not writable.poll(max(0.0, self.deadline - time.monotonic()) * 1000):
+                raise TimeoutError
+            self._send_more()
+
+    def _sent_all(self) -> None:
+        self._settle()
+        if self._keep:
+            self.state = HEAD
+            self.events = WAIT_INPUT
+            self.deadline = time.monotonic() + self.server.timeout
+        elif self._buffer:
+            self.socket.shutdown(socket.SHUT_WR)
+            self._buffer = b""
+            self._partial = False
+            self.state = LINGER
+            self.events = WAIT_INPUT
+            self.deadline = time.monotonic() + LINGER_SECONDS
+        else:
+            self.state = CLOSED
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of an answer that wait for the client to read."""
+        return len(self._output or b"")
+
+    def _settle(self) -> None:
+        """Count the request at hand as over, once, however it ended."""
+        environ, self._environ = self._environ, None
+        if environ is None:
+            return
+        self.server.busy.discard(self)
+        if self._release is not None:
+            self._release()
+            self._release = None
+        if self.server.on_response is not None:
+            code = int(self._status[:3]) if self._status else CLIENT_GONE
+            seconds = time.monotonic() - self._started
+            self.server.on_response(environ, code, self._sent, seconds)
+
+
+class Workers:
+    """The threads, and the connections that wait for one (cheroot's thread pool interface).
+
+    Whoever takes a connection out of `_waiting` owns it until it is put back or closed; taking is
+    one `dict.pop`, so no lock is needed.
+    """
+
+    def __init__(self, server: Server, threads: int) -> None:
+        self.min = threads
+        self.heartbeat = time.monotonic()
+        self._server = server
+        self._threads: list[threading.Thread] = []
+        self._waiting: dict[int, Connection] = {}
+        self._next_sweep = 0.0
+        self._stopping = False
+
+    def start(self) -> None:
+        """Start the threads."""
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        for number in range(self.min):
+            thread = threading.Thread(target=self._work, name=f"http-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    @property
+    def alive(self) -> int:
+        """How many threads are running."""
+        return sum(thread.is_alive() for thread in self._threads)
+
+    def add(self, conn: Connection) -> None:
+        """Take in a new connection."""
+        # Not yet armed: nobody can be told of it before it waits.
+        self._epoll.register(conn.fd, select.EPOLLONESHOT)
+        self.put(conn)
+
+    def put(self, conn: Connection) -> None:
+        """Let a connection wait for its `events`."""
+        self._waiting[conn.fd] = conn
+        self._epoll.modify(conn.fd, conn.events)
+
+    def get(self) -> Connection | None:
+        """Wait for a ready connection and take it; None to stop."""
+        while not self._stopping:
+            ready = self._epoll.poll(SWEEP_SECONDS, 1)
+            self.heartbeat = now = time.monotonic()
+            if now >= self._next_sweep:
+                self._next_sweep = now + SWEEP_SECONDS
+                self._sweep(now)
+            for fd, _ in ready:
+                conn = self._waiting.pop(fd, None)
+                if conn is not None:
+                    return conn
+        return None
+
+    def stop(self, timeout: float = 5) -> None:
+        """Finish the requests that have begun, close the rest, and end, all within `timeout`.
+
+        An idle connection is closed once it has been quiet for a second. One in use is closed by
+        its next answer, which says so: its client loses nothing.
+        """
+        end = time.monotonic() + timeout
+        while self._server.connections and (now := time.monotonic()) < end:
+            self._take_each(lambda conn: conn.quiet_for(QUIET_SECONDS), lambda conn: False)
+            self._sweep(now)
+            time.sleep(0.02)
+        if self._server.busy:
+            log.warning("stopped with %d requests unanswered", len(self._server.busy))
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+        for thread in self._threads:
+            thread.join(max(0.1, end - time.monotonic()))
+        self._take_each(lambda conn: True, lambda conn: False)
+
+    def _work(self) -> None:
+        while (conn := self.get()) is not None:
+            self._run(conn, Connection.communicate)
+
+    def _run(self, conn: Connection, step: Callable[[Connection], bool]) -> None:
+        """Take one step of a connection we own, then put it back or close it."""
+        try:
+            if step(conn):
+                self.put(conn)
+                return
+        except Exception:
+            log.exception("a connection failed")
+        try:
+            conn.close()
+        except Exception:
+            log.exception("a connection failed to close")
+
+    def _sweep(self, now: float) -> None:
+        self._take_each(lambda conn: conn.deadline <= now, Connection.expire)
+
+    def _take_each(
+        self, which: Callable[[Connection], bool], step: Callable[[Connection], bool]
+    ) -> None:
+        for fd, seen in self._waiting.copy().items():
+            if which(seen):
+                conn = self._waiting.pop(fd, None)
+                if conn is not None:
+                    self._run(conn, step if which(conn) else lambda conn: True)
+
+
+class _ErrorLog:
+    """The `wsgi.errors` of PEP 3333, written to the log."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            log.error("%s", text.rstrip())
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        pass
+
+
+class Server(wsgi.Server):
+    """A WSGI server: `prepare()` binds, `serve()` runs until `stop()` is called elsewhere.
+
+    `bind_addr` is (host, port) or the path of a Unix socket, as in cheroot; after `prepare()` it
+    is the real one. Times are in seconds.
+
+    `admit(environ, length)` is asked before a body is read and answers with a function to call
+    when the request is over, or None: then the client gets 503. `on_response(environ, status,
+    body_bytes_sent, seconds)` is called after every answer, also one given by this module: there
+    REQUEST_METHOD and REQUEST_URI are "-" unless they could be read. Status 499 stands for a
+    client that has gone. Both hooks must be quick and must not raise.
+    """
+
+    ConnectionClass = Connection
+
+    def __init__(
+        self,
+        bind_addr: tuple[str, int] | str,
+        wsgi_app: Callable[..., Any],
+        *,
+        max_body_bytes: int,
+        threads: int = 4,
+        max_header_bytes: int = 16384,
+        max_headers: int = 100,
+        max_connections: int = 4096,
+        timeout: float = 10,
+        shutdown_timeout: float = 30,
+        backlog: int = 512,
+        server_name: str = "poky",
+        admit: Admit | None = None,
+        on_response: OnResponse | None = None,
+    ) -> None:
+        super().__init__(
+            bind_addr,
+            wsgi_app,
+            server_name=server_name,
+            request_queue_size=backlog,
+            timeout=timeout,  # type: ignore[arg-type]  # the stubs say int, the code takes both
+            shutdown_timeout=shutdown_timeout,  # type: ignore[arg-type]
+        )
+        self.requests: Workers = Workers(self, threads)
+        self.max_body_bytes = max_body_bytes
+        self.max_header_bytes = max_header_bytes
+        self.max_headers = max_headers
+        open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.max_connections = min(max_connections, max(open_files - 128, 16))
+        self.admit = admit
+        self.on_response = on_response
+        self.connections: set[Connection] = set()
+        self.busy: set[Connection] = set()  # those with a request: head read, answer not yet sent
+        self.draining = False
+        self.environ: Environ = {}
+        self._stamp = (0, "")
+
+    def prepare(self) -> None:
+        """Bind, listen and start the threads."""
+        self.draining = False
+        super().prepare()
+        unix = isinstance(self.bind_addr, str)
+        self.environ = {
+            "REQUEST_METHOD": "-",
+            "REQUEST_URI": "-",
+            "SCRIPT_NAME": "",
+            "PATH_INFO": "",
+            "QUERY_STRING": "",
+            "SERVER_NAME": "localhost" if unix else self.bind_addr[0],
+            "SERVER_PORT": "" if unix else str(self.bind_addr[1]),
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "SERVER_SOFTWARE": self.server_name,
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.errors": _ErrorLog(),
+            "wsgi.input_terminated": True,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": False,
+            "wsgi.run_once": False,
+        }
+
+    def process_conn(self, conn: Connection) -> None:
+        """Take in a connection that cheroot has accepted, unless there are too many."""
+        excess = len(self.connections) - self.max_connections
+        if excess > 0:
+            if excess <= 64:  # beyond that, not even an answer
+                conn.refuse(Refusal(503, "Try again in a moment", [("Retry-After", "1")]))
+            else:
+                conn.state = CLOSED
+        if conn.state == CLOSED:
+            conn.close()
+        else:
+            self.requests.add(conn)
+
+    def drain(self) -> None:
+        """From now on let every answer end its connection, but accept new ones still."""
+        self.draining = True
+
+    def stop(self) -> None:
+        """Stop accepting, finish what has begun, return within `shutdown_timeout`.
+
+        To be called in another thread than `serve()`.
+        """
+        self.draining = True
+        super().stop()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests whose head has been read and whose answer has not been sent."""
+        return len(self.busy)
+
+    @property
+    def heartbeat(self) -> float:
+        """When a worker last looked for work, by `time.monotonic()`."""
+        return self.requests.heartbeat
+
+    def parked_bytes(self) -> int:
+        """Bytes of answers that wait for slow readers."""
+        return sum(conn.unsent for conn in self.busy.copy())
+
+    def stamp(self) -> str:
+        """The header fields which all answers of this second share."""
+        now = int(time.time())
+        second, text = self._stamp
+        if second != now:
+            text = f"Date: {formatdate(now, usegmt=True)}\r\nServer: {self.server_name}\r\n"
+            self._stamp = (now, text)
+        return text
+
+    def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
+        """Write what cheroot has to say to the log."""
+        log.log(level, "%s", msg, exc_info=traceback)
