@@ -139,3 +139,24 @@ CREATE TYPE poky.outcome AS (
 );
 COMMENT ON TYPE poky.outcome IS
 'What a write came to: inserted, updated, deleted, missing or rejected; outbox_id is null where no cache must hear of it.';
+
+CREATE TYPE poky.node AS (
+    name text,
+    url text,
+    generation text,
+    lease_seconds double precision,
+    leased_at bigint,
+    suspended_at bigint,
+    drained boolean,
+    held boolean,
+    purged_at bigint
+);
+COMMENT ON TYPE poky.node IS 'A cache as poky.nodes gives it; the columns are poky.cache_node''s.';
+
+CREATE TYPE poky.change AS (
+    id bigint,
+    bucket text,
+    key text
+);
+COMMENT ON TYPE poky.change IS
+'A change that a cache may not have heard of; an empty key stands for the whole bucket.';
