@@ -35,6 +35,8 @@ _STATEMENTS = {
     "delete_many": "(text, text[], text[], text[], bigint[], boolean) AS"
     " SELECT ordinal, outcome, revision, hash, modified_at, outbox_id"
     " FROM poky.delete_many($1, $2, $3, $4, $5, $6)",
+    "nodes": "AS SELECT name, url, generation, lease_seconds, leased_at, suspended_at, drained,"
+    " held, purged_at FROM poky.nodes()",
     "list": "(text, text, text, integer) AS SELECT key, size, revision, hash, modified_at,"
     " content_type FROM poky.list($1, $2, $3, $4)",
 }
@@ -135,11 +137,38 @@ class Bucket(NamedTuple):
     bytes: int
 
 
+class Node(NamedTuple):
+    """A cache; times are whole seconds since 1970.
+
+    ``suspended_at`` is None while it takes part. ``drained``: its leases from before have run out.
+    """
+
+    name: str
+    url: str
+    generation: str
+    lease_seconds: float
+    leased_at: int | None
+    suspended_at: int | None
+    drained: bool
+    held: bool
+    purged_at: int | None
+
+
+class Change(NamedTuple):
+    """A change that a cache may not have heard of; an empty key stands for the whole bucket."""
+
+    id: int
+    bucket: str
+    key: str
+
+
 # Named here: within Store, "list" is the verb.
 Rows = list[tuple[Any, ...]]
 Outcomes = list[Outcome]
 ListedObjects = list[Listed]
 Buckets = list[Bucket]
+Nodes = list[Node]
+Changes = list[Change]
 
 
 class _Connection:
@@ -232,7 +261,7 @@ class Store:
         if not rows:
             return None
         *facts, value = rows[0]
-        return Object(*facts, value=bytes(value))
+        return Object._make((*facts, bytes(value)))
 
     def put(
         self,
@@ -280,7 +309,7 @@ class Store:
     def get_many(self, bucket: str, keys: Sequence[str]) -> dict[str, Found]:
         """Those of the objects that are there, by key."""
         rows = self._read("EXECUTE poky_get_many(%s, %s)", (bucket, list(keys)))
-        return {key: Found(key, *facts, value=bytes(value)) for key, *facts, value in rows}
+        return {key: Found._make((key, *facts, bytes(value))) for key, *facts, value in rows}
 
     def put_many(
         self,
@@ -353,14 +382,67 @@ class Store:
         """Create a bucket unless it is there; whether it was created."""
         return bool(self._write("SELECT poky.ensure_bucket(%s)", (bucket,))[0][0])
 
-    def drop_bucket(self, bucket: str, keys: bool = False) -> None:
-        """Drop a bucket, with its keys only if ``keys``; else StoreError 409 when it has any."""
-        self._write("SELECT poky.drop_bucket(%s, %s)", (bucket, keys))
+    def drop_bucket(self, bucket: str, keys: bool = False) -> int | None:
+        """Drop a bucket, with its keys only if ``keys``; else StoreError 409 when it has any.
+
+        The outbox_id, or None where no cache must hear of it.
+        """
+        rows = self._write("SELECT poky.drop_bucket(%s, %s)", (bucket, keys))
+        return None if rows[0][0] is None else int(rows[0][0])
 
     def migrations(self) -> tuple[str, Sequence[str]]:
         """The kind of the schema and the names of its migrations; StoreError 503 without one."""
         kind, migrations = self._read("SELECT kind, migrations FROM poky.status()", ())[0]
         return kind, migrations or []
+
+    # The caches.
+
+    def nodes(self) -> Nodes:
+        """All caches, by name: to be asked after a commit, never before."""
+        return [Node(*row) for row in self._read("EXECUTE poky_nodes", ())]
+
+    def register_node(self, node: str, url: str) -> bool:
+        """Make a cache known, or its new address; it starts suspended. Whether anything changed."""
+        return bool(self._write("SELECT poky.register_node(%s, %s)", (node, url))[0][0])
+
+    def lease(self, node: str, seconds: float) -> str | None:
+        """The generation under which a cache may use its copies from when it asked; None is no."""
+        generation: str | None = self._write("SELECT poky.lease(%s, %s)", (node, seconds))[0][0]
+        return generation
+
+    def suspend_node(self, node: str, hold: bool = False) -> Node | None:
+        """Grant a cache no more leases, whoever did it first; None if there is no such cache."""
+        rows = self._write("SELECT * FROM poky.suspend_node(%s, %s)", (node, hold))
+        return Node(*rows[0]) if rows else None
+
+    def drain_node(self, node: str, generation: str) -> bool:
+        """Say that the leases of a suspended cache have certainly run out."""
+        return bool(self._write("SELECT poky.drain_node(%s, %s)", (node, generation))[0][0])
+
+    def reinstate_node(self, node: str, generation: str) -> bool:
+        """Let a cache take part again, unless its pause is not over; whether it does now."""
+        return bool(self._write("SELECT poky.reinstate_node(%s, %s)", (node, generation))[0][0])
+
+    def resume_node(self, node: str) -> bool:
+        """Hold a cache no longer; False if there is no such cache."""
+        return bool(self._write("SELECT poky.resume_node(%s)", (node,))[0][0])
+
+    def remove_node(self, node: str) -> bool:
+        """Forget a cache that is suspended and drained; StoreError 409 if it may hold a lease."""
+        return bool(self._write("SELECT poky.remove_node(%s)", (node,))[0][0])
+
+    def renew_generations(self) -> float:
+        """Let every cache forget all it has; after so many seconds nobody uses an old copy."""
+        return float(self._write("SELECT poky.renew_generations()", ())[0][0])
+
+    def unconfirmed(self, seconds: float, limit: int) -> Changes:
+        """The oldest changes that nobody has confirmed to be purged for so many seconds."""
+        rows = self._read("SELECT id, bucket, key FROM poky.unconfirmed(%s, %s)", (seconds, limit))
+        return [Change(*row) for row in rows]
+
+    def confirm(self, ids: Sequence[int]) -> None:
+        """Every cache has heard of these changes, or was suspended since."""
+        self._write("SELECT poky.confirm(%s)", (list(ids),))
 
     # The pool.
 
