@@ -71,7 +71,7 @@ clean: ## Remove what was built, the environments included; the database in .pok
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes
 
-$(VENV)/.made $(DEPLOY_VENV)/.made: Makefile
+$(VENV)/.made $(DEPLOY_VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo 'Poky needs Python 3.11 or newer; say which: make PYTHON=/path/to/python3' >&2; exit 1; }
 	@# Debian keeps the part of Python that makes environments in a package of its own.

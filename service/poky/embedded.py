@@ -167,7 +167,7 @@ class Embedded:
             # Others use it, then this returns at once; or the keeper was faster, then it waits.
             fcntl.flock(self._users, fcntl.LOCK_SH)
         else:
-            with contextlib.suppress(EmbeddedError):  # it may be down already
+            if self._server_lives():
                 self._run("pg_ctl", *self._stop_arguments())
         os.close(self._users)
         self._reap()

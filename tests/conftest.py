@@ -1,0 +1,171 @@
+"""What every test may ask for: a real PostgreSQL, a migrated database of its own, a bucket.
+
+There is no fake store and no skipping: without PostgreSQL the session fails with a sentence.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from poky import embedded
+
+KINDS = ("partitioned", "flat")
+
+# Nothing in a test's database has to survive the machine.
+HASTY = {"fsync": "off", "synchronous_commit": "off", "shared_buffers": "64MB"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("poky")
+    group.addoption(
+        "--schema",
+        choices=[*KINDS, "both"],
+        default="both",
+        help="which schema the tests with a `database` run on (default: both, one after the other)",
+    )
+    group.addoption(
+        "--bindir",
+        type=Path,
+        help="use this PostgreSQL, not the wheel's: /usr/lib/postgresql/15/bin",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what depends on the schema once for each kind, unless it chooses the kind itself."""
+    if "kind" in metafunc.fixturenames and not any(
+        "kind" in str(mark.args[0]).split(",")
+        for mark in metafunc.definition.iter_markers("parametrize")
+    ):
+        chosen = metafunc.config.getoption("--schema")
+        metafunc.parametrize("kind", KINDS if chosen == "both" else [chosen], scope="session")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI a skipped test is a failure: what was not seen to work does not count as working."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    if skipped and os.environ.get("CI") == "true":
+        reporter.write_line("")
+        reporter.write_line(f"CI=true and {len(skipped)} skipped: this is a failure", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@dataclass(frozen=True)
+class Database:
+    """A migrated database: how its owner and the service reach it."""
+
+    name: str
+    kind: str
+    dsn_owner: str
+    dsn_service: str
+
+    def connect(self, *, as_service: bool = False) -> psycopg2.extensions.connection:
+        return psycopg2.connect(self.dsn_service if as_service else self.dsn_owner)
+
+
+class Cluster:
+    """The session's PostgreSQL: hands out databases, each a copy of one migrated once."""
+
+    def __init__(self, server: embedded.Embedded) -> None:
+        self.server = server
+        self._numbers = itertools.count(1)
+        self._templates: dict[str, str] = {}
+
+    def _database(self, name: str, kind: str) -> Database:
+        return Database(
+            name,
+            kind,
+            self.server.dsn_owner.replace("/poky?", f"/{name}?"),
+            self.server.dsn_service.replace("/poky?", f"/{name}?"),
+        )
+
+    def _execute(self, statement: str) -> None:
+        # A database is not made inside a transaction; psycopg2's `with` would begin one.
+        with closing(psycopg2.connect(self.server.dsn_owner)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+
+    def create(self, kind: str = "") -> Database:
+        """Make a database: a copy of the migrated one of that kind, or an empty one."""
+        template = self._template(kind) if kind else "template0"
+        database = self._database(f"{kind or 'empty'}_{next(self._numbers)}", kind)
+        self._execute(f"CREATE DATABASE {database.name} TEMPLATE {template} OWNER poky_owner")
+        return database
+
+    def drop(self, database: Database) -> None:
+        self._execute(f"DROP DATABASE {database.name} WITH (FORCE)")
+
+    def _template(self, kind: str) -> str:
+        if kind not in self._templates:
+            database = self.create()
+            from poky import schema
+
+            schema.migrate(database.dsn_owner, kind)
+            self._templates[kind] = database.name
+        return self._templates[kind]
+
+
+@pytest.fixture(scope="session")
+def cluster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """A PostgreSQL of this session's own."""
+    try:
+        server = embedded.ensure_running(
+            tmp_path_factory.mktemp("cluster"),
+            bindir=request.config.getoption("--bindir"),
+            settings=HASTY,
+        )
+    except embedded.EmbeddedError as error:
+        pytest.exit(f"The tests need a PostgreSQL, and there is none: {error}", returncode=1)
+    with server:
+        yield Cluster(server)
+
+
+@pytest.fixture(scope="module")
+def database(cluster: Cluster, kind: str) -> Iterator[Database]:
+    """A migrated database that the tests of one module share; each uses a bucket of its own."""
+    database = cluster.create(kind)
+    yield database
+    cluster.drop(database)
+
+
+@pytest.fixture
+def own_database(cluster: Cluster, kind: str) -> Iterator[Database]:
+    """A migrated database of one test's own."""
+    database = cluster.create(kind)
+    yield database
+    cluster.drop(database)
+
+
+@pytest.fixture
+def empty_database(cluster: Cluster) -> Iterator[Database]:
+    """A database that was never migrated."""
+    database = cluster.create()
+    yield database
+    cluster.drop(database)
+
+
+@pytest.fixture(scope="session")
+def bucket_names() -> Callable[[], str]:
+    numbers = itertools.count(1)
+    return lambda: f"bucket-{next(numbers)}"
+
+
+@pytest.fixture
+def bucket(database: Database, bucket_names: Callable[[], str]) -> str:
+    """The name of a new bucket, this test's own: nothing has to be cleaned."""
+    name = bucket_names()
+    with database.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT poky.ensure_bucket(%s)", [name])
+    connection.close()
+    return name

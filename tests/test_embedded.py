@@ -1,0 +1,350 @@
+"""The embedded PostgreSQL: made, shared, killed, found again; as root and as a user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from poky import embedded
+
+HASTY = {"fsync": "off", "shared_buffers": "16MB"}
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
+
+
+def query(dsn: str, statement: str) -> list[tuple[object, ...]]:
+    with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        rows = cursor.fetchall() if cursor.description else []
+        connection.commit()
+    return rows
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"in {seconds} s not seen: {what}"
+        time.sleep(0.01)
+
+
+def runs(pid: int) -> bool:
+    """Whether the process lives; one that only waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def answers(dsn: str) -> bool:
+    try:
+        psycopg2.connect(dsn).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def server(home: Path) -> Iterator[embedded.Embedded]:
+    with embedded.ensure_running(home, settings=HASTY) as server:
+        yield server
+
+
+def start_user(
+    home: Path, *prefix: str, python: str = sys.executable, path: Sequence[str] = sys.path
+) -> subprocess.Popen[str]:
+    """Start another process that uses the server until its input ends, and first says its pid."""
+    program = f"""
+        import sys
+        sys.path[:] = {list(path)!r}
+        from pathlib import Path
+        from poky import embedded
+        with embedded.ensure_running(Path({str(home)!r}), settings={HASTY!r}) as server:
+            print(server.pid, flush=True)
+            sys.stdin.read()
+    """
+    return subprocess.Popen(
+        [*prefix, python, "-c", textwrap.dedent(program)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def said_pid(user: subprocess.Popen[str]) -> int:
+    assert user.stdout
+    return int(user.stdout.readline())
+
+
+def leave(user: subprocess.Popen[str]) -> None:
+    user.communicate(timeout=30)
+    assert user.returncode == 0
+
+
+def test_a_new_home_gets_a_database_with_its_owner_and_the_service(
+    server: embedded.Embedded,
+) -> None:
+    assert query(server.dsn_owner, "SELECT current_user, current_database()") == [
+        ("postgres", "poky")
+    ]
+    assert query(server.dsn_service, "SELECT current_user, current_database()") == [
+        ("poky_service", "poky")
+    ]
+    assert query(
+        server.dsn_owner,
+        "SELECT datdba::regrole::text, pg_encoding_to_char(encoding), datcollate"
+        " FROM pg_database WHERE datname = 'poky'",
+    ) == [("poky_owner", "UTF8", "C")]
+    assert query(
+        server.dsn_service, "SELECT rolsuper FROM pg_roles WHERE rolname = 'poky_service'"
+    ) == [(False,)]
+
+
+def test_settings_protect_the_data_and_open_no_port(home: Path) -> None:
+    with embedded.ensure_running(home) as server:
+        for name, expected in {
+            "data_checksums": "on",
+            "fsync": "on",
+            "synchronous_commit": "on",
+            "full_page_writes": "on",
+            "listen_addresses": "",
+            "max_connections": "100",
+            "max_locks_per_transaction": "256",
+        }.items():
+            assert query(server.dsn_owner, f"SHOW {name}") == [(expected,)], name
+
+
+def test_nobody_else_can_enter(server: embedded.Embedded, home: Path) -> None:
+    assert (home / "postgresql").stat().st_mode & 0o777 == 0o700
+    sockets = Path(str(query(server.dsn_owner, "SHOW unix_socket_directories")[0][0]))
+    assert sockets.stat().st_mode & 0o777 == 0o700
+
+
+@needs_root
+def test_root_starts_it_as_nobody_without_opening_a_closed_directory(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    with embedded.ensure_running(closed / "home", settings=HASTY) as server:
+        status = Path(f"/proc/{server.pid}/status").read_text()
+        assert "\nUid:\t65534\t65534\t65534\t65534\n" in status
+        assert "\nNoNewPrivs:\t1\n" in status
+        assert int(status.split("CapEff:")[1].split()[0], 16) == 1 << 2  # CAP_DAC_READ_SEARCH
+        assert query(server.dsn_owner, "SELECT 1") == [(1,)]
+    assert closed.stat().st_mode & 0o777 == 0o700
+
+
+@needs_root
+def test_root_finds_its_way_with_the_capabilities_of_a_container(home: Path) -> None:
+    kept = "chown,dac_override,fowner,fsetid,kill,setgid,setuid,setpcap,net_bind_service,sys_chroot"
+    bounds = ",".join(["-all", *(f"+{name}" for name in kept.split(","))])
+    user = start_user(home, "setpriv", f"--bounding-set={bounds}")
+    assert runs(said_pid(user))
+    leave(user)
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A directory that everybody may enter, with the module and the wheel: ours may be closed."""
+    with tempfile.TemporaryDirectory(prefix="poky-", ignore_cleanup_errors=True) as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        (directory / "poky").mkdir()
+        (directory / "poky/__init__.py").touch()
+        shutil.copy(embedded.__file__, directory / "poky/embedded.py")
+        wheel = embedded._bindir_of_wheel().parent.parent
+        for part in (wheel, wheel.with_suffix(".libs")):
+            shutil.copytree(part, directory / part.name, symlinks=True)
+        yield directory
+
+
+@needs_root
+def test_a_user_has_a_server_of_the_same_identity(reachable: Path) -> None:
+    as_user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    ours = subprocess.run([*as_user, sys.executable, "-c", ""], check=False, capture_output=True)
+    python = sys.executable if ours.returncode == 0 else "/usr/bin/python3"
+    theirs = subprocess.check_output(
+        [*as_user, python, "-c", "import sys; print(*sys.path, sep='\\n')"], text=True
+    )
+    path = [str(reachable), *theirs.splitlines()]
+    home = reachable / "home"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    user = start_user(home, *as_user, python=python, path=path)
+    pid = said_pid(user)
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert "\nUid:\t65534\t65534\t65534\t65534\n" in status
+    assert int(status.split("CapEff:")[1].split()[0], 16) == 0
+    with embedded.ensure_running(home) as root:
+        assert root.pid == pid
+        assert query(root.dsn_owner, "SELECT 1") == [(1,)]
+    leave(user)
+    assert not runs(pid)
+    # Root may begin it as well, and the user still has it afterwards.
+    with embedded.ensure_running(home) as root:
+        assert "\nUid:\t65534" in Path(f"/proc/{root.pid}/status").read_text()
+    user = start_user(home, *as_user, python=python, path=path)
+    assert runs(said_pid(user))
+    leave(user)
+
+
+def test_data_survive_a_restart(home: Path) -> None:
+    with embedded.ensure_running(home, settings=HASTY) as server:
+        first = server.pid
+        query(server.dsn_owner, "CREATE TABLE kept AS SELECT 42 AS answer")
+    assert not runs(first)
+    with embedded.ensure_running(home, settings=HASTY) as server:
+        assert server.pid != first
+        assert query(server.dsn_owner, "SELECT answer FROM kept") == [(42,)]
+
+
+def test_commands_that_begin_at_once_share_one_server(home: Path) -> None:
+    users = [start_user(home) for _ in range(3)]
+    pids = {said_pid(user) for user in users}
+    assert len(pids) == 1
+    server = pids.pop()
+    for user in users:
+        assert runs(server)
+        leave(user)
+    assert not runs(server)
+
+
+def test_the_server_stops_after_its_last_user_was_killed(home: Path) -> None:
+    user = start_user(home)
+    server = said_pid(user)
+    user.kill()
+    user.wait()
+    wait_until(lambda: not runs(server), "the end of the server")
+    with embedded.ensure_running(home, settings=HASTY) as next_one:
+        assert query(next_one.dsn_owner, "SELECT 1") == [(1,)]
+
+
+def test_a_killed_user_takes_the_server_from_nobody(server: embedded.Embedded, home: Path) -> None:
+    user = start_user(home)
+    assert said_pid(user) == server.pid
+    user.kill()
+    user.wait()
+    assert query(server.dsn_owner, "SELECT 1") == [(1,)]
+    assert runs(server.pid)
+
+
+def test_the_next_command_restarts_a_killed_server(server: embedded.Embedded, home: Path) -> None:
+    query(server.dsn_owner, "CREATE TABLE kept AS SELECT 42 AS answer")
+    killed = server.pid
+    os.kill(killed, signal.SIGKILL)
+    user = start_user(home)
+    assert said_pid(user) != killed
+    assert query(server.dsn_owner, "SELECT answer FROM kept") == [(42,)]
+    leave(user)
+
+
+def test_a_supervised_server_comes_back_each_time_it_is_killed(server: embedded.Embedded) -> None:
+    server.supervise()
+    for _ in range(3):
+        killed = server.pid
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda killed=killed: server.pid != killed and answers(server.dsn_owner), "it")
+    last = server.pid
+    server.close()
+    wait_until(lambda: not runs(last), "the end of the server")
+
+
+def test_everything_killed_at_once_leaves_nothing_in_the_way(home: Path) -> None:
+    user = start_user(home)
+    server = said_pid(user)
+    os.kill(server, signal.SIGKILL)
+    user.kill()
+    user.wait()
+    with embedded.ensure_running(home, settings=HASTY) as next_one:
+        assert query(next_one.dsn_owner, "SELECT 1") == [(1,)]
+
+
+def test_a_pid_that_now_is_another_process_is_no_server(home: Path) -> None:
+    """As after the restart of a container, where pids begin anew."""
+    with embedded.ensure_running(home, settings=HASTY) as server:
+        pid_file = server.data / "postmaster.pid"
+        os.kill(server.pid, signal.SIGKILL)
+        wait_until(lambda: not runs(server.pid), "the end of the server")
+        # A process that the server's user could signal, thus one that PostgreSQL believes in.
+        owner = pid_file.stat().st_uid
+        other = subprocess.Popen(["sleep", "60"], user=owner if os.geteuid() == 0 else None)
+        lock = Path(str(server._sockets)) / ".s.PGSQL.5432.lock"
+        for file in (pid_file, lock):
+            _, rest = file.read_text().split("\n", 1)
+            file.write_text(f"{other.pid}\n{rest}")
+    with embedded.ensure_running(home, settings=HASTY) as server:
+        assert query(server.dsn_owner, "SELECT 1") == [(1,)]
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+def test_a_cluster_half_made_is_made_again(home: Path) -> None:
+    half = home / "postgresql" / "data.new"
+    half.mkdir(parents=True)
+    (half / "PG_VERSION").write_text("18\n")
+    with embedded.ensure_running(home, settings=HASTY) as server:
+        assert query(server.dsn_owner, "SELECT 1") == [(1,)]
+
+
+@pytest.mark.parametrize("name", ["a" * 120, "with, comma", "with 'quote' and space", "schön"])
+def test_any_directory_will_do(tmp_path: Path, name: str) -> None:
+    """A socket's path has at most 107 bytes, and a list of hosts is split at commas."""
+    with embedded.ensure_running(tmp_path / name, settings=HASTY) as server:
+        assert query(server.dsn_owner, "SELECT 1") == [(1,)]
+        assert (tmp_path / name / "postgresql/data/PG_VERSION").exists()
+
+
+def test_a_refusing_server_is_explained_in_its_own_words(home: Path) -> None:
+    with pytest.raises(embedded.EmbeddedError, match="no_such_setting"):
+        embedded.ensure_running(home, settings={**HASTY, "no_such_setting": "1"})
+    with embedded.ensure_running(home, settings=HASTY) as server:
+        assert query(server.dsn_owner, "SELECT 1") == [(1,)]
+
+
+def test_without_the_wheel_the_sentence_says_what_to_do(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(embedded.EmbeddedError, match=r"POKY_DSN.*pip install 'poky\[embedded\]'"):
+        embedded.ensure_running(home)
+
+
+def test_an_impossible_home_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(embedded.EmbeddedError, match="set POKY_HOME to a directory of yours"):
+        embedded.ensure_running(tmp_path / "file" / "home")
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"POKY_HOME": "/somewhere", "XDG_DATA_HOME": "/data"}, Path("/somewhere")),
+        ({"XDG_DATA_HOME": "/data"}, Path("/data/poky")),
+        ({"XDG_DATA_HOME": "relative"}, Path.home() / ".local/share/poky"),
+        ({}, Path.home() / ".local/share/poky"),
+    ],
+)
+def test_home_is_among_the_users_data(environ: dict[str, str], expected: Path) -> None:
+    assert embedded.default_home(environ) == expected
+
+
+def test_debians_postgresql_works_as_well(home: Path) -> None:
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
+    with embedded.ensure_running(home, bindir=debian, settings=HASTY) as server:
+        version = str(query(server.dsn_owner, "SHOW server_version")[0][0])
+    assert version.startswith(f"{debian.parent.name}.")
