@@ -109,7 +109,7 @@ class Cluster:
             database = self.create()
             from poky import schema
 
-            schema.migrate(database.dsn_owner, kind)
+            schema.migrate(database.dsn_owner, kind=kind, release="tests")
             self._templates[kind] = database.name
         return self._templates[kind]
 
