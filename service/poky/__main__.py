@@ -1,0 +1,5 @@
+"""``python -m poky``."""
+
+from poky.cli import main
+
+main()

@@ -1,0 +1,68 @@
+"""Answers: what a handler returns, and how a refusal looks (RFC 9457).
+
+Knows HTTP's shapes; knows nothing of objects, PostgreSQL or caches.
+"""
+
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import msgspec
+
+Headers = list[tuple[str, str]]
+
+
+class Answer(NamedTuple):
+    """A complete answer: status line without the version, header fields, body."""
+
+    status: str
+    headers: Headers
+    body: bytes = b""
+
+
+class Refused(Exception):
+    """A request that gets this answer instead of what it asked for."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
+
+
+def refuse(status: int, detail: str, headers: Headers | None = None) -> Refused:
+    """A refusal as problem details: ``detail`` is one sentence that says what to do."""
+    return Refused(problem(status, detail, headers))
+
+
+def problem(status: int, detail: str, headers: Headers | None = None) -> Answer:
+    """Problem details (RFC 9457), never stored by a cache; 503 says when to come back."""
+    title = HTTPStatus(status).phrase
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    fields = [("Content-Type", "application/problem+json"), ("Cache-Control", "no-store")]
+    if status == 503:
+        fields.append(("Retry-After", "1"))
+    return Answer(f"{status} {title}", fields + (headers or []), msgspec.json.encode(body))
+
+
+def bare(status: int, headers: Headers | None = None) -> Answer:
+    """A refusal with an empty body, never stored by a cache."""
+    return Answer(
+        f"{status} {HTTPStatus(status).phrase}",
+        [("Cache-Control", "no-store"), *(headers or [])],
+    )
+
+
+def text(body: str, status: int = 200) -> Answer:
+    """Plain text, never stored by a cache."""
+    return Answer(
+        f"{status} {HTTPStatus(status).phrase}",
+        [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")],
+        body.encode(),
+    )
+
+
+def json(body: Any, status: int = 200, content_type: str = "application/json") -> Answer:
+    """JSON, never stored by a cache."""
+    return Answer(
+        f"{status} {HTTPStatus(status).phrase}",
+        [("Content-Type", content_type), ("Cache-Control", "no-store")],
+        msgspec.json.encode(body),
+    )

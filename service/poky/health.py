@@ -1,0 +1,58 @@
+"""Health: whether the database answers and suits this release, known within a bounded time."""
+
+import threading
+from typing import NamedTuple
+
+from poky import schema
+from poky.store import Store, StoreError
+
+
+class State(NamedTuple):
+    """``ok`` twice, or what is wrong, as /status says it."""
+
+    database: str
+    schema: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether requests can be served."""
+        return self == ("ok", "ok")
+
+
+class Health:
+    """Asks the database in a thread of its own, so that nobody waits for one that hangs."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._changed = threading.Condition()
+        self._asked = self._answered = 0
+        self._state = State("unavailable", "unknown")
+        threading.Thread(target=self._answer, name="poky-health", daemon=True).start()
+
+    def check(self, timeout: float = 0.8) -> State:
+        """The state now: asked after the call began, or unavailable after ``timeout`` seconds."""
+        with self._changed:
+            self._asked += 1
+            ticket = self._asked
+            self._changed.notify_all()
+            if self._changed.wait_for(lambda: self._answered >= ticket, timeout):
+                return self._state
+        return State("unavailable", "unknown")
+
+    def _answer(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._asked > self._answered)
+                ticket = self._asked
+            state = self._look()
+            with self._changed:
+                self._answered, self._state = ticket, state
+                self._changed.notify_all()
+
+    def _look(self) -> State:
+        try:
+            _, migrations = self._store.migrations()
+        except StoreError as error:
+            missing = "poky migrate" in error.detail
+            return State("ok" if missing else "unavailable", "missing" if missing else "unknown")
+        return State("ok", schema.state(list(migrations)))

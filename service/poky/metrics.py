@@ -1,0 +1,155 @@
+"""Metrics: what happened, for Prometheus and statsd, and one line per request for the log."""
+
+import logging
+import os
+import queue
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.process_collector import ProcessCollector
+
+Environ = dict[str, Any]
+
+log = logging.getLogger("poky.metrics")
+
+_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Metrics:
+    """Counts every answer; ``observe`` is cheap and never raises, so that it fits in a hot path."""
+
+    def __init__(
+        self,
+        gauges: dict[str, tuple[str, Callable[[], float]]] | None = None,
+        statsd_host: str = "",
+        statsd_key_base: str = "poky",
+        *,
+        access_log: bool = True,
+    ) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "poky_requests",
+            "Requests by method, route and status.",
+            ["method", "route", "status"],
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "poky_request_seconds",
+            "Time from a complete request head to its answer being sent.",
+            ["method", "route"],
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+        self._sent = Counter(
+            "poky_sent_bytes", "Bytes of answers' bodies sent.", registry=self._registry
+        )
+        ProcessCollector(registry=self._registry)
+        self._gauges = gauges or {}
+        self._registry.register(self)  # type: ignore[arg-type]
+        self._children: dict[tuple[str, str, int], tuple[Any, Any]] = {}
+        self._statsd = _Statsd(statsd_host, statsd_key_base) if statsd_host else None
+        self._access = AccessLog() if access_log else None
+
+    def observe(self, environ: Environ, status: int, sent: int, seconds: float) -> None:
+        """Take note of an answered request."""
+        method = environ["REQUEST_METHOD"]
+        route = environ.get("poky.route", "-")
+        if route == "-" and method not in ("GET", "HEAD", "PUT", "POST", "DELETE"):
+            method = "-"  # whatever a client invents is no new series
+        children = self._children.get((method, route, status))
+        if children is None:
+            children = (
+                self._requests.labels(method, route, status),
+                self._seconds.labels(method, route),
+            )
+            self._children[method, route, status] = children
+        children[0].inc()
+        children[1].observe(seconds)
+        self._sent.inc(sent)
+        if self._access:
+            self._access.write(environ, status, sent, seconds)
+        if self._statsd:
+            self._statsd.send(method, status, seconds)
+
+    def collect(self) -> Any:
+        """The gauges, asked when Prometheus asks."""
+        for name, (help, read) in self._gauges.items():
+            yield GaugeMetricFamily(f"poky_{name}", help, value=read())
+
+    def expose(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def close(self) -> None:
+        """Write out what the log still holds."""
+        if self._access:
+            self._access.close()
+
+
+class AccessLog:
+    """One line per request, written by a thread of its own so that no request waits for a disk."""
+
+    def __init__(self, file: int | None = None) -> None:
+        self._file = sys.stderr.fileno() if file is None else file
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._drain, name="poky-access-log", daemon=True)
+        self._thread.start()
+
+    def write(self, environ: Environ, status: int, sent: int, seconds: float) -> None:
+        """Queue the line of one request, as key=value."""
+        self._lines.put(
+            f"method={environ['REQUEST_METHOD']} path={environ['REQUEST_URI'][:2048]}"
+            f" status={status} bytes={sent} ms={seconds * 1000:.2f}"
+            f" outcome={environ.get('poky.outcome', '-')} client={environ.get('REMOTE_ADDR', '-')}"
+            f" id={environ.get('HTTP_X_REQUEST_ID', '-')[:64]}\n"
+        )
+
+    def close(self) -> None:
+        """Write what is queued, and end."""
+        self._lines.put(None)
+        self._thread.join(5)
+
+    def _drain(self) -> None:
+        more = True
+        while more:
+            lines = [self._lines.get()]
+            while len(lines) < 512 and not self._lines.empty():
+                lines.append(self._lines.get())
+            more = lines[-1] is not None and None not in lines
+            data = "".join(line for line in lines if line).encode()
+            while data:
+                try:
+                    data = data[os.write(self._file, data) :]
+                except OSError:
+                    break  # a full or closed log must not stop the service
+
+
+class _Statsd:
+    """Counters and timings over UDP, named as the original's: base.method.status."""
+
+    def __init__(self, host: str, key_base: str) -> None:
+        name, _, port = host.partition(":")
+        self._key = key_base
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._address: tuple[str, int] | None = None
+        try:
+            self._address = (socket.gethostbyname(name), int(port or 8125))
+        except (OSError, ValueError) as error:
+            log.warning("statsd at %s cannot be used: %s", host, error)
+
+    def send(self, method: str, status: int, seconds: float) -> None:
+        if self._address is None:
+            return
+        name = f"{self._key}.{method.lower()}"
+        try:
+            self._socket.sendto(
+                f"{name}.{status}:1|c\n{name}:{seconds * 1000:.2f}|ms".encode(), self._address
+            )
+        except OSError:
+            pass

@@ -1,0 +1,40 @@
+"""Names: which buckets, keys and content types there may be. Knows nothing else."""
+
+import re
+
+KEY_ALPHABET = "A-Z a-z 0-9 _ . , ~ : @ = + -"
+BUCKET_ALPHABET = "A-Z a-z 0-9 _ . , -"
+
+_BUCKET = re.compile(r"[A-Za-z0-9_.,-]{1,256}")
+_KEY = re.compile(r"[A-Za-z0-9_.,~:@=+-]{1,1024}")
+_CONTENT_TYPE = re.compile(r"[\x21-\x7e][\x20-\x7e\t]{0,254}")
+
+
+def check_bucket(name: str) -> str:
+    """The name, if it is a bucket's; else ValueError with a sentence naming the alphabet."""
+    if not _BUCKET.fullmatch(name):
+        raise ValueError(f"a bucket's name is 1 to 256 characters of {BUCKET_ALPHABET}")
+    return name
+
+
+def check_key(name: str) -> str:
+    """The name, if it is a key; else ValueError with a sentence naming the alphabet."""
+    if not _KEY.fullmatch(name) or name in (".", ".."):
+        raise ValueError(f"a key is 1 to 1024 characters of {KEY_ALPHABET}, but not . or ..")
+    return name
+
+
+def check_content_type(text: str) -> str:
+    """The content type, if it can be sent back as a header field; else ValueError."""
+    if not _CONTENT_TYPE.fullmatch(text):
+        raise ValueError("a content type is 1 to 255 printable ASCII characters")
+    return text
+
+
+def default_content_type(value: bytes) -> str:
+    """What a value without a content type is stored as: text if it is UTF-8, else bytes."""
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return "application/octet-stream"
+    return "text/plain; charset=utf-8"

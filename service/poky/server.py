@@ -1,0 +1,208 @@
+"""The process: builds the objects, listens, answers signals, and ends in good order.
+
+The only place where store, caches, contract and listeners meet. Knows systemd's protocol
+(sd_notify(3)); knows nothing of what is stored or asked.
+"""
+
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from poky.app import Api
+from poky.cache import Caches
+from poky.config import Config
+from poky.connection import Environ, Server
+from poky.health import Health
+from poky.metrics import Metrics
+from poky.store import Store
+
+log = logging.getLogger("poky.server")
+
+_CONNECTION_HEADROOM = 65_536
+_STUCK_SECONDS = 20.0
+
+
+class ByteBudget:
+    """How many bytes of request bodies may be in memory at once."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def admit(self, environ: Environ, length: int) -> Callable[[], None] | None:
+        """Reserve the body's bytes; the function to give them back, or None when over budget."""
+        if not length:
+            return _nothing
+        with self._lock:
+            if self._used + length > self._limit:
+                return None
+            self._used += length
+        return lambda: self._release(length)
+
+    def _release(self, length: int) -> None:
+        with self._lock:
+            self._used -= length
+
+    def used(self) -> int:
+        """Bytes reserved now."""
+        return self._used
+
+
+def _nothing() -> None:
+    pass
+
+
+def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status: 0 if all running requests were finished.
+
+    Starts and stays up while the database is away. ``on_ready`` is called once it listens.
+    """
+    store = Store(
+        config.dsn,
+        pool_size=config.pool_size,
+        pool_timeout=config.pool_timeout,
+        statement_timeout=config.statement_timeout,
+        lock_timeout=config.lock_timeout,
+    )
+    caches = Caches(store, config)
+    budget = ByteBudget(config.max_inflight_bytes)
+    metrics = Metrics(
+        {
+            "inflight": ("Requests being answered.", lambda: listeners[0].in_flight),
+            "inflight_bytes": ("Request bodies in memory.", budget.used),
+            "connections": ("Client connections.", lambda: len(listeners[0].connections)),
+            "database_busy": ("Busy connections to PostgreSQL.", lambda: store.connections[0]),
+            "database_idle": ("Idle connections to PostgreSQL.", lambda: store.connections[1]),
+        },
+        config.statsd_host,
+        config.statsd_key_base,
+        access_log=config.log_level in ("debug", "info"),
+    )
+    api = Api(store, caches, config, Health(store), lambda: listeners[0].in_flight, metrics.expose)
+    largest = max(config.max_value_bytes, config.max_batch_bytes)
+    listeners = [
+        Server(
+            (config.listen, config.port),
+            api.app(),
+            threads=config.threads,
+            max_body_bytes=largest,
+            shutdown_timeout=config.shutdown_timeout,
+            admit=budget.admit,
+            on_response=metrics.observe,
+        ),
+        Server(
+            (config.admin_listen, config.admin_port),
+            api.admin_app(),
+            threads=2,
+            max_body_bytes=_CONNECTION_HEADROOM,
+            shutdown_timeout=config.shutdown_timeout,
+            on_response=metrics.observe,
+        ),
+    ]
+    if config.caches:
+        listeners.append(
+            Server(
+                (config.lease_listen, config.lease_port),
+                caches.lease_app,
+                threads=2,
+                max_body_bytes=0,
+                shutdown_timeout=1,
+                server_name="poky-lease",
+            )
+        )
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    try:
+        for listener in listeners:
+            listener.prepare()
+    except OSError as error:
+        log.error("cannot listen: %s. Choose another port with -p or POKY_PORT.", error)
+        return 1
+    caches.start()
+    threads = [
+        threading.Thread(target=_serve_until_stopped, args=(listener, stopping), daemon=True)
+        for listener in listeners
+    ]
+    for thread in threads:
+        thread.start()
+    # What is loaded by now stays: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(0.001)
+    log.info(
+        "release %s serves http://%s:%d, admin on port %d",
+        config.release,
+        config.listen,
+        config.port,
+        config.admin_port,
+    )
+    notify(f"READY=1\nSTATUS=serving on {config.listen}:{config.port}")
+    on_ready()
+    _watch(listeners, stopping)
+    notify("STOPPING=1\nSTATUS=finishing what runs")
+    log.info("stopping: %d requests are running", listeners[0].in_flight)
+    unfinished = _stop(listeners, config.shutdown_timeout)
+    caches.stop()
+    metrics.close()
+    store.close()
+    if unfinished:
+        log.error("%d requests were cut off at the deadline", unfinished)
+    return 1 if unfinished else 0
+
+
+def _serve_until_stopped(listener: Server, stopping: threading.Event) -> None:
+    try:
+        listener.serve()
+    except Exception:
+        log.exception("a listener ended")
+    finally:
+        stopping.set()
+
+
+def _watch(listeners: list[Server], stopping: threading.Event) -> None:
+    """Feed systemd's watchdog while the workers turn; a process that is stuck gets restarted.
+
+    The database has no say in it: an outage of PostgreSQL is no reason to die.
+    """
+    microseconds = int(os.environ.get("WATCHDOG_USEC", "0") or 0)
+    pause = microseconds / 3e6 if microseconds else 5.0
+    while not stopping.wait(pause):
+        quiet = max(time.monotonic() - listener.heartbeat for listener in listeners)
+        if quiet < _STUCK_SECONDS:
+            notify("WATCHDOG=1")
+        else:
+            log.error("no worker has looked for work in %.0f s", quiet)
+
+
+def _stop(listeners: list[Server], timeout: float) -> int:
+    """Stop all listeners at once; how many requests did not finish."""
+    stoppers = [threading.Thread(target=listener.stop, daemon=True) for listener in listeners]
+    for stopper in stoppers:
+        stopper.start()
+    deadline = time.monotonic() + timeout + 1
+    for stopper in stoppers:
+        stopper.join(max(deadline - time.monotonic(), 0))
+    return sum(listener.in_flight for listener in listeners)
+
+
+def notify(message: str) -> None:
+    """Tell systemd (sd_notify(3)); does nothing where there is no systemd."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as peer,
+    ):
+        peer.sendto(message.encode(), address)
