@@ -169,7 +169,7 @@ SET search_path = poky, pg_temp
 AS $$
 DECLARE
     v_drawn bigint := nextval('poky.revision');
-    v_now bigint := extract(epoch FROM clock_timestamp())::bigint;
+    v_now bigint := floor(extract(epoch FROM clock_timestamp()))::bigint;
     v_table text := coalesce(p_bucket.leaf, '_object');
     v_old record;
     v_new poky.outcome;

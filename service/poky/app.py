@@ -497,8 +497,10 @@ def _unmodified_since(environ: Environ) -> int | None:
 
 
 def _unchanged_since(environ: Environ, unchanged_since: int) -> bool:
-    """If-Modified-Since: true only when certain; a date that cannot be read or is still to come
-    is ignored (RFC 9110 13.1.3)."""
+    """Whether If-Modified-Since certainly allows 304.
+
+    A date that cannot be read, or is still to come, is ignored (RFC 9110 13.1.3).
+    """
     value = environ.get("HTTP_IF_MODIFIED_SINCE")
     if value is None:
         return False

@@ -1,8 +1,8 @@
 """HTTP dates, entity tags and preconditions: text in, the words that poky.put understands out.
 
 Knows RFC 9110 and the seed's rules; knows nothing of requests, answers or PostgreSQL.
-A condition becomes ``None`` (not there), ``"*"``, or comma-separated entity tags (``revision-hash``)
-and dates (``@seconds``), as ``sql/functions.sql`` takes them.
+A condition becomes ``None`` (not there), ``"*"``, or comma-separated entity tags
+(``revision-hash``) and dates (``@seconds``), as ``sql/functions.sql`` takes them.
 """
 
 import re

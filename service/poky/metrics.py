@@ -1,5 +1,6 @@
 """Metrics: what happened, for Prometheus and statsd, and one line per request for the log."""
 
+import contextlib
 import logging
 import os
 import queue
@@ -147,9 +148,7 @@ class _Statsd:
         if self._address is None:
             return
         name = f"{self._key}.{method.lower()}"
-        try:
+        with contextlib.suppress(OSError):
             self._socket.sendto(
                 f"{name}.{status}:1|c\n{name}:{seconds * 1000:.2f}|ms".encode(), self._address
             )
-        except OSError:
-            pass

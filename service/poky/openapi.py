@@ -1,5 +1,7 @@
-"""The contract as an OpenAPI 3.1 document; tests check the service against it, and it against
-the table of routes."""
+"""The contract as an OpenAPI 3.1 document.
+
+Tests check the service against it, and it against the table of routes.
+"""
 
 from typing import Any
 
