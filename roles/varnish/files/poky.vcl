@@ -1,0 +1,411 @@
+# Poky's cache: a GET that starts after a write was acknowledged returns that write or a later one.
+#
+# A read is two lookups. The first finds the key's epoch: an object that Varnish makes itself, holding
+# a tag that is never repeated. The second finds the object under (generation, tag, URL). PURGE removes
+# the epoch: whatever is in flight under the old tag lands where nobody looks any more.
+# The generation comes from the service with a lease; without a lease nothing is served from the cache.
+# docs/decisions/0004-epoch-and-node-lease.md has the proof and the measurements.
+#
+# This file is the same everywhere; poky_values.vcl holds what differs between machines.
+# Hash scheme 1. A change of vcl_hash, of the tag or of the generation's form needs a restart of
+# varnishd, not a reload: a rollback would bring back objects that missed their purges.
+
+vcl 4.1;
+
+import directors;
+import header;
+import std;
+import str;
+import var;
+
+include "poky_values.vcl";
+
+# --- Requests ------------------------------------------------------------------------------------
+
+# req.http.Poky-Generation says where a read stands: absent = it looks for the epoch,
+# "lease" = for the lease, "none" = no lease, so pass; anything else = for the object.
+sub vcl_recv {
+    if (req.restarts > 0) {
+        call poky_recv_restarted;
+    }
+    unset req.http.Poky-Generation;
+    call poky_recv_purge;
+    call poky_recv_pass;
+    return (hash);
+}
+
+sub poky_recv_restarted {
+    if (req.http.Poky-Generation == "none") {
+        return (pass);
+    }
+    return (hash);
+}
+
+# PURGE has a listener of its own (-a purge=...), which only the service can reach: behind nginx on
+# the same host every client is 127.0.0.1, and an ACL would protect nothing.
+sub poky_recv_purge {
+    if (local.socket == "purge") {
+        if (req.method == "PURGE" && req.url ~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+-]+$") {
+            return (purge);
+        }
+        if (req.method == "GET" && req.url == "/node") {
+            return (synth(200, "Node"));
+        }
+        if (req.method != "PURGE" && req.method != "GET") {
+            return (synth(405, "Method Not Allowed"));
+        }
+        return (synth(404, "Not Found"));
+    }
+    if (req.method == "PURGE") {
+        return (synth(405, "Method Not Allowed"));
+    }
+}
+
+# One object has one cacheable spelling; a purge would miss a copy under any other.
+sub poky_recv_pass {
+    if (req.method != "GET" && req.method != "HEAD") {
+        return (pass);
+    }
+    if (req.url !~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+-]+$") {
+        return (pass);
+    }
+}
+
+# --- Lookups -------------------------------------------------------------------------------------
+
+# On the URL, never on Host. The three kinds cannot meet: a URL begins with "/", a generation with "=".
+sub vcl_hash {
+    if (!req.http.Poky-Generation) {
+        hash_data("epoch" + req.url);
+    } elseif (req.http.Poky-Generation == "lease") {
+        hash_data("lease");
+    } else {
+        hash_data(req.http.Poky-Generation + req.http.Poky-Tag + req.url);
+    }
+    return (lookup);
+}
+
+sub vcl_hit {
+    if (!req.http.Poky-Generation) {
+        set req.http.Poky-Tag = obj.http.Poky-Tag;
+        call poky_promise;
+        return (restart);
+    }
+    if (req.http.Poky-Generation == "=revalidate") {
+        # A hit here is the answer of a fetch that began before this request arrived.
+        return (pass);
+    }
+    return (deliver);
+}
+
+sub vcl_miss {
+    return (fetch);
+}
+
+sub vcl_pass {
+    return (fetch);
+}
+
+sub vcl_purge {
+    return (synth(200, "Purged"));
+}
+
+# --- Promises: poky_values.vcl chooses one by calling it from poky_promise -------------------------
+
+# lease: copies are used only while the service cannot have acknowledged a write without our purge.
+# The variable "until generation" spares the lookup during the first half of a lease.
+sub poky_promise_lease {
+    set req.http.Poky-Lease = var.global_get("poky_lease");
+    if (std.real(str.split(req.http.Poky-Lease, 1), 0.0) > std.time2real(now, 0.0)) {
+        set req.http.Poky-Generation = str.split(req.http.Poky-Lease, 2);
+    } else {
+        set req.http.Poky-Generation = "lease";
+    }
+}
+
+# revalidate: every read asks the service, which answers 304 if the copy is still right.
+sub poky_promise_revalidate {
+    set req.http.Poky-Generation = "=revalidate";
+}
+
+# bounded: a copy that missed its purge may live to the end of its TTL.
+sub poky_promise_bounded {
+    set req.http.Poky-Generation = "=bounded";
+}
+
+# The compiler refuses a subroutine that nobody calls: no request comes here.
+sub vcl_hit {
+    call poky_promise_lease;
+    call poky_promise_revalidate;
+    call poky_promise_bounded;
+}
+
+# --- Fetches -------------------------------------------------------------------------------------
+
+sub vcl_backend_fetch {
+    if (bereq.uncacheable) {
+        call poky_fetch_pass;
+        return (fetch);
+    }
+    if (!bereq.http.Poky-Generation) {
+        return (error(200, "Epoch"));
+    }
+    if (bereq.http.Poky-Generation == "lease") {
+        call poky_fetch_lease;
+        return (fetch);
+    }
+    call poky_fetch_object;
+    return (fetch);
+}
+
+sub poky_fetch_pass {
+    header.regsub(bereq, "(?i)^Poky-[^:]*:.*$", "Poky-Dropped: 1");
+    unset bereq.http.Poky-Dropped;
+    set bereq.http.Host = "poky";
+    set bereq.backend = poky_service.backend();
+    if (bereq.method != "GET" && bereq.method != "HEAD") {
+        call poky_value_write_timeout;
+    }
+}
+
+sub poky_fetch_object {
+    call poky_fetch_bare;
+    set bereq.backend = poky_service.backend();
+}
+
+# A listener and threads of its own: a busy service must not cost us the lease.
+sub poky_fetch_lease {
+    call poky_fetch_bare;
+    set bereq.url = "/lease";
+    set bereq.http.Poky-Node = server.identity;
+    set bereq.backend = poky_lease.backend();
+}
+
+# What is shared by all clients must not depend on any client's headers.
+# Varnish has put If-None-Match there itself, if it holds an expired copy.
+sub poky_fetch_bare {
+    header.regsub(bereq, "(?i)^(?!If-None-Match:).*$", "Poky-Dropped: 1");
+    unset bereq.http.Poky-Dropped;
+    unset bereq.body;
+    set bereq.http.Host = "poky";
+}
+
+# --- Answers -------------------------------------------------------------------------------------
+
+sub vcl_backend_response {
+    if (bereq.uncacheable) {
+        call poky_beresp_pass;
+    } elseif (bereq.url == "/lease") {
+        call poky_beresp_lease;
+    } elseif (beresp.status == 200) {
+        call poky_beresp_object;
+    } else {
+        call poky_beresp_transient;
+    }
+    return (deliver);
+}
+
+sub poky_beresp_pass {
+    set beresp.http.X-Cache = "PASS";
+    set beresp.http.Cache-Status = "poky; fwd=bypass";
+    set beresp.http.X-Served-By = server.identity;
+}
+
+# The headers of a hit are stored with the object: a hit then costs no header work.
+# No grace: an expired copy would be served while it is fetched anew.
+sub poky_beresp_object {
+    unset beresp.http.Vary;
+    unset beresp.http.Set-Cookie;
+    unset beresp.http.Poky-Internal;
+    set beresp.http.Cache-Control = "no-cache";
+    set beresp.http.X-Cache = "HIT";
+    set beresp.http.X-Served-By = server.identity;
+    set beresp.http.Cache-Status = "poky; hit";
+    if (beresp.was_304) {
+        set beresp.http.Cache-Status = "poky; fwd=stale; fwd-status=304; stored";
+    }
+    set beresp.grace = 0s;
+    call poky_value_object_life;
+}
+
+# 404, 412, 5xx: shared by those who wait for it, expired at birth.
+# Who waits has the same tag, so no write was acknowledged between the fetch and the wait.
+sub poky_beresp_transient {
+    unset beresp.http.Poky-Internal;
+    set beresp.http.X-Cache = "MISS";
+    set beresp.http.X-Served-By = server.identity;
+    set beresp.http.Cache-Status = "poky; fwd=miss";
+    set beresp.ttl = 0s;
+    set beresp.grace = 0s;
+    set beresp.keep = 0s;
+}
+
+# A lease of L seconds counts from the start of its fetch. We use nine tenths of it, for clocks that run
+# at different rates: half as TTL, half as grace, so that one background fetch renews it.
+sub poky_beresp_lease {
+    set beresp.http.Poky-Internal = "lease";
+    set beresp.keep = 0s;
+    set beresp.ttl = 0s;
+    set beresp.grace = std.duration(beresp.http.Poky-Lease + "s", 0s) * 0.45;
+    if (beresp.status == 403) {
+        call poky_beresp_lease_denied;
+    } elseif (beresp.status != 200 || beresp.http.Poky-Generation !~ "^[A-Za-z0-9_-]+$" ||
+        now - bereq.time >= beresp.grace * 2.0) {
+        call poky_beresp_lease_missing;
+    } else {
+        call poky_beresp_lease_granted;
+    }
+}
+
+sub poky_beresp_lease_granted {
+    set beresp.http.Poky-Generation = "=" + beresp.http.Poky-Generation + "=";
+    if (now - bereq.time < beresp.grace) {
+        var.global_set("poky_lease",
+            std.time2real(bereq.time + beresp.grace, 0.0) + " " + beresp.http.Poky-Generation);
+        set beresp.ttl = beresp.grace - (now - bereq.time);
+    } else {
+        set beresp.grace = beresp.grace * 2.0 - (now - bereq.time);
+    }
+}
+
+# An old "no" is always safe: keep it and ask again in the background.
+sub poky_beresp_lease_denied {
+    var.global_set("poky_lease", "0 none");
+    set beresp.http.Poky-Generation = "none";
+    set beresp.ttl = 1s;
+    set beresp.grace = 1h;
+}
+
+# No answer, or one too late to use: the lease that we hold is good to its end.
+sub poky_beresp_lease_missing {
+    if (bereq.is_bgfetch) {
+        return (abandon);
+    }
+    set beresp.http.Poky-Generation = "none";
+    set beresp.ttl = 1s;
+    set beresp.grace = 1h;
+}
+
+sub vcl_backend_error {
+    set beresp.keep = 0s;
+    if (beresp.status == 200) {
+        call poky_error_epoch;
+        return (deliver);
+    }
+    if (!bereq.uncacheable && bereq.url == "/lease") {
+        set beresp.http.Poky-Internal = "lease";
+        call poky_beresp_lease_missing;
+        return (deliver);
+    }
+    call poky_error_unavailable;
+    return (deliver);
+}
+
+# A tag exists for others only once it is in the cache: what is fetched under it was read after that.
+sub poky_error_epoch {
+    set beresp.http.Poky-Internal = "epoch";
+    set beresp.http.Poky-Tag = std.time2real(now, 0.0) + "-" + bereq.xid;
+    set beresp.ttl = 7d;
+    set beresp.grace = 0s;
+}
+
+sub poky_error_unavailable {
+    if (bereq.retries == 0 && (bereq.method == "GET" || bereq.method == "HEAD")) {
+        return (retry);
+    }
+    set beresp.status = 503;
+    set beresp.reason = "Service Unavailable";
+    set beresp.ttl = 0s;
+    set beresp.grace = 0s;
+    set beresp.http.Content-Type = "application/problem+json";
+    set beresp.http.Cache-Control = "no-store";
+    set beresp.http.Retry-After = "1";
+    set beresp.http.X-Cache = "MISS";
+    set beresp.http.X-Served-By = server.identity;
+    set beresp.http.Cache-Status = "poky; fwd=miss";
+    if (bereq.method != "GET" && bereq.method != "HEAD") {
+        set beresp.http.Poky-Outcome = "unknown";
+    }
+    set beresp.body = """{"type": "about:blank", "title": "Service Unavailable", "status": 503, """ +
+        """"detail": "The cache cannot reach the service. Try again in a second."}""";
+}
+
+# --- Delivery ------------------------------------------------------------------------------------
+
+sub vcl_deliver {
+    if (resp.http.Poky-Internal) {
+        call poky_deliver_internal;
+    }
+    # A modified_at stands still while the content changes: only the service can answer these two.
+    unset req.http.If-Modified-Since;
+    if (req.http.If-Range && req.http.If-Range !~ {"^""}) {
+        unset req.http.Range;
+    }
+    if (req.http.If-Match || req.http.X-If-Match) {
+        call poky_deliver_if_match;
+    }
+    if (req.http.If-None-Match && resp.status == 200) {
+        call poky_deliver_if_none_match;
+    }
+    if (obj.hits == 0) {
+        call poky_deliver_miss;
+    }
+    return (deliver);
+}
+
+sub poky_deliver_internal {
+    if (resp.http.Poky-Internal == "epoch") {
+        set req.http.Poky-Tag = resp.http.Poky-Tag;
+        call poky_promise;
+    } else {
+        set req.http.Poky-Generation = resp.http.Poky-Generation;
+    }
+    return (restart);
+}
+
+# If-Match on a read: a match is answered from here, all else by the service.
+sub poky_deliver_if_match {
+    if (req.http.Poky-Generation && req.http.Poky-Generation != "none") {
+        set req.http.Poky-If-Match = req.http.If-Match + req.http.X-If-Match;
+        if (resp.status != 200 || (req.http.Poky-If-Match != "*" && (
+            req.http.Poky-If-Match !~ {"^\s*"[^"]*"(\s*,\s*"[^"]*")*\s*$"} || (
+            !str.contains(req.http.Poky-If-Match, resp.http.ETag) &&
+            !str.contains(req.http.Poky-If-Match, {"""} + resp.http.Last-Modified + {"""}))))) {
+            set req.http.Poky-Generation = "none";
+            return (restart);
+        }
+    }
+}
+
+# Varnish compares a single tag; this adds "*" and lists.
+sub poky_deliver_if_none_match {
+    if (req.http.If-None-Match ~ "^\s*\*\s*$" || (
+        req.http.If-None-Match ~ {"^\s*(W/)?"[^"]*"(\s*,\s*(W/)?"[^"]*")*\s*$"} &&
+        resp.http.ETag && str.contains(req.http.If-None-Match, resp.http.ETag))) {
+        set req.http.If-None-Match = resp.http.ETag;
+    }
+}
+
+sub poky_deliver_miss {
+    if (resp.http.X-Cache == "HIT") {
+        set resp.http.X-Cache = "MISS";
+        if (resp.http.Cache-Status == "poky; hit") {
+            set resp.http.Cache-Status = "poky; fwd=miss; stored";
+        }
+    }
+}
+
+sub vcl_synth {
+    set resp.http.Cache-Control = "no-store";
+    if (resp.status == 200) {
+        set resp.http.Poky-Node = server.identity;
+        set resp.body = "";
+        return (deliver);
+    }
+    set resp.http.Content-Type = "application/problem+json";
+    if (resp.status == 503) {
+        set resp.http.Retry-After = "1";
+    }
+    set resp.body = {"{"type": "about:blank", "title": ""} + resp.reason + {"", "status": "} + resp.status + "}";
+    return (deliver);
+}
