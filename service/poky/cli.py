@@ -96,7 +96,7 @@ def migrate(
         if only_plan:
             planned = schema.plan(config.owner_dsn, kind=kind, phase=phase)
             if as_json:
-                _print_json(schema.as_json(planned))
+                _print_json(asdict(planned))
             else:
                 _show_steps("to apply", planned.pending, planned.refusal)
             return

@@ -1,0 +1,178 @@
+"""The owner's conversation with PostgreSQL: alone, and never in the way of traffic.
+
+Whatever changes the schema goes through one ``Owner``: it has become ``poky_owner``, can keep all
+other migrations out, and gives up and tries again rather than let a lock it waits for hold up
+clients. This module knows roles and locks; it knows no table.
+"""
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+import psycopg2
+import psycopg2.errors
+import psycopg2.extensions
+
+T = TypeVar("T")
+
+# Clients queue behind a lock that we wait for: well below their own lock timeout, and below
+# PostgreSQL's deadlock_timeout (1 s), so that in a deadlock it is never they who lose.
+_LOCK_TIMEOUT_MS = 200
+_PATIENCE_SECONDS = 60.0
+# Any number that no other program uses: "poky" in ASCII.
+_ADVISORY_LOCK = 0x706F6B79
+_KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+
+
+class SchemaError(Exception):
+    """The schema cannot be created, changed or converted; the message is for the operator."""
+
+
+class Progress(NamedTuple):
+    """How far it is: what is being done, and how many rows of how many (estimated; 0: unknown)."""
+
+    step: str
+    done: int = 0
+    total: int = 0
+
+
+class Owner:
+    """A connection of its own that acts as poky_owner; a context manager.
+
+    ``report`` hears what is being done. Everything raises SchemaError with a sentence.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        report: Callable[[Progress], None] | None = None,
+        patience: float = _PATIENCE_SECONDS,
+    ) -> None:
+        self.report = report or (lambda progress: None)
+        self._patience = patience
+        try:
+            self._connection = psycopg2.connect(dsn, application_name="poky migrate", **_KEEPALIVES)
+        except psycopg2.OperationalError as error:
+            raise SchemaError(f"Cannot connect to the database: {_first_line(error)}") from error
+        self._connection.autocommit = True
+        # No client's limit is meant for a migration, and names mean what the files say.
+        self.run("SET statement_timeout = 0")
+        self.run("SET idle_in_transaction_session_timeout = 0")
+        self.run("SET search_path = pg_catalog")
+        # What exists already can be looked at as the owner; become_owner makes the rest.
+        with contextlib.suppress(
+            psycopg2.errors.InvalidParameterValue, psycopg2.errors.InsufficientPrivilege
+        ):
+            self.run("SET ROLE poky_owner")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._connection.close()
+        if isinstance(error, psycopg2.Error):
+            raise SchemaError(f"PostgreSQL refused: {_first_line(error)}") from error
+
+    def run(self, statements: str, *values: object) -> list[tuple[Any, ...]]:
+        """Send SQL and give the rows of its last statement; without values, % is just a %."""
+        with self._connection.cursor() as cursor:
+            cursor.execute(statements, values or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def value(self, query: str, *values: object) -> Any:
+        """Give the first column of the query's first row."""
+        return self.run(query, *values)[0][0]
+
+    def become_owner(self, roles: str, *, creates_schema: bool) -> None:
+        """Act as poky_owner from now on; make the roles with the script ``roles`` if need be."""
+        ready = self.value("SELECT to_regrole('poky_owner') IS NOT NULL") and not self.run(
+            "SELECT FROM unnest(ARRAY['poky_service', 'poky_reader', 'poky_monitor']) AS r (name)"
+            " WHERE to_regrole(r.name) IS NULL"
+        )
+        if ready and creates_schema:
+            ready = self.value(
+                "SELECT has_database_privilege('poky_owner', current_database(), 'CREATE')"
+            )
+        try:
+            self.run("RESET ROLE")
+            if not ready:
+                self.run(roles)
+            try:
+                self.run("SET ROLE poky_owner")
+            except psycopg2.errors.InsufficientPrivilege:
+                # Since PostgreSQL 16, who creates a role may join it, but has to say so.
+                self.run("GRANT poky_owner TO CURRENT_USER")
+                self.run("SET ROLE poky_owner")
+        except psycopg2.errors.InsufficientPrivilege as error:
+            user, database = self.run(
+                "SELECT quote_ident(session_user), quote_ident(current_database())"
+            )[0]
+            raise SchemaError(
+                f"The user {user} cannot act as poky_owner ({_first_line(error)}). An administrator"
+                f" of the database {database} can change that:\n"
+                "  CREATE ROLE poky_owner NOLOGIN;\n"
+                "  CREATE ROLE poky_service LOGIN;\n"
+                "  CREATE ROLE poky_reader NOLOGIN;\n"
+                "  CREATE ROLE poky_monitor NOLOGIN;\n"
+                f"  GRANT CREATE ON DATABASE {database} TO poky_owner;\n"
+                f"  GRANT poky_owner TO {user};"
+            ) from error
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep every other migration of this database out; wait for one that is under way."""
+        waits = False
+        # Asked for again and again: a statement that waits would hold a snapshot all the while.
+        while not self.value("SELECT pg_try_advisory_lock(%s)", _ADVISORY_LOCK):
+            if not waits:
+                self.report(Progress("Waiting for another migration to end"))
+                waits = True
+            time.sleep(0.1)
+        try:
+            yield
+        finally:
+            if not self._connection.closed:
+                self.run("SELECT pg_advisory_unlock(%s)", _ADVISORY_LOCK)
+
+    def atomically(self, work: Callable[[], T]) -> T:
+        """Do ``work`` in one transaction; where it would have to wait for a lock, try again later.
+
+        So ``work`` may run several times, each time from the start.
+        """
+        deadline = time.monotonic() + self._patience
+        while True:
+            self.run(f"BEGIN; SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}")
+            try:
+                result = work()
+                self.run("COMMIT")
+                return result
+            except (
+                psycopg2.errors.LockNotAvailable,
+                psycopg2.errors.DeadlockDetected,
+            ) as error:
+                self.run("ROLLBACK")
+                if time.monotonic() > deadline:
+                    raise SchemaError(
+                        f"In {self._patience:.0f} s there was no moment without somebody in the way"
+                        f" ({_first_line(error)}); nothing was changed. Look for long transactions"
+                        " in pg_stat_activity, and try again."
+                    ) from error
+                time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 (no secret)
+            except BaseException:
+                if not self._connection.closed:
+                    with contextlib.suppress(psycopg2.Error):
+                        self.run("ROLLBACK")
+                raise
+
+
+def _first_line(error: psycopg2.Error) -> str:
+    """PostgreSQL's message without its details: lines of SQL, and in them perhaps values."""
+    return str(error).strip().split("\n", 1)[0]
