@@ -1,0 +1,378 @@
+"""The caches: why a read that starts after a change was acknowledged never gives an older value.
+
+A cache node may use its copies while it holds a lease, granted here under the node's *generation*.
+A change is purged at every node after its commit and before its answer. A node that does not
+confirm is *suspended*: no lease any more, and a new generation, so that its copies are never used
+again. The change is acknowledged when the leases granted before have run out: the node is *drained*
+then, no other change waits for it, and it takes part again once it answers.
+
+The rows of ``poky.cache_node`` alone say which nodes there are, so an instance that was not told
+of any keeps the promise as well. The reasons, step by step: docs/cache.md. Knows the store and the
+purge client; knows nothing of how a request looks.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any
+
+from poky.config import CacheNode, Config
+from poky.purge import NotConfirmed, PurgeClient
+from poky.store import Node, Store, StoreError
+
+log = logging.getLogger("poky.cache")
+
+# Clocks may differ by so much while a lease runs: chrony slews by up to 8.3 % (maxslewrate).
+_CLOCK_RATE = 0.9
+
+_TICK_SECONDS = 0.25
+_GOOD_PROBES = 3  # in a row, a tick apart, before a node takes part again
+_SWEEP_SECONDS = 3.0  # the age at which a change counts as left behind by its writer
+_SWEEP_CHANGES = 1000
+
+_ADMITTED = nullcontext()
+
+
+class Caches:
+    """All cache nodes, as this instance sees them. Costs nothing where there are none.
+
+    ``purge`` and ``forget_bucket`` return when the promise holds, or raise StoreError 503 with
+    ``unknown``: the change is made, but may not be acknowledged.
+    """
+
+    def __init__(self, store: Store, config: Config) -> None:
+        self._store = store
+        self._client = PurgeClient(config.purge_timeout)
+        self._may_wait = config.cache_mode != "bounded"
+        # A cut-off node delays a change by the purge's timeout and by its lease on a slow clock:
+        # together by lease_seconds at most.
+        self._grant = (config.lease_seconds - config.purge_timeout) * _CLOCK_RATE
+        # Who asks for every read holds no copy that would have to be purged.
+        self._unregistered = list(config.caches) if config.cache_mode != "revalidate" else []
+        self._are_ours = bool(config.caches)
+        self._places = max(config.threads // 2, 1)
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._confirmed: deque[int] = deque()
+        self._keeper: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._seen: Sequence[Node] = ()
+        self._drains: dict[str, float] = {}
+        self._good_probes: dict[str, int] = {}
+        self._failures: dict[str, str] = {}
+        self._swept_at = 0.0
+        self._counts = dict.fromkeys(("purges", "failures", "waits", "refusals", "swept"), 0)
+
+    def start(self) -> None:
+        """Register the nodes of the configuration, and look after all nodes from now on."""
+        if self._unregistered:
+            self._start_keeper()
+
+    def stop(self) -> None:
+        """Look after nothing any more, in good order."""
+        self._stopping.set()
+        if self._keeper:
+            self._keeper.join(5)
+            with suppress(StoreError):
+                self._write_confirmed()
+        self._client.close()
+
+    # The way of a change.
+
+    def admit(self) -> AbstractContextManager[None]:
+        """Enter before a change; StoreError 503 when half of the threads wait for leases already.
+
+        The other half goes on reading, and finds out when the wait is over.
+        """
+        if self._waiting >= self._places:
+            self._counts["refusals"] += 1
+            raise StoreError(
+                503, "A cache is cut off, and enough changes wait for it. Try again shortly."
+            )
+        return _ADMITTED
+
+    def purge(self, bucket: str, keys: Sequence[str], outbox_ids: Sequence[int]) -> None:
+        """Return when no cache can give an older value of these keys any more.
+
+        To be called after the commit of the change and before its answer.
+        """
+        if self._keeper is None:
+            self._start_keeper()
+        with _unacknowledged():
+            self.tell(bucket, keys)
+        self._confirmed.extend(outbox_ids)
+
+    def forget_bucket(self, outbox_id: int) -> None:
+        """Return when no cache can give any value of the bucket that was dropped any more.
+
+        The caches forget everything: a new generation costs the same for any number of keys.
+        """
+        if self._keeper is None:
+            self._start_keeper()
+        with _unacknowledged():
+            self.forget()
+        self._confirmed.append(outbox_id)
+
+    def tell(self, bucket: str, keys: Sequence[str]) -> None:
+        """Purge these keys everywhere, and wait for the leases of nodes that do not confirm."""
+        # Asked now, and not before the commit: a node that joined since must hear of it.
+        pending = self._tell(self._store.nodes(), _paths(bucket, keys))
+        if pending and self._may_wait:
+            with self._place():
+                self._outwait(pending)
+
+    def forget(self) -> None:
+        """Let every cache forget everything, and wait until nobody uses an old copy."""
+        seconds = self._store.renew_generations()
+        if self._may_wait:
+            time.sleep(seconds / _CLOCK_RATE)
+
+    def _tell(self, nodes: Iterable[Node], paths: Sequence[str]) -> list[Node]:
+        """Purge at all nodes that take part; those whose leases are still to be waited for."""
+        nodes = list(nodes)
+        failures = self._client.purge(
+            {node.name: node.url for node in nodes if node.suspended_at is None}, paths
+        )
+        pending = [node for node in nodes if node.suspended_at is not None and not node.drained]
+        for name, reason in failures.items():
+            log.warning("the cache %s %s: it is suspended", name, reason)
+            node = self._store.suspend_node(name)
+            # Somebody else may have seen it long before: then there is nothing to wait for.
+            if node is not None and not node.drained:
+                pending.append(node)
+        self._counts["purges"] += 1
+        self._counts["failures"] += len(failures)
+        return pending
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of the places for those who wait; StoreError 503 when there is none."""
+        with self._lock:
+            if self._waiting >= self._places:
+                raise StoreError(503, "A cache is cut off, and enough changes wait for it.")
+            self._waiting += 1
+            self._counts["waits"] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting -= 1
+
+    def _outwait(self, pending: Iterable[Node]) -> None:
+        """Return when all leases of these suspended nodes have certainly run out.
+
+        By our own monotonic clock, counted from after the suspension's commit; or earlier, when
+        somebody who began to wait before us says so.
+        """
+        left_out = {(node.name, node.generation): node for node in pending}
+        end = time.monotonic() + max(_drain_seconds(node) for node in left_out.values())
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _TICK_SECONDS))
+            with suppress(StoreError):
+                # Under the generation that it got when it was suspended, and no other: a database
+                # that was restored from a backup would know nothing of the suspension.
+                over = {
+                    (node.name, node.generation)
+                    for node in self._store.nodes()
+                    if node.drained or node.suspended_at is None
+                }
+                if left_out.keys() <= over:
+                    return
+        for name, generation in left_out:
+            with suppress(StoreError):
+                self._store.drain_node(name, generation)
+
+    # Leases.
+
+    def lease_app(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        """GET /lease (WSGI): the node's generation and how long it may use its copies under it.
+
+        403 is no; whoever gets neither may use a lease that it has to its end.
+        """
+        if environ["PATH_INFO"] != "/lease" or environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            start_response("404 Not Found", [])
+            return []
+        try:
+            generation = self._store.lease(environ.get("HTTP_POKY_NODE", ""), self._grant)
+        except StoreError:
+            start_response("503 Service Unavailable", [])
+            return []
+        if generation is None:
+            start_response("403 Forbidden", [])
+        else:
+            start_response(
+                "200 OK", [("Poky-Generation", generation), ("Poky-Lease", f"{self._grant:.3f}")]
+            )
+        return []
+
+    # For people (poky cache).
+
+    def status(self) -> Sequence[Node]:
+        """All nodes."""
+        return self._store.nodes()
+
+    def suspend(self, name: str) -> bool:
+        """Suspend a node until people resume it, and wait until nobody uses a copy of its.
+
+        False if there is no such cache.
+        """
+        node = self._store.suspend_node(name, hold=True)
+        if node is not None and not node.drained:
+            self._outwait([node])
+        return node is not None
+
+    def resume(self, name: str) -> bool:
+        """Let a node take part again once it answers; False if there is no such cache."""
+        return self._store.resume_node(name)
+
+    def remove(self, name: str) -> bool:
+        """Forget a node, once nobody uses a copy of its; False if there is no such cache."""
+        return self.suspend(name) and self._store.remove_node(name)
+
+    @property
+    def gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
+        """What to watch, by name: a sentence and the number now."""
+        counts = self._counts
+        return {
+            "cache_nodes": ("Caches known.", lambda: len(self._seen)),
+            "cache_nodes_suspended": (
+                "Caches that are suspended.",
+                lambda: sum(node.suspended_at is not None for node in self._seen),
+            ),
+            "cache_purges": ("Changes told to the caches.", lambda: counts["purges"]),
+            "cache_purge_failures": ("Purges not confirmed.", lambda: counts["failures"]),
+            "cache_waiting": ("Changes that wait for leases now.", lambda: self._waiting),
+            "cache_waits": ("Changes that waited for leases.", lambda: counts["waits"]),
+            "cache_refusals": ("Changes refused, too many waiting.", lambda: counts["refusals"]),
+            "cache_swept": ("Changes told in place of their writers.", lambda: counts["swept"]),
+        }
+
+    # The keeper: a thread that registers, drains, probes, reinstates and sweeps. Every instance
+    # has one; whatever two of them do at once, the database lets happen once.
+
+    def _start_keeper(self) -> None:
+        with self._lock:
+            if self._keeper is not None:
+                return
+            if not self._are_ours:
+                log.warning(
+                    "caches are registered, but POKY_CACHES is empty here; they are told of every"
+                    " change all the same. Set it, or remove them with: poky cache remove NAME"
+                )
+            self._keeper = threading.Thread(target=self._keep, name="poky-caches", daemon=True)
+            self._keeper.start()
+
+    def _keep(self) -> None:
+        while not self._stopping.wait(_TICK_SECONDS):
+            try:
+                self._write_confirmed()
+                self._register()
+                self._seen = self._store.nodes()
+                self._drain(self._seen)
+                self._reinstate(self._seen)
+                if time.monotonic() - self._swept_at > _SWEEP_SECONDS:
+                    self._sweep()
+                    self._swept_at = time.monotonic()
+            except StoreError as error:
+                log.info("looking after the caches again shortly: %s", error)
+            except Exception:
+                log.exception("looking after the caches failed")
+
+    def _write_confirmed(self) -> None:
+        """Remove changes from the outbox; if that fails they are told once more, no harm done."""
+        ids = [self._confirmed.popleft() for _ in range(min(len(self._confirmed), 10_000))]
+        if ids:
+            self._store.confirm(ids)
+
+    def _register(self) -> None:
+        if not self._unregistered:
+            return
+        known = {node.name: node.url for node in self._store.nodes()}
+        for given in tuple(self._unregistered):
+            name = given.name or self._learn_name(given)
+            if not name:
+                continue
+            if known.get(name) != given.url and self._store.register_node(name, given.url):
+                log.info("the cache %s at %s is registered", name, given.url)
+            known.pop(name, None)
+            self._unregistered.remove(given)
+        if not self._unregistered and known:
+            log.warning("more caches are registered than POKY_CACHES has: %s", ", ".join(known))
+
+    def _learn_name(self, given: CacheNode) -> str:
+        with suppress(NotConfirmed, OSError):
+            return self._client.name_of(given.url)
+        return ""
+
+    def _drain(self, nodes: Iterable[Node]) -> None:
+        """Time the leases of suspended nodes, in case whoever suspended them dies meanwhile."""
+        now = time.monotonic()
+        drains = {}
+        for node in nodes:
+            if node.suspended_at is not None and not node.drained:
+                end = self._drains.get(node.generation, now + _drain_seconds(node))
+                drains[node.generation] = end
+                if now >= end:
+                    self._store.drain_node(node.name, node.generation)
+        self._drains = drains
+
+    def _reinstate(self, nodes: Iterable[Node]) -> None:
+        drained = {node.name: node for node in nodes if node.drained and not node.held}
+        failures = self._client.probe({name: node.url for name, node in drained.items()})
+        for name, reason in failures.items():
+            if self._failures.get(name) != reason:
+                log.info("the cache %s stays suspended: it %s", name, reason)
+        self._failures = failures
+        good = {}
+        for name, node in drained.items():
+            if name in failures:
+                continue
+            good[name] = self._good_probes.get(name, 0) + 1
+            if good[name] >= _GOOD_PROBES and self._store.reinstate_node(name, node.generation):
+                log.warning("the cache %s takes part again", name)
+        self._good_probes = good
+
+    def _sweep(self) -> None:
+        """Tell the caches what a writer that died, or that is not the service, did not tell."""
+        while not self._stopping.is_set():
+            changes = self._store.unconfirmed(_SWEEP_SECONDS, _SWEEP_CHANGES)
+            if not changes:
+                return
+            if not all(change.key for change in changes):
+                self._store.renew_generations()
+            # Nobody waits for these, so a node that fails need only be suspended.
+            self._tell(
+                self._store.nodes(),
+                [path for change in changes for path in _paths(change.bucket, [change.key])],
+            )
+            self._store.confirm([change.id for change in changes])
+            self._counts["swept"] += len(changes)
+            log.info("told the caches of %d changes in place of their writers", len(changes))
+            if len(changes) < _SWEEP_CHANGES:
+                return
+
+
+def _paths(bucket: str, keys: Iterable[str]) -> list[str]:
+    """The one cacheable spelling of each object's URL."""
+    return [f"/kv/{bucket}/{key}" for key in dict.fromkeys(keys) if key]
+
+
+def _drain_seconds(node: Node) -> float:
+    """How long a lease that this node was just granted may last, by our clock."""
+    return node.lease_seconds / _CLOCK_RATE
+
+
+@contextmanager
+def _unacknowledged() -> Iterator[None]:
+    """Say of an error that the change has been made: it came after the commit."""
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(
+            503, f"The change is made but not acknowledged. {error.detail}", unknown=True
+        ) from error
