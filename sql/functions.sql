@@ -479,20 +479,17 @@ BEGIN
     IF v_bucket.declared THEN
         RETURN false;
     END IF;
-    IF poky._is_flat() THEN
-        INSERT INTO poky.bucket AS b (name) VALUES (p_bucket)
-        ON CONFLICT (name) DO UPDATE SET declared = true WHERE NOT b.declared;
-        RETURN FOUND;
-    END IF;
-    INSERT INTO poky.bucket (name) VALUES (p_bucket)
-    ON CONFLICT DO NOTHING
+    INSERT INTO poky.bucket AS b (name) VALUES (p_bucket)
+    ON CONFLICT (name) DO UPDATE SET declared = true WHERE NOT b.declared
     RETURNING * INTO v_bucket;
-    IF FOUND THEN
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF v_bucket.leaf IS NULL AND NOT poky._is_flat() THEN
         UPDATE poky.bucket SET leaf = poky._create_leaf(v_bucket.id, '_object')
         WHERE id = v_bucket.id;
-        RETURN true;
     END IF;
-    RETURN false;
+    RETURN true;
 END;
 $$;
 COMMENT ON FUNCTION poky.ensure_bucket IS 'Create a bucket unless it is there; true if created. PK400.';
@@ -549,10 +546,18 @@ SET search_path = poky, pg_temp
 AS $$
 DECLARE
     v_bucket poky.bucket;
+    v_has_keys boolean;
     v_plan json;
     v_all real;
 BEGIN
     FOR v_bucket IN SELECT * FROM poky.bucket AS b ORDER BY b.name LOOP
+        IF NOT v_bucket.declared THEN
+            EXECUTE format(
+                'SELECT EXISTS (SELECT FROM poky.%I WHERE bucket_id = $1)',
+                coalesce(v_bucket.leaf, '_object')
+            ) INTO v_has_keys USING v_bucket.id;
+            CONTINUE WHEN NOT v_has_keys;
+        END IF;
         name := v_bucket.name;
         IF v_bucket.leaf IS NOT NULL THEN
             kind := 'partitioned';
@@ -561,8 +566,6 @@ BEGIN
             FROM pg_catalog.pg_class AS c WHERE c.oid = format('poky.%I', v_bucket.leaf)::regclass;
         ELSE
             kind := 'flat';
-            CONTINUE WHEN NOT v_bucket.declared
-                AND NOT EXISTS (SELECT FROM poky._object AS o WHERE o.bucket_id = v_bucket.id);
             -- The planner's guess: counting would read the whole bucket.
             EXECUTE format(
                 'EXPLAIN (FORMAT json) SELECT FROM poky._object WHERE bucket_id = %s', v_bucket.id

@@ -1,7 +1,6 @@
--- Who may do it. The roles exist already: migrate or the database's owner makes them.
+-- Who may do it. The roles exist already (roles.sql), and nobody but the owner has a table.
 
 REVOKE ALL ON SCHEMA poky FROM public;
-REVOKE ALL ON ALL TABLES IN SCHEMA poky FROM public;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA poky FROM public;
 
 -- The service may call the interface and nothing else: no table, no DDL.

@@ -32,7 +32,7 @@ COMMENT ON TABLE poky.bucket IS 'The registry of buckets. Tables are named by id
 COMMENT ON COLUMN poky.bucket.leaf IS
 'The partition that holds this bucket alone; null in the flat schema.';
 COMMENT ON COLUMN poky.bucket.declared IS
-'False for a bucket of the flat schema that only its objects brought to life.';
+'False for a bucket that only its objects brought to life, in the flat schema or before the conversion.';
 COMMENT ON COLUMN poky.bucket.unsettled_until IS
 'The latest modified_at of a deleted object that was still ahead of the server''s clock: up to then a client''s date says nothing certain.';
 
