@@ -94,7 +94,7 @@ class Owner:
     def become_owner(self, roles: str, *, creates_schema: bool) -> None:
         """Act as poky_owner from now on; make the roles with the script ``roles`` if need be."""
         ready = self.value("SELECT to_regrole('poky_owner') IS NOT NULL") and not self.run(
-            "SELECT FROM unnest(ARRAY['poky_service', 'poky_reader', 'poky_monitor']) AS r (name)"
+            "SELECT r.name FROM unnest(ARRAY['poky_service', 'poky_reader', 'poky_monitor']) AS r (name)"
             " WHERE to_regrole(r.name) IS NULL"
         )
         if ready and creates_schema:
