@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
-import bottle
+import bottle  # type: ignore[import-untyped]
 
 from poky import batch, conditions, openapi
 from poky.answers import Answer, Refused, bare, json, problem, refuse, text
@@ -37,8 +37,8 @@ class Purger(Protocol):
     def purge(self, bucket: str, keys: Sequence[str], outbox_ids: Sequence[int]) -> None:
         """Return when no cache can give an older value of these keys any more."""
 
-    def forget_bucket(self, bucket: str) -> None:
-        """Return when no cache can give any value of this bucket any more."""
+    def forget_bucket(self, outbox_id: int) -> None:
+        """Return when no cache can give any value of the dropped bucket any more."""
 
 
 class Route(NamedTuple):
@@ -171,9 +171,9 @@ class Api:
     def get_object(self, environ: Environ, bucket: str, key: str) -> Answer:
         """The object, 304 or 412 as its conditions have it, or 404."""
         _check_names(bucket, key)
-        if_match = _parsed(environ, "HTTP_IF_MATCH", conditions.parse_if_match) or _parsed(
-            environ, "HTTP_X_IF_MATCH", conditions.parse_if_match
-        )
+        if_match = _parsed(environ, "HTTP_IF_MATCH", conditions.parse_if_match)
+        if if_match is None:  # the original's cache sent it by this name
+            if_match = _parsed(environ, "HTTP_X_IF_MATCH", conditions.parse_if_match)
         if_none_match = _parsed(environ, "HTTP_IF_NONE_MATCH", conditions.parse_if_none_match)
         found = self._store.get(bucket, key)
         if found is None:
@@ -363,8 +363,9 @@ class Api:
         keys = _query(environ, "keys").get("keys")
         if keys not in (None, "drop"):
             raise refuse(400, "keys, if given, is drop: the bucket is dropped with its keys.")
-        self._store.drop_bucket(bucket, keys=keys == "drop")
-        self._caches.forget_bucket(bucket)
+        outbox_id = self._store.drop_bucket(bucket, keys=keys == "drop")
+        if outbox_id is not None:
+            self._caches.forget_bucket(outbox_id)
         return bare(200)
 
     # The rest.

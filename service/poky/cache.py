@@ -25,9 +25,6 @@ from poky.store import Node, Store, StoreError
 
 log = logging.getLogger("poky.cache")
 
-# Clocks may differ by so much while a lease runs: chrony slews by up to 8.3 % (maxslewrate).
-_CLOCK_RATE = 0.9
-
 _TICK_SECONDS = 0.25
 _GOOD_PROBES = 3  # in a row, a tick apart, before a node takes part again
 _SWEEP_SECONDS = 3.0  # the age at which a change counts as left behind by its writer
@@ -47,9 +44,10 @@ class Caches:
         self._store = store
         self._client = PurgeClient(config.purge_timeout)
         self._may_wait = config.cache_mode != "bounded"
-        # A cut-off node delays a change by the purge's timeout and by its lease on a slow clock:
-        # together by lease_seconds at most.
-        self._grant = (config.lease_seconds - config.purge_timeout) * _CLOCK_RATE
+        # A cut-off node delays a change by the purge's timeout and by the lease it was granted:
+        # together by lease_seconds at most. (Clocks that run at different rates are the node's
+        # business: poky.vcl uses nine tenths of a lease.)
+        self._grant = config.lease_seconds - config.purge_timeout
         # Who asks for every read holds no copy that would have to be purged.
         self._unregistered = list(config.caches) if config.cache_mode != "revalidate" else []
         self._are_ours = bool(config.caches)
@@ -128,7 +126,7 @@ class Caches:
         """Let every cache forget everything, and wait until nobody uses an old copy."""
         seconds = self._store.renew_generations()
         if self._may_wait:
-            time.sleep(seconds / _CLOCK_RATE)
+            time.sleep(seconds)
 
     def _tell(self, nodes: Iterable[Node], paths: Sequence[str]) -> list[Node]:
         """Purge at all nodes that take part; those whose leases are still to be waited for."""
@@ -168,7 +166,7 @@ class Caches:
         somebody who began to wait before us says so.
         """
         left_out = {(node.name, node.generation): node for node in pending}
-        end = time.monotonic() + max(_drain_seconds(node) for node in left_out.values())
+        end = time.monotonic() + max(node.lease_seconds for node in left_out.values())
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(left, _TICK_SECONDS))
             with suppress(StoreError):
@@ -315,7 +313,7 @@ class Caches:
         drains = {}
         for node in nodes:
             if node.suspended_at is not None and not node.drained:
-                end = self._drains.get(node.generation, now + _drain_seconds(node))
+                end = self._drains.get(node.generation, now + node.lease_seconds)
                 drains[node.generation] = end
                 if now >= end:
                     self._store.drain_node(node.name, node.generation)
@@ -360,11 +358,6 @@ class Caches:
 def _paths(bucket: str, keys: Iterable[str]) -> list[str]:
     """The one cacheable spelling of each object's URL."""
     return [f"/kv/{bucket}/{key}" for key in dict.fromkeys(keys) if key]
-
-
-def _drain_seconds(node: Node) -> float:
-    """How long a lease that this node was just granted may last, by our clock."""
-    return node.lease_seconds / _CLOCK_RATE
 
 
 @contextmanager

@@ -7,17 +7,21 @@ programs. Exit status: 0 done, 1 it failed, 2 the command or its settings were w
 import contextlib
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from poky import __version__, schema
 from poky.config import Config, ConfigError, unknown_settings
-from poky.store import Store, StoreError
+from poky.store import Node, Store, StoreError
+
+if TYPE_CHECKING:
+    from poky.cache import Caches
 
 _EXAMPLES = """\b
 Examples:
@@ -180,16 +184,104 @@ def list_buckets(dsn: str | None, as_json: bool) -> None:
 @as_json
 def drop_bucket(name: str, keys: bool, dsn: str | None, as_json: bool) -> None:
     """Drop a bucket; one with keys only with --keys."""
-    from poky.cache import Caches  # noqa: PLC0415
-
     with _store(dsn) as store:
         try:
-            store.drop_bucket(name, keys=keys)
+            outbox_id = store.drop_bucket(name, keys=keys)
         except StoreError as error:
             hint = " Say --keys to drop it with its keys." if error.status == 409 else ""
             raise _Failed(error.detail + hint) from error
-        Caches(store, _config(dsn=dsn)).forget_bucket(name)
+        if outbox_id is not None:
+            with _caches(store) as caches:
+                caches.forget_bucket(outbox_id)
     _show_pairs({name: "dropped"}, as_json)
+
+
+@poky.group()
+def cache() -> None:
+    """See and manage the cache nodes. A new one needs no command, only POKY_CACHES."""
+
+
+@cache.command("status")
+@dsn_option
+@as_json
+def show_caches(dsn: str | None, as_json: bool) -> None:
+    """Show the nodes, their leases and what they were last told."""
+    with _store(dsn) as store:
+        nodes = store.nodes()
+    if as_json:
+        _print_json([each._asdict() for each in nodes])
+        return
+    _print_table(
+        ["cache", "state", "since", "lease", "last lease", "last purge", "generation", "url"],
+        [
+            [
+                node.name,
+                _show_state(node),
+                _show_age(node.suspended_at),
+                f"{node.lease_seconds:g} s",
+                _show_age(node.leased_at),
+                _show_age(node.purged_at),
+                node.generation[:8],
+                node.url,
+            ]
+            for node in nodes
+        ],
+    )
+
+
+@cache.command("purge", epilog="\b\nExample:\n  poky cache purge tooltips 42")
+@click.argument("bucket", required=False)
+@click.argument("key", required=False)
+@click.option("--all", "everything", is_flag=True, help="Let all caches forget everything.")
+@dsn_option
+@as_json
+def purge_caches(
+    bucket: str | None, key: str | None, everything: bool, dsn: str | None, as_json: bool
+) -> None:
+    """Let all caches forget one object, or everything with --all.
+
+    Needed only after something that the service did not do: a restored database, for one.
+    Without a KEY the caches forget all buckets; it takes as long as a lease.
+    """
+    if not (bucket or everything):
+        raise click.UsageError("Name a BUCKET and a KEY, or say --all.")
+    with _store(dsn) as store, _caches(store) as caches:
+        if bucket and key and not everything:
+            caches.tell(bucket, [key])
+        else:
+            caches.forget()
+        nodes = store.nodes()
+    _show_pairs({node.name: _show_state(node) for node in nodes}, as_json)
+
+
+@cache.command("suspend", epilog="\b\nExample:\n  poky cache suspend cache1")
+@click.argument("name")
+@dsn_option
+def suspend_cache(name: str, dsn: str | None) -> None:
+    """Let a node use no copy until it is resumed; returns when that is certain."""
+    with _store(dsn) as store, _caches(store) as caches:
+        _require(caches.suspend(name), name)
+    click.echo(f"{name}: suspended; poky cache resume {name} ends it")
+
+
+@cache.command("resume")
+@click.argument("name")
+@dsn_option
+def resume_cache(name: str, dsn: str | None) -> None:
+    """Let a suspended node take part again as soon as it answers."""
+    with _store(dsn) as store, _caches(store) as caches:
+        _require(caches.resume(name), name)
+    click.echo(f"{name}: takes part again once it has answered")
+
+
+@cache.command("remove")
+@click.argument("name")
+@dsn_option
+def remove_cache(name: str, dsn: str | None) -> None:
+    """Forget a node for good; returns when it certainly uses no copy. Take it out of POKY_CACHES."""
+    with _store(dsn) as store, _caches(store) as caches:
+        _require(caches.remove(name), name)
+    click.echo(f"{name}: removed")
 
 
 def main() -> None:
@@ -249,6 +341,33 @@ def _store(dsn: str | None) -> Iterator[Store]:
             yield store
         finally:
             store.close()
+
+
+@contextlib.contextmanager
+def _caches(store: Store) -> Iterator["Caches"]:
+    from poky.cache import Caches  # noqa: PLC0415 - serve has its own
+
+    caches = Caches(store, _config())
+    try:
+        yield caches
+    finally:
+        caches.stop()
+
+
+def _require(is_there: bool, name: str) -> None:
+    if not is_there:
+        raise _Failed(f"There is no cache named {name}. See: poky cache status")
+
+
+def _show_state(node: Node) -> str:
+    if node.suspended_at is None:
+        return "takes part"
+    state = "suspended" if node.drained else "being suspended"
+    return f"{state}, held" if node.held else state
+
+
+def _show_age(at: int | None) -> str:
+    return "-" if at is None else f"{max(time.time() - at, 0):.0f} s ago"
 
 
 def _show_start(config: Config, dsn: str | None) -> None:

@@ -227,6 +227,8 @@ class Config:
             )
         if self.lock_timeout > self.statement_timeout:
             problems.append("POKY_LOCK_TIMEOUT: must not be above POKY_STATEMENT_TIMEOUT.")
+        if self.purge_timeout > self.lease_seconds / 2:
+            problems.append("POKY_PURGE_TIMEOUT: must not be above half of POKY_LEASE_SECONDS.")
         if problems:
             raise ConfigError(problems)
         values = {each.name: getattr(self, each.name) for each in fields(self)}
