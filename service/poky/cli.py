@@ -278,7 +278,7 @@ def resume_cache(name: str, dsn: str | None) -> None:
 @click.argument("name")
 @dsn_option
 def remove_cache(name: str, dsn: str | None) -> None:
-    """Forget a node for good; returns when it certainly uses no copy. Take it out of POKY_CACHES."""
+    """Forget a node that POKY_CACHES no longer has; returns when it certainly uses no copy."""
     with _store(dsn) as store, _caches(store) as caches:
         _require(caches.remove(name), name)
     click.echo(f"{name}: removed")
