@@ -7,8 +7,8 @@ A connection waits in one epoll set which all workers share. The next free worke
 what can be done without waiting, and puts it back: so a slow client, in either direction, costs
 memory but no thread, and a kept-alive connection is never handed from one thread to another.
 
-Reading follows RFC 9112 and refuses whatever two readers could take for two different things.
-The application is called only with a complete request. This module imports nothing of ours.
+The application is called only with a complete request, body included, and answers at once: a
+list of bytes, or an iterable that is joined before the first byte is sent.
 """
 
 from __future__ import annotations
@@ -32,17 +32,23 @@ from typing import Any, Final
 
 from cheroot import wsgi
 
-__all__ = ["Connection", "Refusal", "Server", "Workers", "parse_head"]
+from poky.request_head import (
+    CONTROLS,
+    REQUEST_LINE_BYTES,
+    Environ,
+    Headers,
+    Refusal,
+    parse_head,
+)
+
+__all__ = ["Connection", "Server", "Workers"]
 
 log = logging.getLogger(__name__)
 
-Environ = dict[str, Any]
-Headers = list[tuple[str, str]]
 Admit = Callable[[Environ, int], Callable[[], None] | None]
 OnResponse = Callable[[Environ, int, int, float], None]
 
 RECEIVE_BYTES: Final = 16384
-REQUEST_LINE_BYTES: Final = 8192
 REQUESTS_PER_TURN: Final = 8  # pipelined requests answered before others get their turn
 SLOWEST_TRANSFER: Final = 262144  # bytes per second, below which a body or an answer is given up
 JOINED_BYTES: Final = 65536  # a larger body is not copied behind its head, but sent as it is
@@ -57,136 +63,10 @@ WAIT_OUTPUT: Final = select.EPOLLOUT | select.EPOLLONESHOT
 
 HEAD, BODY, SEND, LINGER, CLOSED = range(5)  # what a connection is waiting for
 
-_CONTROLS: Final = bytes(set(range(0x20)) - {0x09} | {0x7F})
-_REQUEST_LINE: Final = re.compile(r'([A-Z]{1,20}) ([!"$-~]+) HTTP/([0-9])\.([0-9])')
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HOST: Final = re.compile(
-    r"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?"
-)
-_ABSOLUTE: Final = re.compile(r"http://([^/?]*)(.*)", re.IGNORECASE)
-_BAD_ESCAPE: Final = re.compile(r"%(?![2-9A-Fa-f][0-9A-Fa-f])|%7[Ff]")
-_ESCAPE: Final = re.compile(r"%(?!2[Ff])([0-9A-Fa-f]{2})")
-_LENGTH: Final = re.compile(r"[0-9]{1,15}")
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
-_ONCE: Final = frozenset({"HTTP_HOST", "CONTENT_LENGTH", "CONTENT_TYPE"})
 _OURS: Final = frozenset(  # fields of an answer that are not for the application to set
     {"connection", "content-length", "date", "keep-alive", "server", "transfer-encoding"}
 )
-
-
-class Refusal(Exception):
-    """A request that is answered here: status, and one sentence that says what to do."""
-
-    def __init__(self, status: int, detail: str, headers: Headers | None = None) -> None:
-        super().__init__(status, detail)
-        self.status = status
-        self.detail = detail
-        self.headers = headers or []
-
-
-@lru_cache(maxsize=512)
-def _environ_key(name: str) -> str:
-    """The CGI variable of a header field; empty for a name to be ignored."""
-    if not _TOKEN.fullmatch(name):
-        raise Refusal(400, "Send header names of letters, digits and hyphens, right before a colon")
-    if "_" in name:
-        return ""  # CGI cannot tell it from a hyphen: X_Y would pass for X-Y (nginx drops it, too)
-    key = name.upper().replace("-", "_")
-    return key if key in ("CONTENT_LENGTH", "CONTENT_TYPE") else "HTTP_" + key
-
-
-def parse_head(head: bytes, environ: Environ, max_headers: int = 100) -> tuple[int, bool, bool]:
-    """Read a request's head, without its final empty line, into `environ` (PEP 3333).
-
-    Returns the length of the body, whether the connection may be kept, and whether the client
-    waits for "100 Continue". Raises `Refusal`. `REQUEST_URI` is the target just as it was sent;
-    `PATH_INFO` is decoded except for "%2F", which is a character of a name and not a separator.
-    """
-    lines = head.decode("latin-1").split("\r\n")
-    if len(head) - len(head.translate(None, _CONTROLS)) != 2 * len(lines) - 2:
-        raise Refusal(400, "Send no control characters, and end every line with CR LF")
-    if len(lines[0]) > REQUEST_LINE_BYTES:
-        raise Refusal(414, f"Send a request line of at most {REQUEST_LINE_BYTES} bytes")
-    if len(lines) - 1 > max_headers:
-        raise Refusal(431, f"Send at most {max_headers} header fields")
-    line = _REQUEST_LINE.fullmatch(lines[0])
-    if line is None:
-        raise Refusal(400, "Send a request line of METHOD, target and HTTP/1.1, one space between")
-    method, target, major, minor = line.groups()
-    environ["REQUEST_METHOD"] = method
-    environ["REQUEST_URI"] = target
-    if major != "1" or minor > "1":
-        raise Refusal(505, "Send HTTP/1.1 or HTTP/1.0")
-    environ["SERVER_PROTOCOL"] = "HTTP/1.1" if minor == "1" else "HTTP/1.0"
-
-    for field in lines[1:]:
-        name, colon, value = field.partition(":")
-        key = _environ_key(name)
-        if not colon:
-            raise Refusal(400, "Send header fields as name, colon, value")
-        value = value.strip(" \t")
-        if key in environ:
-            if key in _ONCE:
-                raise Refusal(400, f"Send {name} only once")
-            value = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ', '}{value}"
-        if key:
-            environ[key] = value
-
-    _read_target(target, environ)
-    if "HTTP_TRANSFER_ENCODING" in environ:
-        coding = environ["HTTP_TRANSFER_ENCODING"].lower()
-        if coding != "chunked" or minor == "0" or "CONTENT_LENGTH" in environ:
-            raise Refusal(400, "Send Content-Length, and no Transfer-Encoding")
-        raise Refusal(411, "Send the body with Content-Length in place of Transfer-Encoding")
-    length = environ.get("CONTENT_LENGTH", "0")
-    if not _LENGTH.fullmatch(length):
-        raise Refusal(400, "Send Content-Length as one decimal number of bytes")
-    return int(length), _keeps(environ, minor), _expects(environ, minor)
-
-
-def _read_target(target: str, environ: Environ) -> None:
-    """Check target and Host (RFC 9112, 3.2 and 3.3), set path and query."""
-    host = environ.get("HTTP_HOST")
-    if host is None:
-        if environ["SERVER_PROTOCOL"] == "HTTP/1.1":
-            raise Refusal(400, "Send one Host header field")
-    elif not _HOST.fullmatch(host):
-        raise Refusal(400, "Send Host as a name or address, and optionally a colon and a port")
-    if target[0] != "/":
-        absolute = _ABSOLUTE.fullmatch(target)
-        if absolute is None or not _HOST.fullmatch(absolute[1]):
-            raise Refusal(400, "Send a target which is a path that begins with a slash")
-        if host is not None and host.lower() != absolute[1].lower():
-            raise Refusal(400, "Send the same host in the target and in Host")
-        environ["HTTP_HOST"] = absolute[1]
-        target = absolute[2]
-        if not target.startswith("/"):
-            target = "/" + target
-    path, _, environ["QUERY_STRING"] = target.partition("?")
-    if "%" in target:
-        if _BAD_ESCAPE.search(target):
-            raise Refusal(400, "Send a target without control characters, escaped as %XX or not")
-        path = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), path)
-    environ["PATH_INFO"] = path
-
-
-def _keeps(environ: Environ, minor: str) -> bool:
-    """Whether the connection may serve another request (RFC 9112, 9.3)."""
-    value = environ.get("HTTP_CONNECTION")
-    if value is None:
-        return minor == "1"
-    options = {option.strip(" \t") for option in value.lower().split(",")}
-    return "close" not in options and (minor == "1" or "keep-alive" in options)
-
-
-def _expects(environ: Environ, minor: str) -> bool:
-    """Whether the client waits for "100 Continue" (RFC 9110, 10.1.1)."""
-    value = environ.get("HTTP_EXPECT")
-    if value is None or minor == "0":
-        return False
-    if value.lower() != "100-continue":
-        raise Refusal(417, "Send no Expect other than 100-continue")
-    return True
 
 
 @lru_cache(maxsize=128)
@@ -243,6 +123,8 @@ class Connection:
 
     def expire(self) -> bool:
         """End the wait that has lasted until `deadline`. True: wait again; False: close."""
+        if self.state != LINGER and self._ready():
+            return True  # the workers are late, not the client
         if self.state == BODY or self._partial:
             with suppress(OSError):
                 self._refuse(Refusal(408, "Send the whole request without long pauses"))
@@ -268,6 +150,11 @@ class Connection:
         """Whether nothing has come or gone since the last answer, for so long."""
         idle = self.state == HEAD and not self._buffer
         return idle and self.deadline - self.server.timeout <= time.monotonic() - seconds
+
+    def _ready(self) -> bool:
+        poll = select.poll()
+        poll.register(self.fd, self.events & (select.POLLIN | select.POLLOUT))
+        return bool(poll.poll(0))
 
     # -- reading
 
@@ -408,8 +295,8 @@ class Connection:
             if self._written:
                 body = b"".join([*self._written, body])
                 self._written = []
-            if self._status is None:
-                raise AssertionError("the application did not call start_response")
+            if self._status is None or type(body) is not bytes:
+                raise TypeError("the application must call start_response and return bytes")
             head, body = self._compose(self._status, self._headers, body)
         except BaseException:  # also SystemExit: a request must not end a worker
             log.exception("%s %s failed", environ["REQUEST_METHOD"], environ["REQUEST_URI"])
@@ -471,9 +358,8 @@ class Connection:
             parts.append("Connection: close\r\n")
         elif self._environ["SERVER_PROTOCOL"] == "HTTP/1.0":
             parts.append("Connection: keep-alive\r\n")
-        text = "".join(parts)
-        head = text.encode("latin-1")
-        if len(head) - len(head.translate(None, _CONTROLS)) != 2 * text.count("\r\n"):
+        head = "".join(parts).encode("latin-1")
+        if len(head) - len(head.translate(None, CONTROLS)) != 2 * len(parts) + 2:
             raise ValueError("a control character in the head of the answer")
         return head + b"\r\n", body
 
@@ -487,6 +373,7 @@ class Connection:
         if sent == len(head) + len(body):
             self._sent_all()
             return
+        crowded = self.server.parked_bytes() > PARKED_BYTES
         rest = memoryview(body)[sent - len(head) :] if sent >= len(head) else head[sent:] + body
         self._output = memoryview(rest)
         self.state = SEND
@@ -494,7 +381,7 @@ class Connection:
         now = time.monotonic()
         self._limit = now + self.server.timeout + len(rest) / SLOWEST_TRANSFER
         self.deadline = now + self.server.timeout
-        if self.server.parked_bytes() > PARKED_BYTES:
+        if crowded:
             self._send_waiting()
 
     def _send_more(self) -> None:
@@ -630,6 +517,9 @@ class Workers:
         for thread in self._threads:
             thread.join(max(0.1, end - time.monotonic()))
         self._take_each(lambda conn: True, lambda conn: False)
+        if not self.alive:
+            self._epoll.close()
+            os.close(self._wake)
 
     def _work(self) -> None:
         while (conn := self.get()) is not None:
@@ -777,7 +667,22 @@ class Server(wsgi.Server):
         To be called in another thread than `serve()`.
         """
         self.draining = True
+        if self.ready:
+            self._connections.stop()  # type: ignore[attr-defined]  # cheroot's accepting
+            self._accept_rest()
         super().stop()
+
+    def _accept_rest(self) -> None:
+        """Take in who has already connected, which closing the listener would reset."""
+        listener, self.socket = self.socket, None
+        listener.settimeout(0)
+        with suppress(BlockingIOError), listener:
+            for _ in range(self.request_queue_size):
+                client, address = listener.accept()
+                conn = Connection(self, client)
+                if isinstance(address, tuple):
+                    conn.remote_addr, conn.remote_port = address[:2]
+                self.process_conn(conn)
 
     @property
     def in_flight(self) -> int:
