@@ -61,7 +61,7 @@ CLIENT_GONE: Final = 499  # nginx's number for a request whose client did not wa
 WAIT_INPUT: Final = select.EPOLLIN | select.EPOLLONESHOT
 WAIT_OUTPUT: Final = select.EPOLLOUT | select.EPOLLONESHOT
 
-HEAD, BODY, SEND, LINGER, CLOSED = range(5)  # what a connection is waiting for
+READ_HEAD, READ_BODY, SEND, LINGER, CLOSED = range(5)  # what a connection is waiting for
 
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _OURS: Final = frozenset(  # fields of an answer that are not for the application to set
@@ -89,7 +89,7 @@ class Connection:
         self.remote_addr: str | None = None  # cheroot sets these three after accepting
         self.remote_port: int | None = None
         self.ssl_env: dict[str, str] = {}
-        self.state = HEAD
+        self.state = READ_HEAD
         self.events = WAIT_INPUT
         self.deadline = time.monotonic() + server.timeout
         self._limit = 0.0  # the latest end of the transfer at hand, however steady it is
@@ -125,7 +125,7 @@ class Connection:
         """End the wait that has lasted until `deadline`. True: wait again; False: close."""
         if self.state != LINGER and self._ready():
             return True  # the workers are late, not the client
-        if self.state == BODY or self._partial:
+        if self.state == READ_BODY or self._partial:
             with suppress(OSError):
                 self._refuse(Refusal(408, "Send the whole request without long pauses"))
                 return self.state != CLOSED
@@ -142,13 +142,13 @@ class Connection:
         """Close the socket, and account for a request that was left without its answer."""
         self.state = CLOSED
         self.server.connections.discard(self)
-        self._body = self._output = None
+        self._output = None
         self.socket.close()
         self._settle()
 
     def quiet_for(self, seconds: float) -> bool:
         """Whether nothing has come or gone since the last answer, for so long."""
-        idle = self.state == HEAD and not self._buffer
+        idle = self.state == READ_HEAD and not self._buffer
         return idle and self.deadline - self.server.timeout <= time.monotonic() - seconds
 
     def _ready(self) -> bool:
@@ -159,19 +159,19 @@ class Connection:
     # -- reading
 
     def _proceed(self) -> None:
-        if self.state == HEAD:
+        if self.state == READ_HEAD:
             if self.events == WAIT_INPUT:
                 self._receive_head()
-        elif self.state == BODY:
+        elif self.state == READ_BODY:
             self._receive_body()
         elif self.state == SEND:
             self._send_more()
         else:
             self._discard()
-        if self.state == HEAD:
+        if self.state == READ_HEAD:
             self.events = WAIT_INPUT
             for _ in range(REQUESTS_PER_TURN):
-                if not (self._buffer and self._take_request() and self.state == HEAD):
+                if not (self._buffer and self._take_request() and self.state == READ_HEAD):
                     return
             if self._buffer:
                 self.events = WAIT_OUTPUT  # at once true: to the end of the queue of ready ones
@@ -214,7 +214,6 @@ class Connection:
     def _new_environ(self) -> Environ:
         self._environ = environ = self.server.environ.copy()
         environ["REMOTE_ADDR"] = self.remote_addr or ""
-        environ["REMOTE_PORT"] = str(self.remote_port or "")
         self._status = None
         self._sent = 0
         return environ
@@ -255,7 +254,7 @@ class Connection:
         self._received = len(here)
         self._limit = self._started + server.timeout + length / SLOWEST_TRANSFER
         self.deadline = self._started + server.timeout
-        self.state = BODY
+        self.state = READ_BODY
 
     def _receive_body(self) -> None:
         assert self._body is not None
@@ -273,7 +272,7 @@ class Connection:
             self.deadline = min(time.monotonic() + self.server.timeout, self._limit)
             return
         self._environ["wsgi.input"], self._body = self._body, None
-        self.state = HEAD
+        self.state = READ_HEAD
         self._answer(self._environ)
 
     def _discard(self) -> None:
@@ -410,7 +409,7 @@ class Connection:
     def _sent_all(self) -> None:
         self._settle()
         if self._keep:
-            self.state = HEAD
+            self.state = READ_HEAD
             self.events = WAIT_INPUT
             self.deadline = time.monotonic() + self.server.timeout
         elif self._buffer:
@@ -433,6 +432,8 @@ class Connection:
         environ, self._environ = self._environ, None
         if environ is None:
             return
+        self._body = None
+        environ.pop("wsgi.input", None)  # Bottle keeps the last request of each thread
         self.server.busy.discard(self)
         if self._release is not None:
             self._release()
@@ -507,7 +508,7 @@ class Workers:
         """
         end = time.monotonic() + timeout
         while self._server.connections and (now := time.monotonic()) < end:
-            self._take_each(lambda conn: conn.quiet_for(QUIET_SECONDS), lambda conn: False)
+            self._take_each(lambda conn: conn.quiet_for(QUIET_SECONDS), Connection.expire)
             self._sweep(now)
             time.sleep(0.02)
         if self._server.busy:
@@ -622,7 +623,6 @@ class Server(wsgi.Server):
 
     def prepare(self) -> None:
         """Bind, listen and start the threads."""
-        self.draining = False
         super().prepare()
         unix = isinstance(self.bind_addr, str)
         self.environ = {
