@@ -1,0 +1,165 @@
+"""What the journal of deploys tells: which releases are good, where to go back to, what may go.
+
+The journal (``deploys.jsonl``) has one JSON object per line and is only appended to. Each service
+host has a copy; a host that was added later has a shorter one, so they are merged.
+"""
+
+import json
+
+from ansible.errors import AnsibleFilterError
+
+
+def poky_journal(copies):
+    """The entries of all copies of the journal, oldest first, each once, without torn lines."""
+    entries = {}
+    for copy in copies:
+        for line in copy.splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict) and "at" in entry:
+                entries[line.strip()] = entry
+    return sorted(entries.values(), key=lambda entry: entry["at"])
+
+
+def verdicts(journal):
+    """{release: "good" or "bad"}, by what was said last; in the order of the last verdict."""
+    said = {}
+    for entry in journal:
+        if entry.get("outcome") in ("good", "bad") and entry.get("to"):
+            said.pop(entry["to"], None)
+            said[entry["to"]] = entry["outcome"]
+    return said
+
+
+def history(journal):
+    """The good releases as a stack: a deploy puts one on top, a rollback takes some off."""
+    said, stack = verdicts(journal), []
+    for entry in journal:
+        release = entry.get("to")
+        if entry.get("outcome") != "good" or not release:
+            continue
+        if entry.get("verb") == "rollback" and release in stack:
+            while stack[-1] != release:
+                stack.pop()
+        elif not stack or stack[-1] != release:
+            stack.append(release)
+    return [release for release in stack if said[release] == "good"]
+
+
+def poky_rollback_target(journal, current, wanted=""):
+    """The release to go back to: ``wanted``, or the good one that came before the current one."""
+    if wanted:
+        if verdicts(journal).get(wanted) == "bad":
+            raise AnsibleFilterError(f"{wanted} is marked bad in the journal; choose another one.")
+        return wanted
+    stack = history(journal)
+    while stack and stack[-1] == current:
+        stack.pop()
+    if not stack:
+        raise AnsibleFilterError(
+            "The journal knows no good release before the current one; name one that is on every "
+            "service host with -e poky_release=…"
+        )
+    return stack[-1]
+
+
+def poky_prunable(present, journal, keep, needed):
+    """The releases to delete: all but ``needed`` and the last ``keep`` good ones, by journal."""
+    recent = list(dict.fromkeys(reversed(history(journal))))[:keep]
+    return [release for release in present if release not in {*recent, *needed}]
+
+
+def poky_todo(seen, caches, release, backends, all_of_them=False):
+    """The ports of a host to roll to ``release``; those that do not serve come first.
+
+    ``seen`` is what poky_instances found, ``caches`` what poky_backend found at each cache,
+    ``backends`` their names for the instances, in the same order. An instance is left alone if it
+    serves the release in good health, with the settings that are on disk, and no cache has it
+    drained: so a run repairs whatever an interrupted one left.
+    """
+    todo = []
+    for instance, backend in zip(seen["instances"], backends, strict=True):
+        status = instance["status"] or {}
+        drained = any(cache.get("backends", {}).get(backend, {}).get("drained") for cache in caches)
+        serves = status.get("code") == 200 and not drained
+        named = {instance["release"], status.get("release")}
+        if all_of_them or not serves or named != {release} or instance["stale"]:
+            todo.append((serves, instance["port"]))
+    return [port for _, port in sorted(todo)]
+
+
+def poky_before(seen, release):
+    """The release that a host served before ``release``; "" if there was none, or no other.
+
+    An interrupted run may have moved ``current`` without restarting everything.
+    """
+    others = [seen["current"], *(instance["release"] for instance in seen["instances"])]
+    return next((name for name in others if name not in ("", release)), "")
+
+
+def poky_schema_refusal(release, plan):
+    """Why a release cannot work with the database as it is, in words; "" if it can.
+
+    ``release`` is its RELEASE.json with the schemas that it works with, ``plan`` what
+    ``poky migrate --plan --json`` of any release sees in the database.
+    """
+    if plan["schema"] < release["schema_min"]:
+        return (
+            f"{release['release']} needs schema {release['schema_min']}, and the database has "
+            f"{plan['schema']}: its migrations were never applied"
+        )
+    if plan["contracted"] > release["schema_max"]:
+        return (
+            f"{release['release']} works with schemas up to {release['schema_max']}, and contract "
+            f"migration {plan['contracted']} took away what it needs: going back cannot undo that"
+        )
+    return ""
+
+
+def poky_pending(files, phase, schema):
+    """Which migration files a database with ``schema`` lacks: a plan without the release."""
+    names = sorted(file.rsplit("/", 1)[-1] for file in files)
+    wanted = [name for name in names if "_expand_" in name or phase == "contract"]
+    if not schema:
+        return ["schema.sql", "functions.sql", "grants.sql"]
+    return [name for name in wanted if int(name[:4]) > schema]
+
+
+def poky_bucket_plan(found, declared, asked, own):
+    """What to do so that the buckets are those that are wanted.
+
+    ``declared`` is the inventory's list, ``asked`` one bucket from the command line (it wins),
+    ``own`` the bucket of the smoke test. ``lines`` says the same in words.
+    """
+    wanted = {own: "present"}
+    wanted |= {bucket["name"]: bucket.get("state", "present") for bucket in declared}
+    undeclared = sorted(set(found) - set(wanted) - {asked.get("name")})
+    if asked:
+        wanted[asked["name"]] = asked["state"]
+    create = [name for name, state in wanted.items() if state == "present" and name not in found]
+    drop = [name for name, state in wanted.items() if state == "absent" and name in found]
+    lines = [f"+ create {name}" for name in create] + [f"- drop {name}" for name in drop]
+    lines += [f"~ {name} is declared nowhere" for name in undeclared]
+    return {"create": create, "drop": drop, "undeclared": undeclared, "lines": lines}
+
+
+class FilterModule:
+    """The filters by their names in templates."""
+
+    def filters(self):
+        """Name to function."""
+        return {
+            function.__name__: function
+            for function in (
+                poky_journal,
+                poky_rollback_target,
+                poky_prunable,
+                poky_todo,
+                poky_before,
+                poky_schema_refusal,
+                poky_pending,
+                poky_bucket_plan,
+            )
+        }

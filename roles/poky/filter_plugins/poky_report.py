@@ -1,0 +1,109 @@
+"""What the hosts said of themselves, as the one table of playbooks/status.yml.
+
+A row is [host, what, state, detail, trouble]: the last one says whether somebody has to act.
+"""
+
+
+def poky_status(reports, buckets, policy, lock):
+    """All rows: the hosts', the buckets', the deploy lock's.
+
+    ``reports`` is {host: what report.yml found, None if it was not reached}, ``buckets`` a
+    poky_bucket_plan, ``policy`` is poky_buckets_undeclared, ``lock`` the holder of the deploy lock.
+    """
+    caches = {
+        host: report["cache"]["backends"]
+        for host, report in reports.items()
+        if report and "backends" in report["cache"]
+    }
+    current = {
+        report["seen"]["current"] for report in reports.values() if report and report["seen"]
+    }
+    rows = []
+    for host, report in reports.items():
+        if report is None:
+            rows.append([host, "host", "unreachable", "", True])
+            continue
+        if report["seen"]:
+            rows += _service_rows(host, report["seen"], report["backends"], caches, current)
+        rows += [_daemon_row(host, daemon) for daemon in report["daemons"]]
+        if report["maintenance"]:
+            rows.append([host, "maintenance", "on", "clients are answered 503", True])
+    for name in buckets["create"] + buckets["drop"]:
+        wrong = "missing" if name in buckets["create"] else "not dropped"
+        rows.append(["", f"bucket {name}", wrong, "playbooks/buckets.yml", True])
+    if policy != "ignore":
+        rows += [
+            ["", f"bucket {name}", "undeclared", "not in poky_buckets", policy == "fail"]
+            for name in buckets["undeclared"]
+        ]
+    if lock:
+        detail = f"{lock['what']}, step “{lock['step']}”, last seen {lock.get('seen')}"
+        state = "failed" if lock.get("failed") else f"held by {lock['by']}"
+        rows.append(["", "deploy lock", state, detail, bool(lock.get("failed"))])
+    return rows
+
+
+def _service_rows(host, seen, backends, caches, all_current):
+    """What a host serves, then a row for each instance as it and the caches see it."""
+    others = [name for name in seen["releases"] if name not in (seen["current"], seen["previous"])]
+    detail = f"before: {seen['previous'] or 'none'}; also there: {', '.join(others) or 'none'}"
+    mixed = len(all_current) > 1
+    if mixed:
+        detail = "the hosts have different releases; deploy or roll back"
+    rows = [[host, "release", seen["current"] or "none", detail, mixed or not seen["current"]]]
+    for instance, backend in zip(seen["instances"], backends, strict=True):
+        faults = _faults_of_instance(instance, seen["current"])
+        for cache, found in sorted(caches.items()):
+            faults += _faults_of_backend(cache, found.get(backend))
+        status = instance["status"] or {}
+        detail = f"pid {instance['pid']}, restarted by itself {instance['restarts']} times"
+        state = "serving" if status.get("code") == 200 else "down"
+        what = f"instance {instance['port']}"
+        rows.append([host, what, state, "; ".join(faults) or detail, bool(faults)])
+    return rows
+
+
+def _faults_of_instance(instance, current):
+    status = instance["status"]
+    if not status:
+        return [f"unit {instance['active']}, does not answer"]
+    faults = [f"runs another {name} than is on disk" for name in instance["stale"]]
+    if status["code"] != 200:
+        faults.append(f"database {status.get('database')}, schema {status.get('schema')}")
+    if {status.get("release"), instance["release"]} != {current}:
+        faults.append(f"serves {status.get('release')}, which is not the current release")
+    return faults
+
+
+def _faults_of_backend(cache, backend):
+    if backend is None:
+        return [f"unknown to the cache {cache}"]
+    if backend["drained"]:
+        return [f"drained at {cache}"]
+    return [] if backend["healthy"] else [f"sick at {cache}"]
+
+
+def _daemon_row(host, daemon):
+    what, active = daemon["unit"].removesuffix(".service"), daemon["active"]
+    trouble = active != "active" or bool(daemon["stale"])
+    return [host, what, active, "; ".join(daemon["stale"]), trouble]
+
+
+def poky_table(rows):
+    """Rows as aligned lines under a heading; a row that is trouble begins with “!”."""
+    cells = [["", "host", "what", "state", "detail"]]
+    cells += [["!" if trouble else "", *map(str, row)] for *row, trouble in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(5)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in cells
+    ]
+    return [line.rstrip() for line in lines]
+
+
+class FilterModule:
+    """The filters by their names in templates."""
+
+    def filters(self):
+        """Name to function."""
+        return {function.__name__: function for function in (poky_status, poky_table)}

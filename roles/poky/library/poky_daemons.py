@@ -1,0 +1,106 @@
+"""Observe daemons that serve with us: whether they run, and run what is on disk.
+
+Reads only. Varnish can show the VCL that it has loaded; nginx cannot, so its workers' start tells
+whether a file is newer; PostgreSQL knows which settings wait for a restart.
+"""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def output(*command):
+    """What a command says; "" if it fails or is not there."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def loaded_sources(shown):
+    """``vcl.show -v`` as {file name: source}; what has no file (the built-in VCL) is left out."""
+    sources = {}
+    parts = re.split(r"^// VCL\.SHOW \d+ \d+ (\S+)\n", shown, flags=re.MULTILINE)
+    for name, source in zip(parts[1::2], parts[2::2], strict=True):
+        if name.startswith("/"):
+            sources[name] = source
+    return sources
+
+
+def stale_vcl():
+    """The files whose loaded text is not the one on disk."""
+    listed = [line.split() for line in output("varnishadm", "vcl.list").splitlines()]
+    active = [words[4] for words in listed if words and words[0] == "active"]
+    if not active:
+        return ["no VCL is active"]
+    stale = []
+    for file, source in loaded_sources(output("varnishadm", "vcl.show", "-v", active[0])).items():
+        path = Path(file)
+        if not path.is_file() or path.read_text().strip() != source.strip():
+            stale.append(f"{file} is not the one loaded")
+    return stale
+
+
+def started(pid):
+    """When a process started, as Unix time."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+    boot = re.search(r"^btime (\d+)", Path("/proc/stat").read_text(), re.MULTILINE)
+    return int(boot[1]) + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def stale_nginx(pid):
+    """The files that are newer than every worker."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    if not children:
+        return []
+    newest = max(started(child) for child in children)
+    files = [path for path in Path("/etc/nginx").rglob("*") if path.is_file()]
+    return [f"{path} is newer than nginx" for path in files if path.stat().st_mtime > newest + 2]
+
+
+def stale_postgresql():
+    """The settings that wait for a restart, and the lines that were refused."""
+    query = (
+        "SELECT name || ' waits for a restart' FROM pg_settings WHERE pending_restart UNION ALL "
+        "SELECT sourcefile || ': ' || error FROM pg_file_settings WHERE error IS NOT NULL "
+        "AND error <> 'setting could not be applied'"
+    )
+    return output("runuser", "-u", "postgres", "--", "psql", "-XAtc", query).splitlines()
+
+
+def observe(unit):
+    """One daemon: whether it runs, and what on disk it has not read."""
+    names = ("ActiveState", "MainPID", "NeedDaemonReload")
+    shown = output("systemctl", "show", unit, *(f"-p{name}" for name in names))
+    said = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    active = said.get("ActiveState", "unknown")
+    stale = ["unit files not loaded"] if said.get("NeedDaemonReload") == "yes" else []
+    if active == "active":
+        if unit.startswith("varnish"):
+            stale += stale_vcl()
+        elif unit.startswith("nginx"):
+            stale += stale_nginx(said.get("MainPID"))
+        elif unit.startswith("postgresql"):
+            stale += stale_postgresql()
+    return {"unit": unit, "active": active, "stale": stale}
+
+
+def main():
+    """Report on the given units; never changes anything."""
+    module = AnsibleModule(
+        argument_spec={"units": {"type": "list", "elements": "str", "required": True}},
+        supports_check_mode=True,
+    )
+    try:
+        daemons = [observe(unit) for unit in module.params["units"]]
+    except (OSError, ValueError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, daemons=daemons)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""How the modules of this role ask an instance how it is."""
+
+import http.client
+import json
+
+
+def read_status(address, port, timeout=2.0):
+    """What ``GET /status?verbose`` of an instance says, and its HTTP status as ``code``.
+
+    None while nothing answers there within ``timeout`` seconds, or not in JSON.
+    """
+    connection = http.client.HTTPConnection(address, port, timeout=timeout)
+    try:
+        connection.request("GET", "/status?verbose", headers={"Accept": "application/json"})
+        response = connection.getresponse()
+        said = json.loads(response.read(65536))
+        return {**said, "code": response.status} if isinstance(said, dict) else None
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
