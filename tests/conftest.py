@@ -16,6 +16,7 @@ import psycopg2
 import pytest
 
 from poky import embedded
+from tests.service import Service, running
 
 KINDS = ("partitioned", "flat")
 
@@ -131,6 +132,24 @@ def cluster(
         yield Cluster(server)
 
 
+@pytest.fixture(scope="session", params=["wheel", "debian"])
+def each_cluster(
+    request: pytest.FixtureRequest, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """First the session's PostgreSQL, then Debian's, which is years older."""
+    if request.param == "wheel":
+        yield cluster
+        return
+    bindirs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not bindirs:
+        pytest.fail("This test needs Debian's PostgreSQL as well: make packages")
+    server = embedded.ensure_running(
+        tmp_path_factory.mktemp("debian"), bindir=bindirs[0].parent, settings=HASTY
+    )
+    with server:
+        yield Cluster(server)
+
+
 @pytest.fixture(scope="module")
 def database(cluster: Cluster, kind: str) -> Iterator[Database]:
     """A migrated database that the tests of one module share; each uses a bucket of its own."""
@@ -169,3 +188,11 @@ def bucket(database: Database, bucket_names: Callable[[], str]) -> str:
         cursor.execute("SELECT poky.ensure_bucket(%s)", [name])
     connection.close()
     return name
+
+
+@pytest.fixture(scope="module")
+def service(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A running ``poky serve`` that the tests of one module share."""
+    log = tmp_path_factory.mktemp("service") / "log"
+    with running(database.dsn_service, log) as service:
+        yield service

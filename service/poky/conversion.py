@@ -35,7 +35,7 @@ def convert(owner: Owner, read: Read, record: Callable[[], None]) -> None:
     if not _exists(owner, "poky._conversion"):
         owner.report(Progress("Preparing partitions"))
         owner.atomically(lambda: owner.run(read("conversion/begin.sql")))
-    if not owner.run("SELECT FROM pg_trigger WHERE tgname = 'mirror_object'"):
+    if not owner.value("SELECT EXISTS (SELECT FROM pg_trigger WHERE tgname = 'mirror_object')"):
         _create_partitions(owner)
         owner.atomically(lambda: owner.run(read("conversion/mirror.sql")))
     _copy(owner)

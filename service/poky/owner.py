@@ -58,6 +58,9 @@ class Owner:
         except psycopg2.OperationalError as error:
             raise SchemaError(f"Cannot connect to the database: {_first_line(error)}") from error
         self._connection.autocommit = True
+        self._user, self._database = self.run(
+            "SELECT quote_ident(session_user), quote_ident(current_database())"
+        )[0]
         # No client's limit is meant for a migration, and names mean what the files say.
         self.run("SET statement_timeout = 0")
         self.run("SET idle_in_transaction_session_timeout = 0")
@@ -78,6 +81,8 @@ class Owner:
         trace: TracebackType | None,
     ) -> None:
         self._connection.close()
+        if isinstance(error, psycopg2.errors.InsufficientPrivilege):
+            raise self._lacks_rights(error) from error
         if isinstance(error, psycopg2.Error):
             raise SchemaError(f"PostgreSQL refused: {_first_line(error)}") from error
 
@@ -93,38 +98,23 @@ class Owner:
 
     def become_owner(self, roles: str, *, creates_schema: bool) -> None:
         """Act as poky_owner from now on; make the roles with the script ``roles`` if need be."""
-        ready = self.value("SELECT to_regrole('poky_owner') IS NOT NULL") and not self.run(
-            "SELECT r.name FROM unnest(ARRAY['poky_service', 'poky_reader', 'poky_monitor']) AS r (name)"
-            " WHERE to_regrole(r.name) IS NULL"
+        ready = self.value(
+            "SELECT bool_and(to_regrole(r.name) IS NOT NULL) FROM unnest(ARRAY["
+            "'poky_owner', 'poky_service', 'poky_reader', 'poky_monitor']) AS r (name)"
         )
         if ready and creates_schema:
             ready = self.value(
                 "SELECT has_database_privilege('poky_owner', current_database(), 'CREATE')"
             )
+        self.run("RESET ROLE")
+        if not ready:
+            self.run(roles)
         try:
-            self.run("RESET ROLE")
-            if not ready:
-                self.run(roles)
-            try:
-                self.run("SET ROLE poky_owner")
-            except psycopg2.errors.InsufficientPrivilege:
-                # Since PostgreSQL 16, who creates a role may join it, but has to say so.
-                self.run("GRANT poky_owner TO CURRENT_USER")
-                self.run("SET ROLE poky_owner")
-        except psycopg2.errors.InsufficientPrivilege as error:
-            user, database = self.run(
-                "SELECT quote_ident(session_user), quote_ident(current_database())"
-            )[0]
-            raise SchemaError(
-                f"The user {user} cannot act as poky_owner ({_first_line(error)}). An administrator"
-                f" of the database {database} can change that:\n"
-                "  CREATE ROLE poky_owner NOLOGIN;\n"
-                "  CREATE ROLE poky_service LOGIN;\n"
-                "  CREATE ROLE poky_reader NOLOGIN;\n"
-                "  CREATE ROLE poky_monitor NOLOGIN;\n"
-                f"  GRANT CREATE ON DATABASE {database} TO poky_owner;\n"
-                f"  GRANT poky_owner TO {user};"
-            ) from error
+            self.run("SET ROLE poky_owner")
+        except psycopg2.errors.InsufficientPrivilege:
+            # Since PostgreSQL 16, who creates a role may join it, but has to say so.
+            self.run("GRANT poky_owner TO CURRENT_USER")
+            self.run("SET ROLE poky_owner")
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -171,6 +161,18 @@ class Owner:
                     with contextlib.suppress(psycopg2.Error):
                         self.run("ROLLBACK")
                 raise
+
+    def _lacks_rights(self, error: psycopg2.Error) -> SchemaError:
+        return SchemaError(
+            f"The user {self._user} cannot act as poky_owner ({_first_line(error)}). An"
+            f" administrator of the database {self._database} can change that:\n"
+            "  CREATE ROLE poky_owner NOLOGIN;\n"
+            "  CREATE ROLE poky_service LOGIN;\n"
+            "  CREATE ROLE poky_reader NOLOGIN;\n"
+            "  CREATE ROLE poky_monitor NOLOGIN;\n"
+            f"  GRANT CREATE ON DATABASE {self._database} TO poky_owner;\n"
+            f"  GRANT poky_owner TO {self._user};"
+        )
 
 
 def _first_line(error: psycopg2.Error) -> str:

@@ -283,7 +283,11 @@ def _refusal(
 
 def _recorded(owner: Owner) -> dict[str, str] | None:
     """Checksums by name of what the database has; None without a schema."""
-    if owner.value("SELECT to_regclass('poky.migration') IS NULL"):
+    # Not to_regclass, which minds whether one may look into the schema.
+    if not owner.value(
+        "SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'migration'"
+        " AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'poky'))"
+    ):
         return None
     return dict(owner.run("SELECT name, checksum FROM poky.migration ORDER BY name"))
 
