@@ -1,0 +1,549 @@
+"""/kv/{bucket}/{key}: objects in and out, byte for byte (docs/http-api.md)."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from email.utils import formatdate, parsedate_to_datetime
+
+import pytest
+
+from tests.service import Client, Service
+
+TAG = re.compile(r'"[0-9]+-[0-9a-f]{8}"')
+PAST = "Tue, 04 Jun 2013 03:01:31 GMT"
+LATER = "Tue, 04 Jun 2013 03:01:32 GMT"
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Client]:
+    client = service.client()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def url(bucket: str) -> str:
+    return f"/kv/{bucket}/key"
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+def test_put_and_post_are_the_same(client: Client, url: str, method: str) -> None:
+    for body in (b"first", b"second"):
+        stored = client.request(method, url, body)
+        assert (stored.status, stored.body) == (200, b"")
+        assert TAG.fullmatch(stored.etag)
+        got = client.get(url)
+        assert (got.status, got.body, got.etag) == (200, body, stored.etag)
+        assert got.headers["Last-Modified"] == stored.headers["Last-Modified"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"\0", bytes(range(256)), b"\r\n\r\n", "schön".encode(), b"x" * 1_000_000],
+    ids=["empty", "nul", "all-bytes", "crlf", "utf8", "1MB"],
+)
+def test_values_are_bytes(client: Client, url: str, value: bytes) -> None:
+    assert client.put(url, value).status == 200
+    got = client.get(url)
+    assert (got.status, got.body) == (200, value)
+    assert got.headers["Content-Length"] == str(len(value))
+
+
+def test_head_is_get_without_a_body(client: Client, url: str) -> None:
+    client.put(url, "value", content_type="text/x-own")
+    got, head = client.get(url), client.request("HEAD", url)
+    assert (head.status, head.body) == (200, b"")
+    different = {"Date"}
+    assert {k: v for k, v in head.headers.items() if k not in different} == {
+        k: v for k, v in got.headers.items() if k not in different
+    }
+    missing = client.request("HEAD", url + "-missing")
+    assert (missing.status, missing.body) == (404, b"")
+
+
+def test_get_shows_what_was_stored(client: Client, url: str) -> None:
+    client.put(url, "{}", content_type="application/json; charset=utf-8")
+    got = client.get(url)
+    assert got.headers["Content-Type"] == "application/json; charset=utf-8"
+    assert got.headers["X-Content-Type-Options"] == "nosniff"
+    assert "Vary" not in got.headers
+    assert "Set-Cookie" not in got.headers
+    assert got.headers["Cache-Control"] == "no-cache"
+
+
+def test_a_missing_key_is_404_with_an_empty_body(client: Client, url: str) -> None:
+    got = client.get(url)
+    assert (got.status, got.body) == (404, b"")
+    deleted = client.delete(url)
+    assert (deleted.status, deleted.body) == (404, b"")
+
+
+def test_delete_is_200_if_there_was_one(client: Client, url: str) -> None:
+    client.put(url, "value")
+    deleted = client.delete(url)
+    assert (deleted.status, deleted.body) == (200, b"")
+    assert client.get(url).status == 404
+    assert client.delete(url).status == 404
+
+
+@pytest.mark.parametrize(
+    ("given", "value", "stored"),
+    [
+        (None, b"text", "text/plain; charset=utf-8"),
+        (None, b"\xff", "application/octet-stream"),
+        ("application/x-www-form-urlencoded", b"a=b&c", "text/plain; charset=utf-8"),
+        ("application/x-www-form-urlencoded", b"\xfe", "application/octet-stream"),
+        ("application/text", b"value", "application/text"),
+        ("image/png", b"value", "image/png"),
+    ],
+)
+def test_the_content_type_that_is_stored(
+    client: Client, url: str, given: str | None, value: bytes, stored: str
+) -> None:
+    client.put(url, value, **({"content_type": given} if given else {}))
+    got = client.get(url)
+    assert (got.headers["Content-Type"], got.body) == (stored, value)
+
+
+# Revisions and entity tags.
+
+
+def test_a_revision_is_never_used_twice(client: Client, url: str) -> None:
+    tags = []
+    for _ in range(3):
+        tags += [client.put(url, "same").etag, client.put(url, "same").etag]
+        client.delete(url)
+    assert len(set(tags)) == len(tags)
+    revisions = [int(tag.strip('"').split("-")[0]) for tag in tags]
+    assert revisions == sorted(revisions)
+
+
+def test_the_tag_shows_a_hash_of_the_value(client: Client, url: str) -> None:
+    hashes = [client.put(url, body).etag.strip('"').split("-")[1] for body in ("a", "b", "a")]
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+# modified_at, the client's clock.
+
+
+def test_an_undated_insert_is_modified_now(client: Client, url: str) -> None:
+    before = int(time.time())
+    stored = client.put(url, "value")
+    modified = parsedate_to_datetime(stored.headers["Last-Modified"]).timestamp()
+    assert before <= modified <= time.time()
+
+
+def test_an_undated_update_leaves_modified_at_and_advances_the_tag(
+    client: Client, url: str
+) -> None:
+    first = client.put(url, "1", if_unmodified_since=PAST)
+    second = client.put(url, "2")
+    assert first.headers["Last-Modified"] == second.headers["Last-Modified"] == PAST
+    assert first.etag != second.etag
+    assert client.get(url).headers["Last-Modified"] == PAST
+
+
+def test_the_date_is_the_new_modified_at(client: Client, url: str) -> None:
+    client.put(url, "1", if_unmodified_since=PAST)
+    assert client.put(url, "2", if_unmodified_since=LATER).headers["Last-Modified"] == LATER
+    assert client.get(url).headers["Last-Modified"] == LATER
+
+
+def test_an_older_date_is_412_and_changes_nothing(client: Client, url: str) -> None:
+    first = client.put(url, "1", if_unmodified_since=LATER)
+    refused = client.put(url, "2", if_unmodified_since=PAST)
+    assert (refused.status, refused.body) == (412, b"")
+    got = client.get(url)
+    assert (got.body, got.etag, got.headers["Last-Modified"]) == (b"1", first.etag, LATER)
+
+
+def test_the_date_one_was_given_may_be_sent_back(client: Client, url: str) -> None:
+    given = client.put(url, "1").headers["Last-Modified"]
+    assert client.put(url, "2", if_unmodified_since=given).status == 200
+    assert client.get(url).body == b"2"
+
+
+@pytest.mark.parametrize(
+    "date",
+    ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"],
+)
+def test_all_three_forms_of_a_date_parse(client: Client, url: str, date: str) -> None:
+    stored = client.put(url, "value", if_unmodified_since=date)
+    assert stored.headers["Last-Modified"] == "Sun, 06 Nov 1994 08:49:37 GMT"
+
+
+@pytest.mark.parametrize(
+    "date",
+    ["", "yesterday", "2013-06-04T03:01:31Z", "1370314891", "Tue, 31 Feb 2013 03:01:31 GMT"],
+)
+@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE"])
+def test_any_other_date_is_400_with_the_fixed_sentence(
+    client: Client, url: str, method: str, date: str
+) -> None:
+    client.put(url, "value")
+    refused = client.request(method, url, "new", {"If-Unmodified-Since": date})
+    assert refused.status == 400
+    assert refused.body == b"Error in If-Unmodified-Since format. Use RFC 1123 date format.", (
+        refused.body
+    )
+    assert client.get(url).body == b"value"
+
+
+def test_a_date_more_than_48_hours_ahead_is_400(client: Client, url: str) -> None:
+    limit = time.time() + 48 * 3600
+    far = client.put(url, "1", if_unmodified_since=formatdate(limit + 60, usegmt=True))
+    assert far.status == 400
+    assert "future" in far.detail
+    assert client.get(url).status == 404
+    near = client.put(url, "1", if_unmodified_since=formatdate(limit - 60, usegmt=True))
+    assert near.status == 200
+
+
+# Compare and set.
+
+
+def test_if_match_is_compare_and_set(client: Client, url: str) -> None:
+    first = client.put(url, "1")
+    second = client.put(url, "2", if_match=first.etag)
+    assert second.status == 200
+    refused = client.put(url, "3", if_match=first.etag)
+    assert (refused.status, refused.body) == (412, b"")
+    assert client.get(url).body == b"2"
+    assert client.put(url, "4", if_match=f'"nonsense", {second.etag}').status == 200
+
+
+def test_if_match_on_a_missing_key_is_412(client: Client, url: str) -> None:
+    assert client.put(url, "1", if_match="*").status == 412
+    assert client.put(url, "1", if_match='"1-00000000"').status == 412
+    assert client.get(url).status == 404
+
+
+def test_if_match_star_needs_an_object(client: Client, url: str) -> None:
+    client.put(url, "1")
+    assert client.put(url, "2", if_match="*").status == 200
+
+
+def test_if_match_understands_the_seeds_date(client: Client, url: str) -> None:
+    client.put(url, "1", if_unmodified_since=PAST)
+    assert client.put(url, "2", if_match=f'"{LATER}"').status == 412
+    assert client.put(url, "2", if_match=f'"{PAST}"').status == 200
+
+
+def test_a_weak_tag_never_matches_a_write(client: Client, url: str) -> None:
+    tag = client.put(url, "1").etag
+    assert client.put(url, "2", if_match=f"W/{tag}").status == 412
+
+
+def test_if_none_match_star_is_create_only(client: Client, url: str) -> None:
+    assert client.put(url, "1", if_none_match="*").status == 200
+    refused = client.put(url, "2", if_none_match="*")
+    assert (refused.status, refused.body) == (412, b"")
+    assert client.get(url).body == b"1"
+
+
+def test_if_none_match_with_a_tag(client: Client, url: str) -> None:
+    tag = client.put(url, "1").etag
+    assert client.put(url, "2", if_none_match=tag).status == 412
+    assert client.put(url, "2", if_none_match=f"W/{tag}").status == 412
+    assert client.put(url, "2", if_none_match='"1-00000000"').status == 200
+
+
+def test_all_preconditions_must_hold(client: Client, url: str) -> None:
+    tag = client.put(url, "1", if_unmodified_since=LATER).etag
+    assert client.put(url, "2", if_match=tag, if_unmodified_since=PAST).status == 412
+    assert client.put(url, "2", if_match='"0-00000000"', if_unmodified_since=LATER).status == 412
+    assert client.put(url, "2", if_match=tag, if_none_match=tag).status == 412
+    assert client.put(url, "2", if_match=tag, if_unmodified_since=LATER).status == 200
+
+
+def test_delete_takes_all_preconditions(client: Client, url: str) -> None:
+    tag = client.put(url, "1", if_unmodified_since=LATER).etag
+    for condition in (
+        {"if_match": '"0-00000000"'},
+        {"if_none_match": tag},
+        {"if_none_match": "*"},
+        {"if_unmodified_since": PAST},
+    ):
+        refused = client.delete(url, **condition)
+        assert (refused.status, refused.body) == (412, b""), condition
+    assert client.delete(url, if_match=tag, if_unmodified_since=LATER).status == 200
+    assert client.delete(url, if_match="*").status == 412
+
+
+@pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
+@pytest.mark.parametrize("value", ["", "unquoted", '"open', '"a" "b"', "W/x", ","])
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "GET"])
+def test_a_precondition_that_cannot_be_parsed_is_400(
+    client: Client, url: str, method: str, header: str, value: str
+) -> None:
+    client.put(url, "value")
+    body = "new" if method == "PUT" else None
+    refused = client.request(method, url, body, {header: value})
+    assert refused.status == 400
+    assert header in refused.detail
+    assert client.get(url).body == b"value"
+
+
+def test_of_writers_with_the_same_tag_exactly_one_wins(
+    service: Service, client: Client, url: str
+) -> None:
+    for _ in range(25):
+        tag = client.put(url, "start").etag
+        barrier = threading.Barrier(8)
+        statuses: list[int] = []
+
+        def write(number: int, barrier=barrier, statuses=statuses, tag=tag) -> None:
+            mine = service.client()
+            barrier.wait()
+            statuses.append(mine.put(url, str(number), if_match=tag).status)
+            mine.close()
+
+        _in_parallel(write, 8)
+        assert sorted(statuses) == [200] + [412] * 7
+
+
+def test_of_creators_exactly_one_wins(service: Service, client: Client, url: str) -> None:
+    for _ in range(25):
+        client.delete(url)
+        barrier = threading.Barrier(8)
+        statuses: list[int] = []
+
+        def create(number: int, barrier=barrier, statuses=statuses) -> None:
+            mine = service.client()
+            barrier.wait()
+            statuses.append(mine.put(url, str(number), if_none_match="*").status)
+            mine.close()
+
+        _in_parallel(create, 8)
+        assert sorted(statuses) == [200] + [412] * 7
+
+
+def test_an_unconditional_write_is_never_412_while_others_delete(
+    service: Service, url: str
+) -> None:
+    """The original answered 412 to 7 % of them."""
+    statuses: dict[str, set[int]] = {"PUT": set(), "DELETE": set()}
+    revisions: list[int] = []
+
+    def work(number: int) -> None:
+        mine = service.client()
+        for turn in range(150):
+            if number < 5:
+                put = mine.put(url, f"{number}-{turn}")
+                statuses["PUT"].add(put.status)
+                revisions.append(int(put.etag.strip('"').split("-")[0]))
+            else:
+                statuses["DELETE"].add(mine.delete(url).status)
+        mine.close()
+
+    _in_parallel(work, 8)
+    assert statuses == {"PUT": {200}, "DELETE": {200, 404}}
+    assert len(set(revisions)) == len(revisions)
+
+
+def _in_parallel(work: object, count: int) -> None:
+    failures: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            work(number)  # type: ignore[operator]
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures, failures
+
+
+# Preconditions on reads.
+
+
+@pytest.mark.parametrize("header", ["If-Match", "X-If-Match"])
+def test_reads_with_if_match(client: Client, url: str, header: str) -> None:
+    tag = client.put(url, "value", if_unmodified_since=PAST).etag
+    for value in (tag, f'"x", {tag}', "*", f'"{PAST}"'):
+        got = client.request("GET", url, headers={header: value})
+        assert (got.status, got.body) == (200, b"value"), value
+    for value in ('"1-00000000"', f'"{LATER}"', f"W/{tag}"):
+        refused = client.request("GET", url, headers={header: value})
+        assert (refused.status, refused.body) == (412, b""), value
+    missing = client.request("GET", url + "-missing", headers={header: "*"})
+    assert (missing.status, missing.body) == (412, b"")
+    assert client.request("GET", url + "-missing", headers={header: tag}).status == 404
+
+
+def test_if_none_match_is_304(client: Client, url: str) -> None:
+    tag = client.put(url, "value").etag
+    for value in (tag, f"W/{tag}", f'"x", {tag}', "*"):
+        same = client.get(url, if_none_match=value)
+        assert (same.status, same.body, same.etag) == (304, b"", tag), value
+    assert client.get(url, if_none_match='"1-00000000"').status == 200
+    assert client.get(url + "-missing", if_none_match="*").status == 404
+
+
+def test_if_modified_since_is_304_only_when_certain(client: Client, url: str) -> None:
+    client.put(url, "1", if_unmodified_since=PAST)
+    # modified_at stands still while the content changes: the seed's date says nothing.
+    client.put(url, "2")
+    assert client.get(url, if_modified_since=PAST).status == 200
+    assert client.get(url, if_modified_since=LATER).status == 200
+    future = formatdate(time.time() + 3600, usegmt=True)
+    assert client.get(url, if_modified_since=future).status == 200
+    assert client.get(url, if_modified_since="nonsense").status == 200
+    written = int(time.time())
+    while time.time() < written + 2:
+        time.sleep(0.05)
+    now = formatdate(written + 1, usegmt=True)
+    assert client.get(url, if_modified_since=now).status == 304
+    client.put(url, "3")
+    assert client.get(url, if_modified_since=now).status == 200
+
+
+def test_if_modified_since_is_not_fooled_by_an_object_dated_ahead(client: Client, url: str) -> None:
+    """Deleted and created again: a copy of the first one may be dated after the second."""
+    ahead = formatdate(time.time() + 2, usegmt=True)
+    client.put(url, "first", if_unmodified_since=ahead)
+    client.delete(url)
+    client.put(url, "second")
+    due = parsedate_to_datetime(ahead).timestamp() + 1
+    while time.time() < due:
+        time.sleep(0.05)
+    assert client.get(url, if_modified_since=ahead).status == 200
+
+
+def test_if_none_match_wins_over_if_modified_since(client: Client, url: str) -> None:
+    tag = client.put(url, "1").etag
+    assert client.get(url, if_none_match=tag, if_modified_since=PAST).status == 304
+
+
+# Names.
+
+
+@pytest.mark.parametrize(
+    "key", ["k", "A-Z_.,~:@=+-9", "...", "-", "~", "a" * 1024, "1:2@3=4+5", "k.json"]
+)
+def test_legal_keys(client: Client, bucket: str, key: str) -> None:
+    assert client.put(f"/kv/{bucket}/{key}", key).status == 200
+    assert client.get(f"/kv/{bucket}/{key}").body == key.encode()
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["a" * 1025, "a%20b", "a%C3%A9", "%2e", ".", "..", "a*b", "a!b", "a%0ab", "a(b)", "%D9%A3"],
+)
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_illegal_keys_are_400_naming_the_alphabet(
+    client: Client, bucket: str, method: str, key: str
+) -> None:
+    refused = client.request(method, f"/kv/{bucket}/{key}", "x" if method == "PUT" else None)
+    assert refused.status == 400
+    if "%0a" not in key:  # refused by the reader of requests already
+        assert "A-Z a-z 0-9 _ . , ~ : @ = + -" in refused.detail
+
+
+@pytest.mark.parametrize("bucket", ["a" * 257, "a~b", "a:b", "a%20b", "a+b"])
+def test_illegal_buckets_are_400_naming_the_alphabet(service: Service, bucket: str) -> None:
+    for client, method, path in (
+        (service.client(), "GET", f"/kv/{bucket}/key"),
+        (service.client(), "GET", f"/kv/{bucket}"),
+        (service.client(), "PUT", f"/kv/{bucket}/key"),
+        (service.admin(), "PUT", f"/buckets/{bucket}"),
+    ):
+        refused = client.request(method, path, "x" if method == "PUT" else None)
+        assert refused.status == 400
+        assert "A-Z a-z 0-9 _ . , -" in refused.detail
+        client.close()
+
+
+def test_any_legal_bucket_name_works(service: Service, client: Client) -> None:
+    long = "n" * 199
+    names = [
+        "Foo",
+        "foo",
+        "user",
+        "a-b",
+        "a_b",
+        "1a",
+        "select",
+        "a,b",
+        "a.b",
+        long + "1",
+        long + "2",
+    ]
+    names += ["x" * 256, "-", "_o_1", "--"]
+    admin = service.admin()
+    for name in names:
+        assert admin.request("PUT", f"/buckets/{name}").status == 200, name
+        assert client.put(f"/kv/{name}/key", name).status == 200, name
+    for name in names:
+        assert client.get(f"/kv/{name}/key").body == name.encode()
+    for name in names:
+        assert admin.request("DELETE", f"/buckets/{name}?keys=drop").status == 200, name
+    admin.close()
+
+
+@pytest.mark.parametrize(
+    "spelling", ["/kv/{}/%6Bey", "/kv/{}/key?", "/kv/{}/key?x=1", "/kv/{}/k%65y"]
+)
+def test_other_spellings_are_served_but_never_cached(
+    client: Client, bucket: str, spelling: str
+) -> None:
+    client.put(f"/kv/{bucket}/key", "value")
+    got = client.get(spelling.format(bucket))
+    assert (got.status, got.body) == (200, b"value")
+    assert got.headers["Cache-Control"] == "no-store"
+    assert client.put(spelling.format(bucket), "new").status == 200
+    assert client.get(f"/kv/{bucket}/key").body == b"new"
+
+
+# Buckets that are not there.
+
+
+def test_a_missing_bucket(client: Client, service: Service, kind: str) -> None:
+    for method, path, body, headers in (
+        ("GET", "/kv/none-such/key", None, {}),
+        ("HEAD", "/kv/none-such/key", None, {}),
+        ("PUT", "/kv/none-such/key", "x", {}),
+        ("POST", "/kv/none-such/key", "x", {}),
+        ("DELETE", "/kv/none-such/key", None, {}),
+        ("GET", "/kv/none-such", None, {}),
+        ("POST", "/multi/none-such", '[{"key":"k"}]', {"Content-Type": "application/json"}),
+        ("DELETE", "/multi/none-such", '[{"key":"k"}]', {"Content-Type": "application/json"}),
+        (
+            "PUT",
+            "/multi/none-such",
+            '[{"key":"k","data":"v"}]',
+            {"Content-Type": "application/json"},
+        ),
+    ):
+        answer = client.request(method, path, body, headers)
+        if kind == "partitioned":
+            assert answer.status == 404, (method, path)
+            if method != "HEAD":
+                assert "poky bucket create" in answer.detail
+    if kind == "flat":  # needs no creation
+        assert client.get("/kv/none-such/k").body == b"v"
+        service.admin().request("DELETE", "/buckets/none-such?keys=drop")
+
+
+# Limits.
+
+
+def test_a_value_above_the_limit_is_413(client: Client, url: str, service: Service) -> None:
+    limit = 16 * 1024 * 1024
+    refused = client.put(url, b"x" * (limit + 1))
+    assert refused.status == 413
+    assert str(limit) in refused.detail
+    assert service.client().get(url).status == 404
+
+
+def test_a_value_at_the_limit_is_stored(client: Client, url: str) -> None:
+    value = bytes(16 * 1024 * 1024)
+    assert client.put(url, value).status == 200
+    assert client.get(url).body == value

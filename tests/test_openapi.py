@@ -1,0 +1,49 @@
+"""Schemathesis: whatever the OpenAPI document allows or forbids, the service answers as it says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.service import Service
+
+
+@pytest.mark.timeout(300)
+def test_the_service_conforms_to_its_document(service: Service, tmp_path: Path) -> None:
+    document = service.client().get("/openapi.json").json()
+    # Most generated requests should reach a bucket that is there.
+    service.admin().request("PUT", "/buckets/fuzzed")
+    for path, operations in document["paths"].items():
+        for parameter in operations.get("parameters", []):
+            if parameter["name"] == "bucket":
+                parameter["schema"] = {"enum": ["fuzzed", "absent"]}
+                assert "{bucket}" in path
+    file = tmp_path / "openapi.json"
+    file.write_text(json.dumps(document))
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "schemathesis"),
+            "run",
+            str(file),
+            "--url",
+            f"http://127.0.0.1:{service.port}",
+            "--checks",
+            "not_a_server_error,status_code_conformance,content_type_conformance,"
+            "response_schema_conformance",
+            "--max-examples",
+            "30",
+            "--seed",
+            "1",
+            "--no-color",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
