@@ -51,7 +51,7 @@ class Metrics:
         )
         ProcessCollector(registry=self._registry)
         self._gauges = gauges or {}
-        self._registry.register(self)  # type: ignore[arg-type]
+        self._registry.register(self)
         self._children: dict[tuple[str, str, int], tuple[Any, Any]] = {}
         self._statsd = _Statsd(statsd_host, statsd_key_base) if statsd_host else None
         self._access = AccessLog() if access_log else None

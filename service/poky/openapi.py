@@ -12,6 +12,16 @@ Json = dict[str, Any]
 
 _TAGS = {"type": "string", "examples": ['"17-2cf24dba"']}
 _DATE = {"type": "string", "examples": ["Tue, 04 Jun 2013 03:01:31 GMT"]}
+_TAG_LIST = {
+    "type": "string",
+    "pattern": r'^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$',
+}
+_HTTP_DATE = {
+    "type": "string",
+    "pattern": "^(Mon|Tue|Wed|Thu|Fri|Sat|Sun), (0[1-9]|1[0-9]|2[0-8]) "
+    "(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) (19[7-9]|20[0-2])[0-9] "
+    "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9] GMT$",
+}
 _CONDITIONS = {
     "if_match": {"type": ["string", "null"]},
     "if_none_match": {"type": ["string", "null"]},
@@ -32,7 +42,7 @@ def document(config: Config) -> Json:
             "/kv/{bucket}/{key}": {
                 "parameters": [_bucket(), _key()],
                 "get": _get_object("getObject"),
-                "head": _get_object("headObject"),
+                "head": _bodiless(_get_object("headObject")),
                 "put": _put_object("putObject"),
                 "post": _put_object("postObject"),
                 "delete": {
@@ -52,7 +62,7 @@ def document(config: Config) -> Json:
             "/kv/{bucket}": {
                 "parameters": [_bucket()],
                 "get": _list_objects("listObjects"),
-                "head": _list_objects("headObjects"),
+                "head": _bodiless(_list_objects("headObjects")),
             },
             "/multi/{bucket}": {
                 "parameters": [_bucket()],
@@ -64,24 +74,19 @@ def document(config: Config) -> Json:
             },
             "/buckets": {
                 "get": _get_buckets("getBuckets"),
-                "head": _get_buckets("headBuckets"),
+                "head": _bodiless(_get_buckets("headBuckets")),
             },
-            "/status": {"get": _get_status("getStatus"), "head": _get_status("headStatus")},
+            "/status": {
+                "get": _get_status("getStatus"),
+                "head": _bodiless(_get_status("headStatus")),
+            },
             "/help": {
-                method: {
-                    "operationId": f"{method}Help",
-                    "summary": "The table of routes and statuses.",
-                    "responses": {"200": _text("The table.")},
-                }
-                for method in ("get", "head")
+                "get": _get_help("getHelp"),
+                "head": _bodiless(_get_help("headHelp")),
             },
             "/openapi.json": {
-                method: {
-                    "operationId": f"{method}Openapi",
-                    "summary": "This document.",
-                    "responses": {"200": _json("The document.", {"type": "object"})},
-                }
-                for method in ("get", "head")
+                "get": _get_openapi("getOpenapi"),
+                "head": _bodiless(_get_openapi("headOpenapi")),
             },
         },
         "components": {
@@ -130,9 +135,9 @@ def _header(name: str, schema: Json, description: str) -> Json:
 
 def _write_headers() -> list[Json]:
     return [
-        _header("If-Match", {"type": "string"}, "Tags, quoted dates, or *: compare and set."),
-        _header("If-None-Match", {"type": "string"}, "Tags, or *: create only."),
-        _header("If-Unmodified-Since", {"type": "string"}, "An HTTP-date."),
+        _header("If-Match", _TAG_LIST, "Tags, quoted dates, or *: compare and set."),
+        _header("If-None-Match", _TAG_LIST, "Tags, or *: create only."),
+        _header("If-Unmodified-Since", _HTTP_DATE, "An HTTP-date."),
     ]
 
 
@@ -172,11 +177,20 @@ def _responses(
         **own,
     }
     if missing:
-        responses["404"] = _problem("No such object (empty body), or no such bucket.")
+        responses["404"] = _empty("No such object (empty body), or no such bucket (a problem).")
     if body:
         responses["411"] = _problem("Transfer-Encoding: send Content-Length instead.")
         responses["413"] = _problem("Too large.")
     return responses
+
+
+def _bodiless(operation: Json) -> Json:
+    """The HEAD of a GET: the same statuses and header fields, no content."""
+    responses = {
+        status: {name: value for name, value in response.items() if name != "content"}
+        for status, response in operation["responses"].items()
+    }
+    return {**operation, "responses": responses}
 
 
 def _validators() -> Json:
@@ -191,8 +205,8 @@ def _get_object(name: str) -> Json:
         "operationId": name,
         "summary": "The object.",
         "parameters": [
-            _header("If-Match", {"type": "string"}, "Tags, quoted dates, or *."),
-            _header("If-None-Match", {"type": "string"}, "Tags, or *."),
+            _header("If-Match", _TAG_LIST, "Tags, quoted dates, or *."),
+            _header("If-None-Match", _TAG_LIST, "Tags, or *."),
             _header("If-Modified-Since", {"type": "string"}, "304 only when that is certain."),
         ],
         "responses": _responses(
@@ -409,6 +423,22 @@ def _get_buckets(name: str) -> Json:
                 )
             }
         ),
+    }
+
+
+def _get_help(name: str) -> Json:
+    return {
+        "operationId": name,
+        "summary": "The table of routes and statuses.",
+        "responses": {"200": _text("The table.")},
+    }
+
+
+def _get_openapi(name: str) -> Json:
+    return {
+        "operationId": name,
+        "summary": "This document.",
+        "responses": {"200": _json("The document.", {"type": "object"})},
     }
 
 

@@ -14,14 +14,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from poky.app import Api
 from poky.cache import Caches
 from poky.config import Config
-from poky.connection import Environ, Server
+from poky.connection import Server
 from poky.health import Health
 from poky.metrics import Metrics
 from poky.store import Store
+
+Environ = dict[str, Any]
 
 log = logging.getLogger("poky.server")
 

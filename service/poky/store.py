@@ -550,6 +550,8 @@ def _translated(error: Exception, *, is_write: bool) -> StoreError:
     code = getattr(error, "pgcode", None) or ""
     if code.startswith("PK"):
         return StoreError(int(code[2:]), _first_line(error))
+    if code in _BUCKET_GONE:
+        return StoreError(404, "The bucket was dropped meanwhile.")
     if code in _BAD_INPUT:
         return StoreError(400, "The request has a text that PostgreSQL cannot store.")
     log.error("the database failed: %s %s", code, _first_line(error))
