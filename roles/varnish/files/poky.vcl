@@ -143,6 +143,10 @@ sub vcl_hit {
 # --- Fetches -------------------------------------------------------------------------------------
 
 sub vcl_backend_fetch {
+    if (bereq.retries > 0) {
+        # Prepared already; the director names another instance.
+        return (fetch);
+    }
     if (bereq.uncacheable) {
         call poky_fetch_pass;
         return (fetch);
@@ -206,6 +210,7 @@ sub vcl_backend_response {
 }
 
 sub poky_beresp_pass {
+    unset beresp.http.Poky-Internal;
     set beresp.http.X-Cache = "PASS";
     set beresp.http.Cache-Status = "poky; fwd=bypass";
     set beresp.http.X-Served-By = server.identity;
@@ -228,24 +233,30 @@ sub poky_beresp_object {
     call poky_value_object_life;
 }
 
-# 404, 412, 5xx: shared by those who wait for it, expired at birth.
+# 404, 412, 5xx: for those who wait for this fetch, and expired for all who come later.
 # Who waits has the same tag, so no write was acknowledged between the fetch and the wait.
 sub poky_beresp_transient {
     unset beresp.http.Poky-Internal;
     set beresp.http.X-Cache = "MISS";
     set beresp.http.X-Served-By = server.identity;
     set beresp.http.Cache-Status = "poky; fwd=miss";
-    set beresp.ttl = 0s;
+    call poky_beresp_waiters_only;
+}
+
+# Varnish compares a TTL with a request's arrival, so a TTL just above zero (at zero it skips the
+# object) is for those who came before the answer. Kept a second, until the last of them has run.
+sub poky_beresp_waiters_only {
+    set beresp.ttl = 0.001ms;
     set beresp.grace = 0s;
-    set beresp.keep = 0s;
+    set beresp.keep = 1s;
 }
 
 # A lease of L seconds counts from the start of its fetch. We use nine tenths of it, for clocks that run
 # at different rates: half as TTL, half as grace, so that one background fetch renews it.
 sub poky_beresp_lease {
     set beresp.http.Poky-Internal = "lease";
+    call poky_beresp_waiters_only;
     set beresp.keep = 0s;
-    set beresp.ttl = 0s;
     set beresp.grace = std.duration(beresp.http.Poky-Lease + "s", 0s) * 0.45;
     if (beresp.status == 403) {
         call poky_beresp_lease_denied;
@@ -287,7 +298,7 @@ sub poky_beresp_lease_missing {
 }
 
 sub vcl_backend_error {
-    set beresp.keep = 0s;
+    call poky_beresp_waiters_only;
     if (beresp.status == 200) {
         call poky_error_epoch;
         return (deliver);
@@ -306,23 +317,22 @@ sub poky_error_epoch {
     set beresp.http.Poky-Internal = "epoch";
     set beresp.http.Poky-Tag = std.time2real(now, 0.0) + "-" + bereq.xid;
     set beresp.ttl = 7d;
-    set beresp.grace = 0s;
 }
 
 sub poky_error_unavailable {
     if (bereq.retries == 0 && (bereq.method == "GET" || bereq.method == "HEAD")) {
         return (retry);
     }
+    if (bereq.uncacheable) {
+        call poky_beresp_pass;
+    } else {
+        call poky_beresp_transient;
+    }
     set beresp.status = 503;
     set beresp.reason = "Service Unavailable";
-    set beresp.ttl = 0s;
-    set beresp.grace = 0s;
     set beresp.http.Content-Type = "application/problem+json";
     set beresp.http.Cache-Control = "no-store";
     set beresp.http.Retry-After = "1";
-    set beresp.http.X-Cache = "MISS";
-    set beresp.http.X-Served-By = server.identity;
-    set beresp.http.Cache-Status = "poky; fwd=miss";
     if (bereq.method != "GET" && bereq.method != "HEAD") {
         set beresp.http.Poky-Outcome = "unknown";
     }
@@ -343,6 +353,10 @@ sub vcl_deliver {
     }
     if (req.http.If-Match || req.http.X-If-Match) {
         call poky_deliver_if_match;
+    }
+    # A write's conditions were the service's to judge: Varnish would make a 304 of its 200.
+    if (req.method != "GET" && req.method != "HEAD") {
+        unset req.http.If-None-Match;
     }
     if (req.http.If-None-Match && resp.status == 200) {
         call poky_deliver_if_none_match;

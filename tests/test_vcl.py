@@ -1,0 +1,91 @@
+"""What the cache promises, on a real Varnish: one .vtc for each sentence.
+
+And that each promise is tested: poky.vcl broken in a known way must turn a .vtc red.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.vcl.sabotage import SABOTAGES, sabotaged
+
+ROOT = Path(__file__).resolve().parents[1]
+CASES = sorted(ROOT.glob("tests/vcl/*.vtc"))
+
+
+Result = subprocess.CompletedProcess[str]
+
+
+def case(beginning: str) -> Path:
+    (found,) = (each for each in CASES if each.name.startswith(beginning))
+    return found
+
+
+def run(program: str, case: Path, *options: str) -> Result:
+    """Run one .vtc; the options are those of tests/vcl/values.py."""
+    vcl = shlex.join([sys.executable, "-m", "tests.vcl.values", *options])
+    return subprocess.run(
+        [program, "-t", "60", f"-Dvcl=cd {shlex.quote(str(ROOT))}; {vcl}", str(case)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def results(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Result]]]:
+    """What the chosen tests will ask for, by their names; two at a time, for the sake of delays."""
+    program = shutil.which("varnishtest")
+    assert program, "varnishtest is missing: install varnish and varnish-modules (make packages)"
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            item.name: pool.submit(run, program, *item.callspec.params["run"])
+            for item in request.session.items
+            if item.path == request.path and "results" in item.fixturenames
+        }
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture
+def result(results: dict[str, Future[Result]], request: pytest.FixtureRequest) -> Result:
+    return results[request.node.name].result()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("run", [(case,) for case in CASES], ids=[case.stem for case in CASES])
+def test_promise(result: Result, run: tuple[Path]) -> None:
+    assert result.returncode == 0, result.stdout[-8000:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "run",
+    [(case(each.caught_by), "--sabotage", name) for name, each in SABOTAGES.items()],
+    ids=SABOTAGES,
+)
+def test_sabotage_is_seen(result: Result, run: tuple[Path, str, str]) -> None:
+    assert result.returncode == 2, "passed"
+    # Red for what clients and servers saw, not because nothing started.
+    assert re.search(r"^---- [cs]\d ", result.stdout, re.MULTILINE), result.stdout[-8000:]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
+def test_case_opens_with_the_sentence_that_it_proves(case: Path) -> None:
+    assert re.match(r'varnishtest "[A-Z][^"]+[.]"\n', case.read_text())
+
+
+def test_sabotage_of_another_text_is_refused() -> None:
+    with pytest.raises(ValueError, match="plain-purge"):
+        sabotaged("vcl 4.1;", "plain-purge")

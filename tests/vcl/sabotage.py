@@ -1,0 +1,155 @@
+"""Ways to break poky.vcl on purpose: each must be seen by a .vtc and, where it costs coherence, by
+the coherence checker.
+
+A sabotage is a list of exact replacements. One that no longer fits the text is an error, so that a
+change of poky.vcl cannot turn a negative control into a second positive one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """What is broken, by which replacements, and the .vtc (by its beginning) that must go red."""
+
+    sentence: str
+    replacements: tuple[tuple[str, str], ...]
+    caught_by: str
+
+
+SABOTAGES = {
+    "plain-purge": Sabotage(
+        "PURGE removes the object; a fetch in flight is inserted after it.",
+        (
+            (
+                """    if (!req.http.Poky-Generation) {
+        hash_data("epoch" + req.url);
+""",
+                """    if (req.method == "PURGE") {
+        hash_data(req.url);
+    } elseif (!req.http.Poky-Generation) {
+        hash_data("epoch" + req.url);
+""",
+            ),
+            (
+                "hash_data(req.http.Poky-Generation + req.http.Poky-Tag + req.url);",
+                "hash_data(req.url);",
+            ),
+        ),
+        "10-",
+    ),
+    "aliases-cached": Sabotage(
+        "Every spelling of an object's URL is cached; a purge names only one.",
+        (
+            (
+                '    if (req.url !~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+-]+$") {',
+                '    if (req.url !~ "^/kv/") {',
+            ),
+        ),
+        "31-",
+    ),
+    "lease-from-end": Sabotage(
+        "A lease counts from the end of its fetch, when its answer may be old.",
+        (
+            ("now - bereq.time >= beresp.grace * 2.0", "false"),
+            ("now - bereq.time < beresp.grace", "true"),
+            (
+                "std.time2real(bereq.time + beresp.grace, 0.0)",
+                "std.time2real(now + beresp.grace, 0.0)",
+            ),
+            ("beresp.grace - (now - bereq.time);\n    } else", "beresp.grace;\n    } else"),
+        ),
+        "21-",
+    ),
+    "late-lease-kept": Sabotage(
+        "A lease that arrives after its end loses its TTL, not its generation.",
+        (("now - bereq.time >= beresp.grace * 2.0", "false"),),
+        "22-",
+    ),
+    "failed-refresh-denies": Sabotage(
+        "A refresh that fails ends the lease.",
+        (("    if (bereq.is_bgfetch) {\n        return (abandon);\n    }\n", ""),),
+        "23-",
+    ),
+    "denial-ignored": Sabotage(
+        "An explicit no counts as no answer.",
+        (
+            (
+                "    if (beresp.status == 403) {\n        call poky_beresp_lease_denied;",
+                "    if (false) {\n        call poky_beresp_lease_denied;",
+            ),
+        ),
+        "24-",
+    ),
+    "one-generation": Sabotage(
+        "The generation is not part of the hash.",
+        (
+            (
+                "req.http.Poky-Generation + req.http.Poky-Tag + req.url",
+                "req.http.Poky-Tag + req.url",
+            ),
+        ),
+        "25-",
+    ),
+    "purge-everywhere": Sabotage(
+        "The listener of the clients takes PURGE too.",
+        (
+            (
+                '    if (local.socket == "purge") {',
+                '    if (local.socket == "purge" || req.method == "PURGE") {',
+            ),
+        ),
+        "30-",
+    ),
+    "clients-vary": Sabotage(
+        "Vary is stored, and what clients sent reaches the fetch.",
+        (
+            ("    unset beresp.http.Vary;\n", ""),
+            ('    header.regsub(bereq, "(?i)^(?!If-None-Match:).*$", "Poky-Dropped: 1");\n', ""),
+        ),
+        "32-",
+    ),
+    "clients-steer": Sabotage(
+        "A client's own Poky-* headers are believed.",
+        (
+            (
+                "    unset req.http.Poky-Generation;\n    call poky_recv_purge;",
+                "    call poky_recv_purge;",
+            ),
+        ),
+        "32-",
+    ),
+    "star-ignored": Sabotage(
+        "If-None-Match: * is left to Varnish.",
+        ((r'req.http.If-None-Match ~ "^\s*\*\s*$" || (', "false || ("),),
+        "40-",
+    ),
+    "modified-since-believed": Sabotage(
+        "If-Modified-Since is answered from Last-Modified.",
+        (("    unset req.http.If-Modified-Since;\n", ""),),
+        "42-",
+    ),
+    "range-by-date": Sabotage(
+        "If-Range with a date is answered from Last-Modified.",
+        (("        unset req.http.Range;\n", ""),),
+        "44-",
+    ),
+    "old-revalidation-hits": Sabotage(
+        "Who waited for another's revalidation takes its answer.",
+        (('    if (req.http.Poky-Generation == "=revalidate") {', "    if (false) {"),),
+        "51-",
+    ),
+}
+
+
+def sabotaged(vcl: str, name: str) -> str:
+    """Return the text of poky.vcl broken in the named way; ValueError if the text has changed."""
+    for old, new in SABOTAGES[name].replacements:
+        if vcl.count(old) != 1:
+            raise ValueError(
+                f"sabotage {name}: {vcl.count(old)} times in poky.vcl, not once: {old!r}"
+            )
+        vcl = vcl.replace(old, new)
+    return vcl

@@ -1,0 +1,71 @@
+"""The cache's VCL as a test runs it: poky.vcl, or a sabotaged copy, and values with the test's ports.
+
+    python -m tests.vcl.values --into DIRECTORY --service 8081 --lease 10081
+
+writes both files, as each .vtc does; without probes, which a server's script could not expect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from tests.vcl.sabotage import SABOTAGES, sabotaged
+
+ROLE = Path(__file__).resolve().parents[2] / "roles" / "varnish"
+
+
+def values(
+    *,
+    service: Sequence[int],
+    lease: Sequence[int],
+    mode: str = "lease",
+    ttl: int = 14400,
+    lease_timeout: float = 2,
+    write_timeout: float = 15,
+    probe: bool = True,
+) -> str:
+    """Return the text of poky_values.vcl for backends on the loopback's ports."""
+    template = jinja2.Environment(
+        trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+    ).from_string((ROLE / "templates" / "poky_values.vcl.j2").read_text())
+    text = template.render(
+        ansible_managed="made by tests/vcl/values.py",
+        varnish_service_backends=[
+            {"name": f"service_{port}", "host": "127.0.0.1", "port": port} for port in service
+        ],
+        varnish_lease_backends=[
+            {"name": f"lease_{port}", "host": "127.0.0.1", "port": port} for port in lease
+        ],
+        varnish_mode=mode,
+        varnish_object_ttl=ttl,
+        varnish_lease_timeout=lease_timeout,
+        varnish_write_timeout=write_timeout,
+    )
+    if not probe:
+        text = re.sub(r"probe poky_status \{.*?\}|\.probe = poky_status;", "", text, flags=re.S)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.vcl.values")
+    parser.add_argument("--into", type=Path, required=True)
+    parser.add_argument("--sabotage", choices=SABOTAGES)
+    parser.add_argument("--service", type=int, nargs="+", required=True)
+    parser.add_argument("--lease", type=int, nargs="+", required=True)
+    parser.add_argument("--mode", default="lease")
+    parser.add_argument("--ttl", type=int, default=14400)
+    parser.add_argument("--lease-timeout", type=float, default=2)
+    arguments = vars(parser.parse_args())
+    into, sabotage = arguments.pop("into"), arguments.pop("sabotage")
+    vcl = (ROLE / "files" / "poky.vcl").read_text()
+    (into / "poky.vcl").write_text(sabotaged(vcl, sabotage) if sabotage else vcl)
+    (into / "poky_values.vcl").write_text(values(**arguments, probe=False))
+
+
+if __name__ == "__main__":
+    main()
