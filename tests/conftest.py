@@ -102,6 +102,12 @@ class Cluster:
         self._execute(f"CREATE DATABASE {database.name} TEMPLATE {template} OWNER poky_owner")
         return database
 
+    def copy(self, database: Database) -> Database:
+        """Make a copy of a database that nobody is connected to."""
+        copy = self._database(f"{database.name}_{next(self._numbers)}", database.kind)
+        self._execute(f"CREATE DATABASE {copy.name} TEMPLATE {database.name} OWNER poky_owner")
+        return copy
+
     def drop(self, database: Database) -> None:
         self._execute(f"DROP DATABASE {database.name} WITH (FORCE)")
 
