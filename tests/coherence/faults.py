@@ -1,0 +1,172 @@
+"""The faults that strike while the load runs: each leaves the stack whole again."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.coherence.gate import Weather
+from tests.coherence.stack import Stack
+from tests.service import wait_until
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A name, a sentence, and one round of it; a round may be repeated."""
+
+    name: str
+    says: str
+    strike: Callable[[Stack], None]
+    alterations: str = ""  # of the service, while this fault is on
+
+
+def nothing(stack: Stack) -> None:
+    time.sleep(1)
+
+
+def purges_lost(stack: Stack) -> None:
+    for gate in stack.purge_gates:
+        gate.weather = Weather(lost=0.02)
+    time.sleep(2 * stack.lease_seconds)
+    _clear_up(stack)
+
+
+def purges_dropped(stack: Stack) -> None:
+    gate = random.choice(stack.purge_gates)
+    gate.weather = Weather(lost=1.0)
+    time.sleep(2 * stack.lease_seconds)
+    _clear_up(stack)
+
+
+def purges_refused(stack: Stack) -> None:
+    for gate in stack.purge_gates:
+        gate.weather = Weather(refused=True)
+    time.sleep(2 * stack.lease_seconds)
+    _clear_up(stack)
+
+
+def leases_slow(stack: Stack) -> None:
+    """Near the limit, over it, and so late that the lease has run out; purges fail meanwhile."""
+    for share in (0.3, 0.6, 1.2):
+        for gate in stack.lease_gates:
+            gate.weather = Weather(delay=share * stack.lease_seconds)
+        time.sleep(stack.lease_seconds)
+        random.choice(stack.purge_gates).weather = Weather(lost=1.0)
+        time.sleep(stack.lease_seconds)
+        for gate in stack.purge_gates:
+            gate.fair()
+    _clear_up(stack)
+
+
+def leases_late(stack: Stack) -> None:
+    """Granted long before it arrives; and when the purges fail, the grant is what counts."""
+    for gate in stack.lease_gates:
+        gate.weather = Weather(delay=0.3 * stack.lease_seconds)
+    time.sleep(1)
+    for gate in stack.purge_gates:
+        gate.weather = Weather(refused=True)
+    time.sleep(stack.lease_seconds + 1)
+    _clear_up(stack)
+    stack.forgive()
+
+
+def leases_cut(stack: Stack) -> None:
+    for gate in stack.lease_gates:
+        gate.weather = Weather(refused=True)
+    time.sleep(2 * stack.lease_seconds)
+    _clear_up(stack)
+
+
+def varnish_paused(stack: Stack) -> None:
+    cache = random.choice(stack.caches)
+    cache.pause()
+    time.sleep(stack.lease_seconds + 2)
+    cache.resume()
+    _clear_up(stack)
+
+
+def varnish_restarted(stack: Stack) -> None:
+    cache = random.choice(stack.caches)
+    cache.stop()
+    time.sleep(1)
+    cache.start()
+    _clear_up(stack)
+
+
+def vcl_reloaded(stack: Stack) -> None:
+    for cache in stack.caches:
+        cache.reload()
+    time.sleep(1)
+
+
+def instance_killed(stack: Stack) -> None:
+    service = random.choice(stack.services)
+    service.stop(signal.SIGKILL)
+    time.sleep(1)
+    service.start()
+    time.sleep(1)
+
+
+def instances_restarted(stack: Stack) -> None:
+    for service in stack.services:
+        service.stop()
+        service.start()
+        time.sleep(1)
+
+
+def database_killed(stack: Stack) -> None:
+    os.kill(stack.database.pid, signal.SIGQUIT)
+    wait_until(lambda: all(service.is_ready() for service in stack.services), 60, "database is up")
+    _clear_up(stack)
+
+
+def node_removed(stack: Stack) -> None:
+    """Removed by the operator's command while clients still read through it; then added again."""
+    stack.poky("cache", "remove", stack.caches[-1].name)
+    time.sleep(stack.lease_seconds)
+    instances_restarted(stack)
+    _clear_up(stack)
+
+
+def node_suspended(stack: Stack) -> None:
+    name = stack.caches[0].name
+    stack.poky("cache", "suspend", name)
+    time.sleep(1)
+    stack.poky("cache", "resume", name)
+    _clear_up(stack)
+
+
+def caches_emptied(stack: Stack) -> None:
+    stack.poky("cache", "purge", "--all")
+    time.sleep(1)
+
+
+def _clear_up(stack: Stack) -> None:
+    for gate in [*stack.purge_gates, *stack.lease_gates]:
+        gate.fair()
+    stack.wait_until_whole()
+
+
+NONE = Fault("none", "No fault.", nothing)
+
+FAULTS = (
+    Fault("slow-reads", "The service answers long after it has read.", nothing, "slow_reads"),
+    Fault("purges-lost", "One purge in fifty gets no answer.", purges_lost),
+    Fault("purges-dropped", "One node hears no purge (a firewall drops).", purges_dropped),
+    Fault("purges-refused", "No node accepts a purge.", purges_refused),
+    Fault("leases-slow", "Leases arrive late or too late, and purges are lost.", leases_slow),
+    Fault("leases-cut", "No lease arrives.", leases_cut),
+    Fault("varnish-paused", "A node is stopped (SIGSTOP) for longer than a lease.", varnish_paused),
+    Fault("varnish-restarted", "A node is killed and started.", varnish_restarted),
+    Fault("vcl-reloaded", "The VCL is loaded again, all the time.", vcl_reloaded),
+    Fault("instance-killed", "An instance is killed (SIGKILL) and started.", instance_killed),
+    Fault("rolling-restart", "The instances restart in turn, as in a deploy.", instances_restarted),
+    Fault("database-killed", "PostgreSQL crashes and recovers.", database_killed),
+    Fault("node-removed", "A node is removed by command and added again.", node_removed),
+    Fault("node-suspended", "A node is suspended by command and resumed.", node_suspended),
+    Fault("caches-emptied", "All caches are told to forget everything.", caches_emptied),
+)

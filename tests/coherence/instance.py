@@ -1,0 +1,87 @@
+"""``poky serve`` with something altered: how slow reads are made, and how the service is sabotaged.
+
+``python -m tests.coherence.instance serve``; the environment names the alterations. Production code
+has no switch for any of this.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from poky import app, cache, cli, store
+
+
+def slow_reads() -> None:
+    """Between the database's answer and ours there passes time, in which much can be written."""
+    read = app.Api.get_object
+
+    def get_object(self: app.Api, environ: Any, bucket: str, key: str) -> Any:
+        answer = read(self, environ, bucket, key)
+        if random.random() < 0.2:
+            time.sleep(random.random() * 0.2)
+        return answer
+
+    app.Api.get_object = get_object  # type: ignore[method-assign]
+
+
+def purge_before_commit() -> None:
+    """The caches hear of a change before it is made."""
+    made = cache.Caches.__init__
+
+    def init(self: cache.Caches, its_store: Any, config: Any) -> None:
+        made(self, its_store, config)
+        its_store.caches = self
+
+    cache.Caches.__init__ = init  # type: ignore[method-assign]
+    cache.Caches.purge = lambda self, _bucket, _keys, ids: self._confirmed.extend(ids)  # type: ignore[method-assign]
+    for verb in ("put", "delete", "put_many", "delete_many"):
+        _before(verb)
+
+
+def _before(verb: str) -> None:
+    original = getattr(store.Store, verb)
+
+    def told_first(self: Any, bucket: str, keys: Any, *rest: Any) -> Any:
+        self.caches.tell(bucket, [keys] if isinstance(keys, str) else keys)
+        return original(self, bucket, keys, *rest)
+
+    setattr(store.Store, verb, told_first)
+
+
+def no_purge_on_insert() -> None:
+    """Who creates an object thinks that no cache can have it."""
+    _forget_outbox("put", lambda outcome: outcome.outcome == "inserted")
+    _forget_outbox("put_many", lambda outcome: outcome.outcome == "inserted")
+
+
+def no_purge_for_batches() -> None:
+    """Only single writes are purged."""
+    _forget_outbox("put_many", lambda _: True)
+    _forget_outbox("delete_many", lambda _: True)
+
+
+def _forget_outbox(verb: str, chosen: Callable[[Any], bool]) -> None:
+    original = getattr(store.Store, verb)
+
+    def forgetful(self: Any, *arguments: Any) -> Any:
+        result = original(self, *arguments)
+        outcomes = [result] if verb in ("put", "delete") else result
+        outcomes = [o._replace(outbox_id=None) if chosen(o) else o for o in outcomes]
+        return outcomes[0] if verb in ("put", "delete") else outcomes
+
+    setattr(store.Store, verb, forgetful)
+
+
+ALTERATIONS = {
+    each.__name__: each
+    for each in (slow_reads, purge_before_commit, no_purge_on_insert, no_purge_for_batches)
+}
+
+if __name__ == "__main__":
+    for name in os.environ["COHERENCE_ALTERATIONS"].split():
+        ALTERATIONS[name]()
+    cli.main()

@@ -1,0 +1,84 @@
+"""Ways to break the promise on purpose: the checker must see each of them, or it proves nothing.
+
+What is broken in Varnish is in tests.vcl.sabotage, what is broken in the service in ``instance``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from tests.coherence.faults import FAULTS, NONE, Fault, leases_late
+from tests.coherence.stack import Stack
+
+_SLOW_READS = next(fault for fault in FAULTS if fault.name == "slow-reads")
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """What is broken, and the fault under which it shows soonest."""
+
+    name: str
+    says: str
+    shows_with: Fault = NONE
+    vcl: str = ""
+    alterations: str = ""
+
+    @property
+    def fault(self) -> Fault:
+        return replace(
+            self.shows_with,
+            name=self.name,
+            says=self.says,
+            alterations=f"{self.shows_with.alterations} {self.alterations}".strip(),
+        )
+
+
+SABOTAGES = (
+    Sabotage(
+        "plain-purge",
+        "PURGE removes the object; a fetch in flight is inserted after it.",
+        _SLOW_READS,
+        vcl="plain-purge",
+    ),
+    Sabotage(
+        "purge-before-commit",
+        "The caches hear of a change before it is made.",
+        alterations="purge_before_commit",
+    ),
+    Sabotage(
+        "no-purge-on-insert",
+        "Who creates an object thinks that no cache can know anything of it.",
+        _SLOW_READS,
+        alterations="no_purge_on_insert",
+    ),
+    Sabotage(
+        "no-purge-for-batches",
+        "Only single writes are purged.",
+        alterations="no_purge_for_batches",
+    ),
+    Sabotage(
+        "aliases-cached",
+        "Every spelling of an object's URL is cached; a purge names only one.",
+        vcl="aliases-cached",
+    ),
+    Sabotage(
+        "lease-from-end",
+        "A lease counts from the end of its fetch.",
+        Fault("", "", leases_late),
+        vcl="lease-from-end",
+    ),
+)
+
+
+@contextmanager
+def broken(stack: Stack, sabotage: Sabotage) -> Iterator[Fault]:
+    """The fault to run while the stack is broken; its VCL is whole again afterwards."""
+    if sabotage.vcl:
+        stack.use_vcl(sabotage.vcl)
+    try:
+        yield sabotage.fault
+    finally:
+        if sabotage.vcl:
+            stack.use_vcl()

@@ -1,0 +1,329 @@
+"""The real stack on loopback: PostgreSQL, instances of the service, Varnish nodes, nginx.
+
+Between Varnish and the service's lease listeners, and between the service and the purge listeners,
+stand gates, which are the network that can be made to fail.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psycopg2
+
+from poky import embedded, schema
+from poky.store import Node, Store
+from tests.coherence.gate import Gate, Gates
+from tests.service import Client, Service, free_ports, wait_until
+from tests.vcl.sabotage import sabotaged
+from tests.vcl.values import values
+
+ROOT = Path(__file__).resolve().parents[2]
+VCL = ROOT / "roles" / "varnish" / "files" / "poky.vcl"
+
+
+class Cache:
+    """A Varnish node."""
+
+    def __init__(self, name: str, folder: Path, vcl: Path) -> None:
+        self.name = name
+        self.port, self.purge_port = free_ports(2)
+        self._folder = folder / name
+        self._vcl = vcl
+        self._log = folder / f"{name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reloads = 0
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *("varnishd", "-F", "-j", "none", "-n", str(self._folder), "-i", self.name),
+                    *("-a", f"http=127.0.0.1:{self.port}"),
+                    *("-a", f"purge=127.0.0.1:{self.purge_port}"),
+                    *("-f", str(self._vcl), "-p", f"vcl_path={self._vcl.parent}"),
+                    *("-s", "malloc,256m", "-p", "thread_pools=1", "-p", "thread_pool_min=50"),
+                ],
+                stdout=log,
+                stderr=log,
+            )
+        wait_until(self.is_up, what=f"Varnish {self.name} is up; see {self._log}")
+
+    def is_up(self) -> bool:
+        assert self._process
+        assert self._process.poll() is None, self._log.read_text()
+        try:
+            return Client(self.purge_port).get("/node").headers["Poky-Node"] == self.name
+        except OSError:
+            return False
+
+    def reload(self) -> None:
+        """Load the VCL once more under another name, and use that."""
+        self._reloads += 1
+        for command in ("vcl.load", "vcl.use"):
+            file = [str(self._vcl)] if command == "vcl.load" else []
+            self.admin(command, f"again{self._reloads}", *file)
+
+    def admin(self, *command: str) -> str:
+        done = subprocess.run(
+            ["varnishadm", "-n", str(self._folder), *command],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def pause(self) -> None:
+        os.kill(self._child(), signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self._child(), signal.SIGCONT)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait(10)
+            self._process = None
+
+    def _child(self) -> int:
+        """The process that serves; the one that we started only manages it."""
+        assert self._process
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        return int(children.read_text().split()[0])
+
+
+class Stack:
+    """Everything, started by ``with``."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        lease_seconds: float = 3,
+        purge_timeout: float = 0.5,
+        nodes: int = 2,
+        instances: int = 2,
+        server: embedded.Embedded | None = None,
+    ) -> None:
+        self.folder = folder
+        self.lease_seconds = lease_seconds
+        self.caches: list[Cache] = []
+        self.services: list[Service] = []
+        self.purge_gates: list[Gate] = []
+        self.lease_gates: list[Gate] = []
+        self.nginx_port = 0
+        self._purge_timeout = purge_timeout
+        self._counts = nodes, instances
+        self._own_server = server is None
+        self._server = server
+        self._gates = Gates()
+        self._nginx: subprocess.Popen[bytes] | None = None
+        self._store: Store | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    @property
+    def database(self) -> embedded.Embedded:
+        assert self._server
+        return self._server
+
+    @property
+    def store(self) -> Store:
+        """A store of the test's own, to look into."""
+        assert self._store
+        return self._store
+
+    def _start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._server is None:
+            self._server = embedded.ensure_running(self.folder / "home")
+            self._server.supervise()
+        schema.migrate(self._server.dsn_owner, release="coherence")
+        self._store = Store(self._server.dsn_service, pool_size=4)
+        for node in self._store.nodes():  # of a run before
+            self._store.suspend_node(node.name, hold=True)
+            self._store.drain_node(node.name, self._node(node.name).generation)
+            self._store.remove_node(node.name)
+        nodes, instances = self._counts
+        vcl = self.folder / "vcl"
+        vcl.mkdir(exist_ok=True)
+        (vcl / "poky.vcl").write_text(VCL.read_text())
+        self.caches = [Cache(f"n{n + 1}", self.folder, vcl / "poky.vcl") for n in range(nodes)]
+        self.purge_gates = [self._gates.open(cache.purge_port) for cache in self.caches]
+        settings = {
+            "POKY_CACHES": " ".join(
+                f"{cache.name}=http://127.0.0.1:{gate.port}"
+                for cache, gate in zip(self.caches, self.purge_gates, strict=True)
+            ),
+            "POKY_LEASE_SECONDS": str(self.lease_seconds),
+            "POKY_PURGE_TIMEOUT": str(self._purge_timeout),
+            "POKY_LOG_LEVEL": "warning",
+        }
+        self.services = [
+            Service(self._server.dsn_service, self.folder / f"poky{n + 1}.log", settings)
+            for n in range(instances)
+        ]
+        self.lease_gates = [self._gates.open(service.lease_port) for service in self.services]
+        (vcl / "poky_values.vcl").write_text(
+            values(
+                service=[service.port for service in self.services],
+                lease=[gate.port for gate in self.lease_gates],
+                lease_timeout=(self.lease_seconds - self._purge_timeout) * 0.4,
+                write_timeout=self.lease_seconds + 10,
+            )
+        )
+        for service in self.services:
+            service.start()
+        for cache in self.caches:
+            cache.start()
+        self._start_nginx()
+        self.wait_until_whole()
+
+    def _start_nginx(self) -> None:
+        (self.nginx_port,) = free_ports(1)
+        folder = self.folder / "nginx"
+        folder.mkdir(exist_ok=True)
+        servers = "".join(f"server 127.0.0.1:{cache.port} max_fails=0;" for cache in self.caches)
+        (folder / "nginx.conf").write_text(
+            f"""
+            daemon off;
+            {"user root;" if os.geteuid() == 0 else ""}
+            pid {folder}/pid;
+            error_log {folder}/error.log;
+            worker_processes 1;
+            events {{ worker_connections 1024; }}
+            http {{
+                access_log off;
+                client_body_temp_path {folder}/body;
+                proxy_temp_path {folder}/proxy;
+                fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+                keepalive_requests 1000000;
+                upstream caches {{ {servers} keepalive 32; keepalive_requests 1000000; }}
+                server {{
+                    listen 127.0.0.1:{self.nginx_port};
+                    location / {{
+                        proxy_pass http://caches;
+                        proxy_http_version 1.1;
+                        proxy_set_header Connection "";
+                        proxy_next_upstream off;
+                    }}
+                }}
+            }}
+            """
+        )
+        command = ["nginx", "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"]
+        self._nginx = subprocess.Popen(command, stdout=sys.stderr, stderr=sys.stderr)
+        wait_until(lambda: _answers(self.nginx_port), what="nginx is up")
+
+    def alter(self, alterations: str) -> None:
+        """Restart the instances with alterations (tests.coherence.instance), or without."""
+        for service in self.services:
+            service.stop()
+            service.module = "tests.coherence.instance" if alterations else "poky"
+            service.settings["COHERENCE_ALTERATIONS"] = alterations
+            # What an alteration keeps busy must not be what is tested.
+            service.settings["POKY_THREADS"] = "16" if alterations else "4"
+            service.start()
+
+    def use_vcl(self, sabotage: str = "") -> None:
+        """Restart the nodes with a broken VCL (tests.vcl.sabotage), or with the true one."""
+        vcl = VCL.read_text()
+        for cache in self.caches:
+            cache.stop()
+        (self.folder / "vcl" / "poky.vcl").write_text(sabotaged(vcl, sabotage) if sabotage else vcl)
+        for cache in self.caches:
+            cache.start()
+        self.wait_until_whole()
+
+    def forgive(self) -> None:
+        """Let the nodes' next suspension count as their first: an earlier fault is no relapse."""
+        with closing(psycopg2.connect(self.database.dsn_owner)) as connection, connection:
+            connection.cursor().execute("UPDATE poky.cache_node SET reinstated_at = NULL")
+
+    def create_bucket(self, name: str) -> str:
+        self.store.ensure_bucket(name)
+        return name
+
+    def wait_until_whole(self, timeout: float = 60) -> None:
+        """Wait until every node takes part and has a lease."""
+        wait_until(
+            lambda: self._is_whole(self.store.nodes()), timeout, "all caches take part again"
+        )
+        bucket = self.create_bucket("whole")
+        self.services[0].client().put(f"/kv/{bucket}/k", "v")
+        for cache in self.caches:
+            wait_until(
+                lambda cache=cache: (
+                    Client(cache.port).get(f"/kv/{bucket}/k").headers["X-Cache"] == "HIT"
+                ),
+                timeout,
+                f"{cache.name} has a lease",
+            )
+
+    def _is_whole(self, nodes: Sequence[Node]) -> bool:
+        return len(nodes) == len(self.caches) and all(node.suspended_at is None for node in nodes)
+
+    def _node(self, name: str) -> Node:
+        return next(node for node in self.store.nodes() if node.name == name)
+
+    def poky(self, *arguments: str) -> str:
+        """The command, as an operator would give it."""
+        done = subprocess.run(
+            [sys.executable, "-m", "poky", *arguments],
+            env={**os.environ, "POKY_DSN": self.database.dsn_service},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def _stop(self) -> None:
+        if self._nginx:
+            self._nginx.terminate()
+            self._nginx.wait(10)
+        for cache in self.caches:
+            cache.stop()
+        for service in self.services:
+            if service.process and service.process.poll() is None:
+                service.stop()
+        if self._store:
+            self._store.close()
+        self._gates.close()
+        if self._server and self._own_server:
+            self._server.close()
+
+
+def _answers(port: int) -> bool:
+    try:
+        return Client(port).get("/status").status == 200
+    except OSError:
+        return False
