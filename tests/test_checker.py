@@ -1,0 +1,197 @@
+"""The checker sees what is wrong in hand-made histories, and nothing in right ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.coherence.checker import check, zone_conflicts
+from tests.coherence.history import ABSENT, NEVER, UNKNOWN, History, Read, Recorder, Write
+
+N1, N2 = 1, 2
+
+
+def put(number: int, start: int, end: int = NEVER) -> Write:
+    return Write(1, start, end, number, 0)
+
+
+def delete(number: int, start: int, end: int = NEVER) -> Write:
+    return Write(1, start, end, number, 1)
+
+
+def read(number: int, start: int, end: int, path: int = N1) -> Read:
+    return Read(1, path, start, end, number)
+
+
+def found(*operations: Write | Read) -> tuple[int, int, int]:
+    """What the checker counts: stale, inversions, registers without an order."""
+    verdict = check(
+        History(
+            [each for each in operations if isinstance(each, Write)],
+            [each for each in operations if isinstance(each, Read)],
+        )
+    )
+    assert verdict.ok == (not verdict.findings)
+    return verdict.stale, verdict.inversions, verdict.unordered
+
+
+RIGHT = {
+    "nothing was written": [read(ABSENT, 1, 2)],
+    "a write is read after it": [put(2, 1, 2), read(2, 3, 4)],
+    "a write is read before it is acknowledged": [put(2, 1, 9), read(2, 3, 4), read(2, 5, 6)],
+    "a write is not yet read before it is acknowledged": [
+        put(2, 1, 2),
+        put(4, 3, 9),
+        read(2, 4, 5),
+        read(4, 6, 7),
+    ],
+    "a read that overlaps the acknowledgement may be old": [
+        put(2, 1, 2),
+        put(4, 3, 6),
+        read(2, 5, 7),
+    ],
+    "reads that overlap may come in any order": [
+        put(2, 1, 2),
+        put(4, 3, 9),
+        read(4, 4, 8),
+        read(2, 5, 7),
+    ],
+    "a write without an answer takes effect late": [
+        put(2, 1),
+        put(4, 3, 4),
+        read(4, 5, 6),
+        read(6, 7, 8),  # its number was never told to its writer
+        read(6, 9, 10),
+    ],
+    "a write without an answer takes no effect": [put(2, 1, 2), put(4, 3), read(2, 5, 6)],
+    "a delete": [put(2, 1, 2), delete(3, 3, 4), read(ABSENT, 5, 6), put(4, 7, 8), read(4, 9, 10)],
+    "a delete that is not acknowledged yet": [
+        put(2, 1, 2),
+        delete(3, 3, 9),
+        read(2, 4, 5),
+        read(ABSENT, 6, 7),
+    ],
+    "a delete without an answer": [put(2, 1, 2), delete(3, 3), read(ABSENT, 5, 6)],
+    "the second of two deletes": [
+        put(2, 1, 2),
+        delete(3, 3, 4),
+        put(4, 5, 6),
+        delete(5, 7, 20),
+        read(ABSENT, 8, 10),  # the second: the first was over
+        read(ABSENT, 11, 12),
+    ],
+    "a long read that saw neither of two deletes' ends": [
+        put(2, 1, 2),
+        delete(3, 3, 4),
+        put(4, 5, 6),
+        delete(5, 7, 8),
+        read(4, 6, 7),
+        read(ABSENT, 3, 9),
+    ],
+    "two nodes disagree while a write is not acknowledged": [
+        put(2, 1, 2),
+        put(4, 3, 9),
+        read(4, 4, 5, N2),
+        read(2, 6, 7, N1),
+    ],
+}
+
+STALE = {
+    "the older write": [put(2, 1, 2), put(4, 3, 4), read(2, 5, 6)],
+    "nothing, although it was written": [put(2, 1, 2), read(ABSENT, 3, 4)],
+    "what was deleted": [put(2, 1, 2), delete(3, 3, 4), read(2, 5, 6)],
+    "nothing, after it was written again": [
+        put(2, 1, 2),
+        delete(3, 3, 4),
+        put(4, 5, 6),
+        read(ABSENT, 7, 8),
+    ],
+    "on the other node": [put(2, 1, 2), put(4, 3, 4), read(4, 5, 6, N1), read(2, 7, 8, N2)],
+}
+
+INVERTED = {
+    "back to the older write before the acknowledgement": [
+        put(2, 1, 2),
+        put(4, 3, 9),
+        read(4, 4, 5),
+        read(2, 6, 7),
+    ],
+    "back from a write that was never acknowledged": [
+        put(2, 1, 2),
+        put(4, 3),
+        read(4, 4, 5),
+        read(2, 6, 7),
+    ],
+    "back to what a delete took away": [
+        put(2, 1, 2),
+        delete(3, 3, 9),
+        read(ABSENT, 4, 5),
+        read(2, 6, 7),
+    ],
+    "back to nothing": [put(2, 1, 9), read(2, 2, 3), read(ABSENT, 4, 5)],
+}
+
+
+@pytest.mark.parametrize("operations", RIGHT.values(), ids=RIGHT)
+def test_right(operations: list[Write | Read]) -> None:
+    assert found(*operations) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("operations", STALE.values(), ids=STALE)
+def test_stale(operations: list[Write | Read]) -> None:
+    stale, _, unordered = found(*operations)
+    assert (stale, unordered) == (1, 1)
+
+
+@pytest.mark.parametrize("operations", INVERTED.values(), ids=INVERTED)
+def test_inverted(operations: list[Write | Read]) -> None:
+    assert found(*operations) == (0, 1, 1)
+
+
+def test_zones_find_what_no_order_of_numbers_allows() -> None:
+    """Two writers at once: a reader sees one, the other, and the first again."""
+    writes = [put(2, 1, 9), put(4, 1, 9)]
+    assert not zone_conflicts(writes, [read(2, 2, 3), read(4, 4, 5)])
+    assert not zone_conflicts(writes, [read(4, 2, 3), read(2, 4, 5)])  # numbers are not its order
+    assert zone_conflicts(writes, [read(2, 2, 3), read(4, 4, 5), read(2, 6, 7)])
+
+
+def test_zones_find_a_read_before_its_write() -> None:
+    assert zone_conflicts([put(2, 5, 6)], [read(2, 1, 2)])
+
+
+def test_zones_find_a_write_hidden_within_another_value() -> None:
+    writes = [put(2, 1, 2), put(4, 4, 5)]
+    assert zone_conflicts(writes, [read(2, 2, 3), read(2, 6, 7)])
+
+
+def test_the_greater_number_is_the_later_write() -> None:
+    """Zones would allow it: two writes at once, and the one with the smaller number still runs."""
+    assert found(put(4, 1, 2), put(2, 1, 9), read(2, 3, 4)) == (1, 0, 0)
+
+
+def test_numbers_that_were_never_told_are_left_out() -> None:
+    assert found(put(2, 1, 2), put(UNKNOWN, 3), read(2, 4, 5)) == (0, 0, 0)
+
+
+def test_keys_are_checked_apart() -> None:
+    other = Write(2, 1, 2, 8, 0)
+    assert found(other, put(2, 3, 4), read(2, 5, 6)) == (0, 0, 0)
+
+
+def test_the_lateness_is_told() -> None:
+    verdict = check(History([put(2, 1, 2), put(4, 3, 4)], [read(2, 4_000_004, 5_000_000)]))
+    assert verdict.worst_ms == pytest.approx(4.0)
+
+
+def test_recorded_is_what_is_checked(tmp_path: Path) -> None:
+    recorder = Recorder()
+    recorder.writes.extend(put(2, 1, 2))
+    recorder.writes.extend(delete(3, 3))
+    recorder.reads.extend(read(2, 4, 5))
+    recorder.save(tmp_path, "one")
+    history = History()
+    history.add(tmp_path)
+    assert history.writes == [put(2, 1, 2), delete(3, 3)]
+    assert history.reads == [read(2, 4, 5)]
