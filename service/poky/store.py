@@ -7,7 +7,6 @@ SQLSTATEs; knows nothing of HTTP headers, and builds no SQL beyond the name of w
 import contextlib
 import logging
 import select
-import socket
 import threading
 import time
 from collections import deque
@@ -42,6 +41,17 @@ _STATEMENTS = {
 }
 
 _MAX_AGE = 1800.0
+_CONNECT_SECONDS = 3.0
+# What a peer that vanished may cost, and the primary of several hosts; the DSN may say otherwise.
+_DSN_DEFAULTS = {
+    "connect_timeout": "3",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+    "target_session_attrs": "read-write",
+    "application_name": "poky",
+}
 _ATTEMPTS = 3
 # The statement did nothing and may be sent again: the deadlock's victim and the like were rolled
 # back; 57P01 was said instead of an answer; the rest never started.
@@ -171,53 +181,50 @@ Nodes = list[Node]
 Changes = list[Change]
 
 
-class _Connection:
-    """A connection that knows how long it has been there and whether it is still alive."""
+class _Connection(psycopg2.extensions.connection):
+    """A connection that knows whether it is still alive and how long its statement may take."""
 
-    def __init__(self, dsn: str, settings: str) -> None:
-        # What a peer that vanished may cost; the DSN may say otherwise.
-        raw = psycopg2.connect(
-            psycopg2.extensions.make_dsn(
-                **{
-                    "connect_timeout": "3",
-                    "keepalives_idle": "10",
-                    "keepalives_interval": "5",
-                    "keepalives_count": "3",
-                    "tcp_user_timeout": "10000",
-                    "target_session_attrs": "read-write",
-                    "application_name": "poky",
-                    **psycopg2.extensions.parse_dsn(dsn),
-                }
-            )
-        )
-        self.raw = raw
+    poll_input: "select.poll | None" = None
+    deadline = 0.0
+    born = 0.0
+    statement: psycopg2.extensions.cursor
+
+    def prepare(self, settings: str) -> None:
+        """Make a new connection ready for use."""
+        self.autocommit = True
         self.born = time.monotonic()
-        self.deadline = 0.0
-        try:
-            raw.autocommit = True
-            self.cursor = raw.cursor()
-            self.cursor.execute(settings)
-        except psycopg2.Error:
-            raw.close()
-            raise
-        self._poll = select.poll()
-        self._poll.register(raw.fileno(), select.POLLIN)
+        self.deadline = self.born + _CONNECT_SECONDS
+        self.statement = self.cursor()
+        self.statement.execute(settings)
+        self.poll_input = select.poll()
+        self.poll_input.register(self.fileno(), select.POLLIN)
 
     def is_stale(self) -> bool:
         """Whether the server closed it, or it is due for replacement; asks no one, costs 1 us."""
-        return bool(self._poll.poll(0)) or time.monotonic() - self.born > _MAX_AGE
+        assert self.poll_input
+        return bool(self.poll_input.poll(0)) or time.monotonic() - self.born > _MAX_AGE
 
-    def cut(self) -> None:
-        """From another thread: make whoever waits on this connection fail now."""
-        with (
-            contextlib.suppress(OSError, psycopg2.Error),
-            socket.socket(fileno=socket.dup(self.raw.fileno())) as peer,
-        ):
-            peer.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
-        with contextlib.suppress(psycopg2.Error):
-            self.raw.close()
+def _wait(connection: _Connection) -> None:
+    """Wait for PostgreSQL, but not beyond the deadline: a server that hangs says nothing.
+
+    psycopg2 calls this instead of waiting itself. It also keeps a server's last words (FATAL),
+    which libpq drops otherwise: they tell a statement that was not executed from a doubt.
+    """
+    while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
+        poll = connection.poll_input
+        if poll is None or state == psycopg2.extensions.POLL_WRITE:
+            poll = select.poll()
+            wanted = select.POLLIN if state == psycopg2.extensions.POLL_READ else select.POLLOUT
+            poll.register(connection.fileno(), wanted)
+        patience = (
+            connection.deadline - time.monotonic() if connection.deadline else _CONNECT_SECONDS
+        )
+        if not poll.poll(max(patience, 0) * 1000):
+            raise psycopg2.OperationalError("no answer from the database in time")
+
+
+psycopg2.extensions.set_wait_callback(_wait)
 
 
 class Store:
@@ -238,6 +245,7 @@ class Store:
     ) -> None:
         self.dsn = dsn
         self.pool_size = pool_size
+        self._dsns = _one_per_host(dsn)
         self._pool_timeout = pool_timeout
         self._patience = statement_timeout + 1.0
         self._settings = (
@@ -250,8 +258,6 @@ class Store:
         self._places = threading.BoundedSemaphore(pool_size)
         self._idle: deque[_Connection] = deque()
         self._busy: set[_Connection] = set()
-        self._closed = threading.Event()
-        threading.Thread(target=self._cut_overdue, name="poky-overdue", daemon=True).start()
 
     # The interface of schema poky.
 
@@ -447,8 +453,7 @@ class Store:
     # The pool.
 
     def close(self) -> None:
-        """Close every idle connection and start no more."""
-        self._closed.set()
+        """Close every idle connection."""
         while self._idle:
             self._idle.pop().close()
 
@@ -468,10 +473,10 @@ class Store:
         while True:
             try:
                 with self._connection() as connection:
-                    connection.cursor.execute(statement, parameters)
-                    rows = connection.cursor.fetchall()
-                    if is_write and connection.raw.notices:
-                        _refuse_unreplicated(connection.raw.notices)
+                    connection.statement.execute(statement, parameters)
+                    rows = connection.statement.fetchall()
+                    if is_write and connection.notices:
+                        _refuse_unreplicated(connection.notices)
                     return rows
             except (psycopg2.Error, ValueError) as error:
                 if attempt >= _ATTEMPTS or not _may_retry(error, is_write=is_write):
@@ -501,7 +506,7 @@ class Store:
                 raise
             finally:
                 self._busy.discard(connection)
-                if not connection.raw.closed:
+                if not connection.closed:
                     self._idle.append(connection)
         finally:
             self._places.release()
@@ -515,30 +520,52 @@ class Store:
             if not connection.is_stale():
                 return connection
             connection.close()
-        try:
-            return _Connection(self.dsn, self._settings)
-        except psycopg2.Error as error:
-            log.warning("cannot use the database: %s", _first_line(error))
-            if error.pgcode in ("3F000", "42883", "42704"):
-                raise StoreError(
-                    503, "The database has no schema that suits this release. Run poky migrate."
-                ) from error
-            raise StoreError(503, "The database cannot be reached. Try again shortly.") from error
+        for dsn in tuple(self._dsns):
+            try:
+                connection = psycopg2.connect(dsn, connection_factory=_Connection)
+                try:
+                    connection.prepare(self._settings)
+                except BaseException:
+                    connection.close()
+                    raise
+            except psycopg2.OperationalError as error:
+                failure: psycopg2.Error = error
+                # The next connection begins with a host that answered.
+                self._dsns = [*(each for each in self._dsns if each != dsn), dsn]
+            except psycopg2.Error as error:
+                failure = error
+                break
+            else:
+                return connection
+        log.warning("cannot use the database: %s", _first_line(failure))
+        if failure.pgcode in ("3F000", "42883", "42704"):
+            raise StoreError(
+                503, "The database has no schema that suits this release. Run poky migrate."
+            ) from failure
+        raise StoreError(503, "The database cannot be reached. Try again shortly.") from failure
 
-    def _cut_overdue(self) -> None:
-        """The server ends a slow statement; this ends the wait for a server that says nothing."""
-        while not self._closed.wait(0.5):
-            now = time.monotonic()
-            for connection in tuple(self._busy):
-                if connection.deadline < now:
-                    log.warning("a statement got no answer from the database and was given up")
-                    connection.cut()
+
+def _one_per_host(dsn: str) -> list[str]:
+    """A DSN for each of the hosts it names: one that is silent must not keep from the next."""
+    parts = {**_DSN_DEFAULTS, **psycopg2.extensions.parse_dsn(dsn)}
+    lists = {
+        name: parts.pop(name).split(",") for name in ("host", "hostaddr", "port") if name in parts
+    }
+    dsns = []
+    for number in range(max(map(len, lists.values()), default=1)):
+        # One port, or as many as there are hosts (libpq's rule).
+        one = {name: each[number if len(each) > 1 else 0] for name, each in lists.items()}
+        dsns.append(psycopg2.extensions.make_dsn(**parts, **one))
+    return dsns
 
 
 def _may_retry(error: Exception, *, is_write: bool) -> bool:
     if not isinstance(error, psycopg2.Error):
         return False
     if error.pgcode in _UNDONE or error.pgcode in _BUCKET_GONE:
+        return True
+    # The server's last words came instead of an answer: it rolled back.
+    if error.pgcode is None and str(error).startswith("FATAL:"):
         return True
     # A lost connection: a read can be asked again, a write may have been done.
     return not is_write and error.pgcode is None and isinstance(error, psycopg2.OperationalError)
@@ -565,9 +592,14 @@ def _translated(error: Exception, *, is_write: bool) -> StoreError:
 
 
 def _refuse_unreplicated(notices: Any) -> None:
-    """PostgreSQL warns, and says COMMIT all the same, when a wait for the standby is cancelled."""
-    said = " ".join(notices).strip()
+    """PostgreSQL warns, and says COMMIT all the same, when a wait for the standby is cancelled.
+
+    FATAL is no doubt: the server answered, and then went.
+    """
+    said = " ".join(notice for notice in notices if not notice.startswith("FATAL:")).strip()
     del notices[:]
+    if not said:
+        return
     log.error("a write was not confirmed: %s", said)
     raise StoreError(503, "The change is not confirmed by the standby.", unknown=True)
 

@@ -1,0 +1,526 @@
+"""``poky serve`` as a black box: starting, stopping, losing its database, being killed."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from poky import embedded, schema
+from tests.conftest import Database
+from tests.service import Client, Service, running, wait_until
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Embedded]:
+    """A PostgreSQL of one test's own, with fsync, to be killed."""
+    with embedded.ensure_running(tmp_path_factory.mktemp("own")) as server:
+        schema.migrate(server.dsn_owner, release="tests")
+        yield server
+
+
+class Writers:
+    """Clients that write growing numbers, each to a key of its own, and remember what was said."""
+
+    def __init__(self, service: Service, bucket: str, count: int = 4) -> None:
+        self.acknowledged: dict[str, int] = {}
+        self.sent: dict[str, int] = {}
+        self.statuses: dict[int, int] = {}
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._write, args=(service, f"/kv/{bucket}/w{number}"))
+            for number in range(count)
+        ]
+
+    def __enter__(self) -> Writers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _write(self, service: Service, path: str) -> None:
+        client = service.client(timeout=20)
+        number = 0
+        while not self._stop.is_set():
+            number += 1
+            self.sent[path] = number
+            try:
+                status = client.put(path, str(number)).status
+            except (OSError, http.client.HTTPException):
+                client.close()
+                client = service.client(timeout=20)
+                status = 0
+                time.sleep(0.01)
+            self.statuses[status] = self.statuses.get(status, 0) + 1
+            if status == 200:
+                self.acknowledged[path] = number
+        client.close()
+
+    def wait_for(self, more: int) -> None:
+        """Wait until so many more writes are acknowledged."""
+        enough = self.statuses.get(200, 0) + more
+        wait_until(lambda: self.statuses.get(200, 0) >= enough, 60, f"{more} more writes")
+
+    def check(self, client: Client) -> None:
+        """Every acknowledged write is there, or one that was sent after it."""
+        for path, number in self.acknowledged.items():
+            there = int(client.get(path).body)
+            assert number <= there <= self.sent[path], path
+
+
+def make_bucket(service: Service, name: str = "b") -> str:
+    assert service.admin().request("PUT", f"/buckets/{name}").status == 200
+    return name
+
+
+# Starting and stopping.
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_sigterm_finishes_what_runs_and_exits_0(
+    own_database: Database, log: Path, kind: str
+) -> None:
+    """A request that waits for a lock when SIGTERM comes is answered, with Connection: close."""
+    with running(own_database.dsn_service, log, lock_timeout="4") as service:
+        bucket = make_bucket(service)
+        service.client().put(f"/kv/{bucket}/k", "1")
+        holder = own_database.connect()
+        with holder.cursor() as cursor:
+            cursor.execute("SELECT poky.put(%s, 'k', '2', 't')", [bucket])
+        answers: list[Any] = []
+        waiting = threading.Thread(
+            target=lambda: answers.append(service.client().put(f"/kv/{bucket}/k", "3"))
+        )
+        waiting.start()
+        wait_until(
+            lambda: service.client().get("/status?verbose").json()["inflight"] == 1,
+            what="the put waits for the lock",
+        )
+        assert service.process
+        service.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "stopping" in log.read_text(), what="it began to stop")
+        wait_until(lambda: _status(service) is None, what="it accepts no connections any more")
+        holder.commit()
+        waiting.join(20)
+        assert service.process.wait(20) == 0
+        assert answers[0].status == 200
+        assert answers[0].headers["Connection"] == "close"
+    with holder.cursor() as cursor:
+        cursor.execute("SELECT value FROM poky.get(%s, 'k')", [bucket])
+        assert bytes(cursor.fetchone()[0]) == b"3"
+    holder.close()
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_sigterm_exits_within_the_deadline_whatever_runs(
+    own_database: Database, log: Path, kind: str
+) -> None:
+    with running(
+        own_database.dsn_service, log, lock_timeout="30", statement_timeout="30",
+        shutdown_timeout="1",
+    ) as service:  # fmt: skip
+        bucket = make_bucket(service)
+        service.client().put(f"/kv/{bucket}/k", "1")
+        holder = own_database.connect()
+        with holder.cursor() as cursor:
+            cursor.execute("SELECT poky.put(%s, 'k', '2', 't')", [bucket])
+
+        def put() -> None:
+            with pytest.raises((OSError, http.client.HTTPException)):
+                service.client().put(f"/kv/{bucket}/k", "3")
+
+        waiting = threading.Thread(target=put)
+        waiting.start()
+        wait_until(lambda: service.client().get("/status?verbose").json()["inflight"] == 1)
+        began = time.monotonic()
+        assert service.stop() == 1
+        assert time.monotonic() - began < 6
+        waiting.join(10)
+        holder.close()
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_systemd_is_told_and_the_watchdog_is_fed(
+    own_database: Database, log: Path, tmp_path: Path, kind: str
+) -> None:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listener.bind(str(tmp_path / "notify"))
+    listener.settimeout(20)
+    service = Service(
+        own_database.dsn_service,
+        log,
+        {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"},
+    ).start(wait=False)
+    assert listener.recv(999).startswith(b"READY=1")
+    assert service.client().get("/status").status == 200  # ready means that it listens
+    assert listener.recv(999) == b"WATCHDOG=1"
+    assert listener.recv(999) == b"WATCHDOG=1"
+    assert service.stop() == 0
+    said = b""
+    while not said.startswith(b"STOPPING=1"):
+        said = listener.recv(999)
+    listener.close()
+
+
+def test_a_port_in_use_is_one_sentence(log: Path) -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    service = Service("host=/nowhere", log, port=taken.getsockname()[1]).start(wait=False)
+    assert service.process
+    assert service.process.wait(20) == 1
+    assert "cannot listen" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    taken.close()
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_several_processes_serve_one_database(own_database: Database, tmp_path: Path) -> None:
+    with (
+        running(own_database.dsn_service, tmp_path / "a") as a,
+        running(own_database.dsn_service, tmp_path / "b") as b,
+    ):
+        bucket = make_bucket(a)
+        a.client().put(f"/kv/{bucket}/k", "from a")
+        assert b.client().get(f"/kv/{bucket}/k").body == b"from a"
+
+
+# The database goes away.
+
+
+def test_it_starts_and_stays_up_while_the_database_is_away(tmp_path: Path, log: Path) -> None:
+    server = embedded.ensure_running(tmp_path / "home")
+    schema.migrate(server.dsn_owner, release="tests")
+    dsn = server.dsn_service
+    server.close()
+    service = Service(dsn, log).start(wait=False)
+    try:
+        wait_until(lambda: _status(service) is not None, what="it listens")
+        began = time.monotonic()
+        away = service.client().get("/status")
+        assert (away.status, away.headers["Cache-Control"]) == (503, "no-store")
+        assert time.monotonic() - began < 1
+        for method, path, body in (
+            ("GET", "/kv/b/k", None),
+            ("PUT", "/kv/b/k", "x"),
+            ("DELETE", "/kv/b/k", None),
+            ("GET", "/kv/b", None),
+            ("GET", "/buckets", None),
+        ):
+            refused = service.client().request(method, path, body)
+            assert refused.status == 503
+            assert refused.headers["Retry-After"]
+            assert "reached" in refused.detail
+        with embedded.ensure_running(tmp_path / "home"):
+            began = time.monotonic()
+            wait_until(lambda: _status(service) == 200, what="it has found the database")
+            assert time.monotonic() - began < 2
+            bucket = make_bucket(service)
+            assert service.client().put(f"/kv/{bucket}/k", "x").status == 200
+    finally:
+        service.stop()
+
+
+def _status(service: Service) -> int | None:
+    try:
+        return service.client().get("/status").status
+    except OSError:
+        return None
+
+
+def test_no_schema_is_said_as_such(empty_database: Database, log: Path) -> None:
+    service = Service(empty_database.dsn_service, log).start(wait=False)
+    try:
+        wait_until(lambda: _status(service) is not None, what="it listens")
+        shown = service.client().get("/status?verbose")
+        assert (shown.status, shown.json()["schema"]) == (503, "missing")
+        assert "poky migrate" in service.client().get("/kv/b/k").detail
+    finally:
+        service.stop()
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_terminated_connections_fail_no_request(own_database: Database, log: Path) -> None:
+    """Idle ones are noticed at checkout, busy ones are told before anything is committed."""
+    with (
+        running(own_database.dsn_service, log) as service,
+        Writers(service, make_bucket(service), count=6) as writers,
+    ):
+        administrator = own_database.connect()
+        administrator.autocommit = True
+        reader = service.client()
+        with administrator.cursor() as cursor:
+            for _ in range(60):
+                cursor.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE usename = 'poky_service' AND datname = current_database()"
+                    " ORDER BY random() LIMIT 2"
+                )
+                for path in list(writers.acknowledged):
+                    assert reader.get(path).status == 200
+        administrator.close()
+        writers.wait_for(200)
+    assert set(writers.statuses) == {200}, writers.statuses
+
+
+def test_a_database_that_hangs_is_given_up_and_taken_again(
+    own_server: embedded.Embedded, log: Path
+) -> None:
+    with running(own_server.dsn_service, log) as service:
+        bucket = make_bucket(service)
+        service.client().put(f"/kv/{bucket}/k", "1")
+        stopped = _backends_of(own_server)
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            assert service.client().get("/status").status == 503
+            assert time.monotonic() - began < 1
+            began = time.monotonic()
+            answer = service.client().put(f"/kv/{bucket}/k", "2")
+            assert answer.status == 503
+            assert time.monotonic() - began < 7
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: _status(service) == 200)
+        assert service.client().put(f"/kv/{bucket}/k", "3").status == 200
+
+
+def _backends_of(server: embedded.Embedded) -> list[int]:
+    """The server's processes, parent first: it must not start others meanwhile."""
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    return [server.pid, *map(int, children)]
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_a_stuck_lock_is_503_in_bounded_time(own_database: Database, log: Path) -> None:
+    with running(own_database.dsn_service, log) as service:
+        bucket = make_bucket(service)
+        service.client().put(f"/kv/{bucket}/k", "1")
+        holder = own_database.connect()
+        with holder.cursor() as cursor:
+            cursor.execute("SELECT poky.put(%s, 'k', '2', 't')", [bucket])
+        began = time.monotonic()
+        refused = service.client().put(f"/kv/{bucket}/k", "3")
+        assert refused.status == 503
+        assert "locked" in refused.detail
+        assert 1 < time.monotonic() - began < 4
+        holder.close()
+        assert service.client().put(f"/kv/{bucket}/k", "3").status == 200
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_a_busy_pool_is_503_in_bounded_time(own_database: Database, log: Path) -> None:
+    with running(
+        own_database.dsn_service, log, threads="4", pool_size="1", pool_timeout="0.5",
+        lock_timeout="3",
+    ) as service:  # fmt: skip
+        bucket = make_bucket(service)
+        service.client().put(f"/kv/{bucket}/k", "1")
+        holder = own_database.connect()
+        with holder.cursor() as cursor:
+            cursor.execute("SELECT poky.put(%s, 'k', '2', 't')", [bucket])
+        first = threading.Thread(target=lambda: service.client().put(f"/kv/{bucket}/k", "3"))
+        first.start()
+        wait_until(
+            lambda: "poky_database_busy 1.0" in service.admin().get("/metrics").body.decode()
+        )
+        refused = service.client().get(f"/kv/{bucket}/k")
+        assert refused.status == 503
+        assert "busy" in refused.detail
+        holder.close()
+        first.join(10)
+
+
+# Being killed.
+
+
+def test_every_acknowledged_write_survives_kill_9_of_the_service(
+    own_server: embedded.Embedded, log: Path
+) -> None:
+    service = Service(own_server.dsn_service, log).start()
+    try:
+        bucket = make_bucket(service)
+        with Writers(service, bucket) as writers:
+            for _ in range(3):
+                writers.wait_for(100)
+                service.stop(signal.SIGKILL)
+                service.start()
+        assert writers.statuses[200] >= 300
+        writers.check(service.client())
+    finally:
+        service.stop()
+
+
+def test_every_acknowledged_write_survives_kill_9_of_postgresql(
+    own_server: embedded.Embedded, log: Path
+) -> None:
+    own_server.supervise()
+    with running(own_server.dsn_service, log) as service:
+        bucket = make_bucket(service)
+        with Writers(service, bucket) as writers:
+            for _ in range(2):
+                writers.wait_for(100)
+                for pid in _backends_of(own_server):
+                    os.kill(pid, signal.SIGKILL)
+                wait_until(lambda: _status(service) == 503, what="the service has noticed")
+                wait_until(lambda: _status(service) == 200, 60, what="PostgreSQL is back")
+        assert set(writers.statuses) <= {200, 503}
+        writers.check(service.client())
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_32_clients_with_the_largest_value_do_not_exhaust_memory(
+    own_database: Database, log: Path
+) -> None:
+    """What is over the budget is refused with 503 before it is read."""
+    value = os.urandom(16 * 1024 * 1024)
+    with running(own_database.dsn_service, log, statement_timeout="30") as service:
+        bucket = make_bucket(service)
+        statuses: list[int] = []
+        lock = threading.Lock()
+
+        def put(number: int) -> None:
+            client = service.client(timeout=60)
+            for _ in range(2000):
+                try:
+                    answer = client.put(f"/kv/{bucket}/k{number}", value)
+                    status = answer.status
+                except (OSError, http.client.HTTPException):
+                    status = 503  # refused while the client was still sending
+                client.close()
+                with lock:
+                    statuses.append(status)
+                if status == 200:
+                    return
+                assert status == 503
+                time.sleep(0.05)
+
+        threads = [threading.Thread(target=put, args=(number,)) for number in range(32)]
+        for thread in threads:
+            thread.start()
+        peak = 0
+        while any(thread.is_alive() for thread in threads):
+            assert service.process
+            peak = max(peak, _resident_bytes(service.process.pid))
+            time.sleep(0.02)
+        assert statuses.count(200) == 32
+        assert 503 in statuses
+        assert peak < 900 * 1024 * 1024
+        for number in (0, 31):
+            assert service.client().get(f"/kv/{bucket}/k{number}").body == value
+
+
+def _resident_bytes(pid: int) -> int:
+    match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(match[1]) * 1024 if match else 0
+
+
+# The command.
+
+
+def poky(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("POKY_")}
+    return subprocess.run(
+        [sys.executable, "-m", "poky", *arguments],
+        capture_output=True,
+        text=True,
+        env={**clean, **(env or {})},
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_command_explains_itself() -> None:
+    for command in ((), ("serve",), ("migrate",), ("bucket",), ("bucket", "create"), ("config",)):
+        said = poky(*command, "--help")
+        assert said.returncode == 0
+        assert "Usage: poky" in said.stdout
+    assert poky("nonsense").returncode == 2
+
+
+def test_version_names_the_schemas_it_works_with() -> None:
+    shown = json.loads(poky("version", "--json").stdout)
+    assert set(shown) == {"version", "schema", "schema_min", "schema_max"}
+
+
+def test_all_configuration_errors_are_reported_at_once() -> None:
+    said = poky("config", env={"POKY_PORT": "x", "POKY_THREADS": "0", "POKY_CACHE_MODE": "wild"})
+    assert said.returncode == 2
+    for name in ("POKY_PORT", "POKY_THREADS", "POKY_CACHE_MODE"):
+        assert any(line.startswith(name) for line in said.stderr.splitlines()), name
+    assert "Traceback" not in said.stderr
+
+
+def test_config_masks_secrets() -> None:
+    said = poky("config", "--json", env={"POKY_DSN": "postgresql://u:pw-secret@h/d"})
+    assert "pw-secret" not in said.stdout
+    assert json.loads(said.stdout)["POKY_DSN"] == "postgresql://u:***@h/d"
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_buckets_by_command(own_database: Database) -> None:
+    env = {"POKY_DSN": own_database.dsn_service}
+    assert poky("bucket", "create", "a", "b", env=env).stdout == "a: created\nb: created\n"
+    assert poky("bucket", "create", "a", env=env).stdout == "a: exists\n"
+    listed = json.loads(poky("bucket", "list", "--json", env=env).stdout)
+    assert [each["name"] for each in listed] == ["a", "b"]
+    assert "a " in poky("bucket", "list", env=env).stdout
+    with psycopg2.connect(own_database.dsn_service) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT poky.put('a', 'k', 'v', 't')")
+    connection.close()
+    refused = poky("bucket", "drop", "a", env=env)
+    assert refused.returncode == 1
+    assert "--keys" in refused.stderr
+    assert poky("bucket", "drop", "a", "--keys", env=env).stdout == "a: dropped\n"
+    gone = poky("bucket", "drop", "a", env=env)
+    assert gone.returncode == 1
+    assert "no bucket named a" in gone.stderr
+    bad = poky("bucket", "create", "a b", env=env)
+    assert bad.returncode == 1
+    assert "A-Z a-z" in bad.stderr
+
+
+def test_migrate_by_command(empty_database: Database) -> None:
+    env = {"POKY_OWNER_DSN": empty_database.dsn_owner}
+    plan = json.loads(poky("migrate", "--plan", "--json", env=env).stdout)
+    assert "functions.sql" in plan["pending"]
+    done = poky("migrate", "--schema", "flat", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "applied: schema.sql" in done.stdout
+    assert "up to date" in poky("migrate", env=env).stdout
+    assert "CREATE SCHEMA poky" in poky("migrate", "--print").stdout
+
+
+def test_a_database_that_is_away_is_one_sentence() -> None:
+    for command in (("bucket", "list"), ("migrate",)):
+        said = poky(*command, "-d", "host=/nowhere/at/all")
+        assert said.returncode == 1
+        assert "Traceback" not in said.stderr
+        assert said.stderr.strip()
