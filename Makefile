@@ -29,6 +29,10 @@ check: lint packages ## Lint and the fast tests: about a minute
 test: lint packages ## Everything that can be tested
 	$(BIN)/pytest
 
+.PHONY: bench
+bench: $(VENV)/.dev packages ## Measure Poky against its yardsticks (SUITE="get put", RECORD=1: compare with this run from now on)
+	@$(BIN)/python -m tests.bench $(SUITE) $(if $(LARGE),--large) $(if $(RECORD),--record)
+
 .PHONY: lint
 lint: $(VENV)/.dev ## Check style, types and spelling
 	$(BIN)/ruff check

@@ -1,0 +1,157 @@
+"""Who asks: wrk against HTTP, pgbench against PostgreSQL. One slice of load gives one Sample."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from tests.bench import machine
+
+_SCRIPT = Path(__file__).with_name("wrk.lua")
+
+
+class LoadError(Exception):
+    """A slice did not measure what it was to measure."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One slice of load. Times are microseconds; CPU is per operation, foreign load in cores."""
+
+    rate: float
+    p50: float = 0.0
+    p99: float = 0.0
+    service_us: float = 0.0
+    postgres_us: float = 0.0
+    foreign: float = 0.0
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Whose CPU time a slice accounts for: roots of process trees."""
+
+    service: Sequence[int] = ()
+    postgres: Sequence[int] = ()
+    ours: Sequence[int] = ()  #: everything that belongs to the bench, for telling foreign load
+
+
+@dataclass(frozen=True)
+class Http:
+    """What wrk sends, to which ports; see wrk.lua. ``items``: how many objects a request has."""
+
+    ports: Sequence[int]
+    path: str
+    keys: int = 0
+    buckets: int = 0
+    method: str = "GET"
+    value: Path | None = None
+    items: int = 0
+    headers: Sequence[str] = ()
+    clients: int = 32
+    watched: Watched = field(default_factory=Watched)
+    first_key: Callable[[], int] | None = None
+    allow_refusals: bool = False
+
+    def run(self, seconds: int) -> Sample:
+        """Load all ports at once and add them up; a refused request is an error."""
+        ports = self.ports[: self.clients]
+        return _watch(self.watched, lambda: self._run(ports, seconds), max(self.items, 1))
+
+    def _run(self, ports: Sequence[int], seconds: int) -> tuple[float, float, float, float]:
+        running = [
+            subprocess.Popen(
+                self._command(port, self.clients // len(ports), seconds),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for port in ports
+        ]
+        results = [self._result(process, seconds) for process in running]
+        rates, counts, p50, p99 = zip(*results, strict=True)
+        return sum(rates), sum(counts), sum(p50) / len(p50), max(p99)
+
+    def _command(self, port: int, clients: int, seconds: int) -> list[str]:
+        first = "random" if self.first_key is None else str(self.first_key())
+        return [
+            *("wrk", "--threads", "1", "--connections", str(clients)),
+            *("--duration", f"{seconds}s", "--timeout", "10s", "--script", str(_SCRIPT)),
+            *(f"http://127.0.0.1:{port}", "--", self.method, self.path, str(self.buckets)),
+            *(str(self.keys), first, str(self.value or ""), str(self.items), *self.headers),
+        ]
+
+    def _result(
+        self, process: subprocess.Popen[str], seconds: int
+    ) -> tuple[float, float, float, float]:
+        output, _ = process.communicate(timeout=seconds + 30)
+        for line in output.splitlines():
+            if line.startswith("RESULT "):
+                count, duration, p50, p99, refused, broken = map(int, line.split()[1:])
+                if broken or (refused and not self.allow_refusals) or not count:
+                    raise LoadError(
+                        f"{self.method} {self.path}: {count} answers, {refused} of them refusals,"
+                        f" {broken} broken connections"
+                    )
+                return count / duration * 1e6, count, p50, p99
+        raise LoadError(f"{self.method} {self.path}: wrk failed: {output.strip()}")
+
+
+@dataclass(frozen=True)
+class Pgbench:
+    """A statement of pgbench's, prepared; ``:key`` is the number of a random key."""
+
+    dsn: str
+    statement: str
+    keys: int
+    value: Path | None = None
+    clients: int = 32
+    watched: Watched = field(default_factory=Watched)
+
+    def run(self, seconds: int) -> Sample:
+        """Run the statement for some seconds."""
+        return _watch(self.watched, lambda: self._run(seconds))
+
+    def _run(self, seconds: int) -> tuple[float, float, float, float]:
+        with NamedTemporaryFile("w", suffix=".sql") as script:
+            script.write(f"\\set key random(1, {self.keys})\n{self.statement};\n")
+            script.flush()
+            done = subprocess.run(
+                [
+                    *("pgbench", "--no-vacuum", "--protocol=prepared", f"--file={script.name}"),
+                    *(f"--client={self.clients}", "--jobs=1", f"--time={seconds}"),
+                    *((f"--define=value={self.value.read_text()}",) if self.value else ()),
+                    self.dsn,
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        facts = dict(
+            line.split(" = ", 1) for line in done.stdout.splitlines() if line.count(" = ") == 1
+        )
+        try:
+            rate = float(facts["tps"].split()[0])
+            latency = float(facts["latency average"].split()[0]) * 1000
+        except KeyError:
+            raise LoadError(f"pgbench failed: {done.stderr.strip()[:2000]}") from None
+        return rate, rate * seconds, latency, latency
+
+
+def _watch(
+    watched: Watched, run: Callable[[], tuple[float, float, float, float]], items: int = 1
+) -> Sample:
+    roots = (watched.service, watched.postgres, watched.ours)
+    before = [machine.cpu_seconds(each) for each in roots]
+    busy, started = machine.busy_seconds(), time.monotonic()
+    rate, count, p50, p99 = run()
+    elapsed = time.monotonic() - started
+    busy = machine.busy_seconds() - busy
+    service, postgres, ours = (
+        machine.cpu_seconds(each) - earlier for each, earlier in zip(roots, before, strict=True)
+    )
+    sample = Sample(rate, p50, p99, service / count * 1e6, postgres / count * 1e6)
+    return replace(sample, rate=rate * items, foreign=max(busy - ours, 0.0) / elapsed)
