@@ -309,6 +309,14 @@ def test_any_directory_will_do(tmp_path: Path, name: str) -> None:
         assert (tmp_path / name / "postgresql/data/PG_VERSION").exists()
 
 
+def test_a_home_has_one_server_by_whatever_name(server: embedded.Embedded, home: Path) -> None:
+    other_name = home.parent / "link"
+    other_name.symlink_to(home)
+    with embedded.ensure_running(other_name) as same:
+        assert same.pid == server.pid
+        assert same.dsn_owner == server.dsn_owner
+
+
 def test_a_refusing_server_is_explained_in_its_own_words(home: Path) -> None:
     with pytest.raises(embedded.EmbeddedError, match="no_such_setting"):
         embedded.ensure_running(home, settings={**HASTY, "no_such_setting": "1"})
@@ -328,19 +336,6 @@ def test_an_impossible_home_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(embedded.EmbeddedError, match="set POKY_HOME to a directory of yours"):
         embedded.ensure_running(tmp_path / "file" / "home")
-
-
-@pytest.mark.parametrize(
-    ("environ", "expected"),
-    [
-        ({"POKY_HOME": "/somewhere", "XDG_DATA_HOME": "/data"}, Path("/somewhere")),
-        ({"XDG_DATA_HOME": "/data"}, Path("/data/poky")),
-        ({"XDG_DATA_HOME": "relative"}, Path.home() / ".local/share/poky"),
-        ({}, Path.home() / ".local/share/poky"),
-    ],
-)
-def test_home_is_among_the_users_data(environ: dict[str, str], expected: Path) -> None:
-    assert embedded.default_home(environ) == expected
 
 
 def test_debians_postgresql_works_as_well(home: Path) -> None:

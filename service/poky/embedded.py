@@ -75,17 +75,6 @@ class EmbeddedError(Exception):
     """The embedded PostgreSQL cannot be used; the message is a sentence for the user."""
 
 
-def default_home(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where data are kept unless told otherwise: POKY_HOME, or ``poky`` among the user's data.
-
-    Source: XDG Base Directory Specification (a relative XDG_DATA_HOME is to be ignored).
-    """
-    if home := environ.get("POKY_HOME"):
-        return Path(home)
-    data = Path(environ.get("XDG_DATA_HOME", ""))
-    return (data if data.is_absolute() else Path.home() / ".local/share") / "poky"
-
-
 def ensure_running(
     home: Path, *, bindir: Path | None = None, settings: Mapping[str, str] | None = None
 ) -> Embedded:
@@ -97,7 +86,7 @@ def ensure_running(
     Raises EmbeddedError.
     """
     try:
-        embedded = Embedded(home.absolute(), bindir or _bindir_of_wheel(), settings or {})
+        embedded = Embedded(home.resolve(), bindir or _bindir_of_wheel(), settings or {})
         try:
             embedded._start()
         except BaseException:
@@ -117,6 +106,7 @@ class Embedded:
     dsn_owner: str  #: connects as the superuser, who may migrate
     dsn_service: str  #: connects as the role ``poky_service``
     data: Path  #: the data directory of the cluster
+    pid: int  #: the server's process id when it was last seen to accept connections
 
     def __init__(self, home: Path, bindir: Path, settings: Mapping[str, str]) -> None:
         """Become a user of the cluster in ``home``; use ``ensure_running`` instead."""
@@ -146,11 +136,6 @@ class Embedded:
         self._closed = threading.Event()
         self._users = self._open(self._folder / "users.lock")
         fcntl.flock(self._users, fcntl.LOCK_SH)  # waits while the server is being stopped
-
-    @property
-    def pid(self) -> int:
-        """The process id of the server, or of the last one if it is down."""
-        return int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
 
     def supervise(self) -> None:
         """Restart the server whenever it dies, until ``close``; returns at once."""
@@ -187,8 +172,8 @@ class Embedded:
 
     # Starting and staying up
 
-    def _start(self) -> int:
-        """Return the pid of a server that accepts connections, starting it if need be."""
+    def _start(self) -> None:
+        """See to it that the server accepts connections: make it, start it, wait for it."""
         with self._locked(self._folder / "start.lock"):
             if not (self.data / "PG_VERSION").exists():
                 self._create_cluster()
@@ -208,7 +193,7 @@ class Embedded:
                     child = self._launch()
                 time.sleep(0.02)
             self._keep()
-            return self.pid
+            self.pid = int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
 
     def _keep(self) -> None:
         """Have one keeper wait for the end of the last user."""
@@ -225,7 +210,8 @@ class Embedded:
     def _supervise(self) -> None:
         while not self._closed.is_set():
             try:
-                server = os.pidfd_open(self._start())
+                self._start()
+                server = os.pidfd_open(self.pid)
             except (EmbeddedError, OSError) as error:
                 log.error("embedded PostgreSQL: %s", error)
                 self._closed.wait(1)
@@ -258,9 +244,9 @@ class Embedded:
     def _server_lives(self) -> bool:
         """Whether a server of this cluster runs; if not, nothing it left stands in the way.
 
-        PostgreSQL itself clears a dead server's files away, except where its pid now belongs to
-        another process (as after the restart of a container). That pid is then replaced, not the
-        file removed: its last lines tell whether orphans still use the shared memory.
+        PostgreSQL clears the files of a dead server away, except where its pid now belongs to
+        another process (as after the restart of a container). Then the pid is replaced, not the
+        file removed: PostgreSQL learns from the rest whether orphans still use its memory.
         """
         pid_file = self.data / "postmaster.pid"
         try:
@@ -268,10 +254,10 @@ class Embedded:
         except (FileNotFoundError, ValueError):
             return False
         try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            program = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
         except (FileNotFoundError, ProcessLookupError):
-            command = []
-        if os.fsencode(self.data) in command:
+            return False
+        if os.path.basename(program).startswith(b"postgres"):
             return True
         pid_file.write_text(f"{_NO_SUCH_PID}\n{rest}")
         (self._sockets / f".s.PGSQL.{_PORT}.lock").unlink(missing_ok=True)
@@ -288,7 +274,7 @@ class Embedded:
     def _raise_unless_passing(self, log_end: int) -> None:
         """Raise with the server's last words, unless an orphan of the one before stops it."""
         words = self._log.read_bytes()[log_end:].decode(errors="replace")
-        if "pre-existing shared memory block" not in words and ".pid" not in words:
+        if "pre-existing shared memory block" not in words and "already exists" not in words:
             raise EmbeddedError(f"the PostgreSQL in {self.data} does not start:\n{words.strip()}")
         time.sleep(0.2)
 
@@ -321,7 +307,7 @@ class Embedded:
         directory = self._folder / "run"
         longest = os.fsencode(directory / f".s.PGSQL.{_PORT}")
         if len(longest) > _LONGEST_SOCKET_PATH or b"," in longest:  # libpq splits hosts at commas
-            name = hashlib.sha256(os.fsencode(self._folder.resolve())).hexdigest()[:16]
+            name = hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:16]
             closed = Path(f"/tmp/poky-{self._owner}-{name}")  # noqa: S108 - checked below
             self._make_directory(closed, self._owner)
             directory = closed / "run"
