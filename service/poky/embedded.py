@@ -226,16 +226,7 @@ class Embedded:
 
     def _accepts(self) -> bool:
         probe = subprocess.run(
-            [
-                self._bin / "pg_isready",
-                "-q",
-                "-h",
-                self._sockets,
-                "-p",
-                str(_PORT),
-                "-U",
-                "postgres",
-            ],
+            [self._bin / "pg_isready", *f"-q -p {_PORT} -U postgres -h".split(), self._sockets],
             env=_environment(),
             check=False,
         )
