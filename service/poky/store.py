@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import psycopg2
 import psycopg2.extensions
+import psycopg2.extras
 
 log = logging.getLogger("poky.store")
 
@@ -54,8 +55,8 @@ _DSN_DEFAULTS = {
 }
 _ATTEMPTS = 3
 # The statement did nothing and may be sent again: the deadlock's victim and the like were rolled
-# back; 57P01 was said instead of an answer; the rest never started.
-_UNDONE = {"40001", "40P01", "57P01", "26000", "0A000", "42883"}
+# back, the rest never started. FATAL is no such word: it also follows a commit.
+_UNDONE = {"40001", "40P01", "26000", "0A000", "42883"}
 # The bucket was dropped between two statements of a function: the next try says so (PK404).
 _BUCKET_GONE = {"23514", "42P01"}
 _BAD_INPUT = {"22021", "22P05", "54000"}
@@ -205,12 +206,14 @@ class _Connection(psycopg2.extensions.connection):
         return bool(self.poll_input.poll(0)) or time.monotonic() - self.born > _MAX_AGE
 
 
-def _wait(connection: _Connection) -> None:
+def _wait(connection: psycopg2.extensions.connection) -> None:
     """Wait for PostgreSQL, but not beyond the deadline: a server that hangs says nothing.
 
-    psycopg2 calls this instead of waiting itself. It also keeps a server's last words (FATAL),
-    which libpq drops otherwise: they tell a statement that was not executed from a doubt.
+    psycopg2 calls this instead of waiting itself.
     """
+    if not isinstance(connection, _Connection):  # migrate's, which waits as long as it takes
+        psycopg2.extras.wait_select(connection)
+        return
     while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
         poll = connection.poll_input
         if poll is None or state == psycopg2.extensions.POLL_WRITE:
@@ -520,7 +523,8 @@ class Store:
             if not connection.is_stale():
                 return connection
             connection.close()
-        for dsn in tuple(self._dsns):
+        # Twice: a connection may be ended while it is made.
+        for dsn in (*self._dsns, self._dsns[0]):
             try:
                 connection = psycopg2.connect(dsn, connection_factory=_Connection)
                 try:
@@ -563,9 +567,6 @@ def _may_retry(error: Exception, *, is_write: bool) -> bool:
     if not isinstance(error, psycopg2.Error):
         return False
     if error.pgcode in _UNDONE or error.pgcode in _BUCKET_GONE:
-        return True
-    # The server's last words came instead of an answer: it rolled back.
-    if error.pgcode is None and str(error).startswith("FATAL:"):
         return True
     # A lost connection: a read can be asked again, a write may have been done.
     return not is_write and error.pgcode is None and isinstance(error, psycopg2.OperationalError)
