@@ -24,6 +24,7 @@ from poky import embedded, schema
 from poky.owner import Owner
 from poky.schema import SchemaError, Scripts, migrate, plan, state
 from tests.conftest import HASTY, KINDS, Cluster, Database
+from tests.service import wait_until
 from tests.writers import Load
 
 SQL = Path(__file__).parent.parent / "sql"
@@ -218,19 +219,17 @@ def test_two_at_once_do_it_once(empty: Database) -> None:
 def test_who_waits_says_so(empty: Database) -> None:
     said: list[str] = []
     with Owner(empty.dsn_owner) as other:
-        with other.alone():
-            waiting = threading.Thread(
-                target=lambda: migrate(
-                    empty.dsn_owner, release="one", progress=lambda p: said.append(p.step)
-                )
+        other.keep_others_out()
+        waiting = threading.Thread(
+            target=lambda: migrate(
+                empty.dsn_owner, release="one", progress=lambda p: said.append(p.step)
             )
-            waiting.start()
-            deadline = time.monotonic() + 10
-            while not said and time.monotonic() < deadline:
-                time.sleep(0.01)
-            assert said == ["Waiting for another migration to end"]
-            assert run(empty, "SELECT to_regnamespace('poky')") == [(None,)]
-        waiting.join(30)
+        )
+        waiting.start()
+        wait_until(lambda: said)
+        assert said == ["Waiting for another migration to end"]
+        assert run(empty, "SELECT to_regnamespace('poky')") == [(None,)]
+    waiting.join(30)
     assert plan(empty.dsn_owner).state == "ok"
 
 
@@ -283,6 +282,12 @@ def test_a_strange_schema_is_refused(empty: Database) -> None:
         migrate(empty.dsn_owner, release="one")
 
 
+def test_a_wrong_dsn_is_a_sentence_without_secrets() -> None:
+    with pytest.raises(SchemaError, match="not one that PostgreSQL understands") as refused:
+        migrate("password=secret nonsense", release="one")
+    assert "secret" not in str(refused.value)
+
+
 def test_no_database_is_a_sentence() -> None:
     with pytest.raises(SchemaError, match="Cannot connect to the database: "):
         migrate("postgresql://user:secret@127.0.0.1:1/none?connect_timeout=2", release="one")
@@ -332,9 +337,10 @@ def test_versions_agree_with_state(migrated: Database, next_scripts: Scripts) ->
 # Rights
 
 
-def test_roles_are_made_by_whoever_may(tmp_path: Path) -> None:
+def test_roles_are_made_by_whoever_may(each_cluster: Cluster, tmp_path: Path) -> None:
     """On a cluster where nobody has heard of Poky."""
-    with embedded.ensure_running(tmp_path, settings=HASTY) as server:
+    bindir = each_cluster.server._bin
+    with embedded.ensure_running(tmp_path, bindir=bindir, settings=HASTY) as server:
         admin = server.dsn_owner.replace("/poky?", "/postgres?")
         with closing(psycopg2.connect(admin)) as connection:
             connection.autocommit = True

@@ -103,6 +103,8 @@ def migrate(
                 _print_json(asdict(planned))
             else:
                 _show_steps("to apply", planned.pending, planned.refusal)
+                if planned.converts:
+                    click.echo("The flat schema would become a partitioned one.")
             return
         with _progress() as progress:
             migrated = schema.migrate(

@@ -8,7 +8,7 @@ clients. This module knows roles and locks; it knows no table.
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -24,7 +24,14 @@ _LOCK_TIMEOUT_MS = 200
 _PATIENCE_SECONDS = 60.0
 # Any number that no other program uses: "poky" in ASCII.
 _ADVISORY_LOCK = 0x706F6B79
-_KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+_CONNECTION: dict[str, Any] = {
+    "application_name": "poky migrate",
+    "connect_timeout": 10,
+    "target_session_attrs": "read-write",  # of several hosts, the one that can be migrated
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
 
 
 class SchemaError(Exception):
@@ -54,7 +61,10 @@ class Owner:
         self.report = report or (lambda progress: None)
         self._patience = patience
         try:
-            self._connection = psycopg2.connect(dsn, application_name="poky migrate", **_KEEPALIVES)
+            self._connection = psycopg2.connect(dsn, **_CONNECTION)
+        except psycopg2.ProgrammingError as error:
+            # Without libpq's words: they may quote a password.
+            raise SchemaError("The owner's DSN is not one that PostgreSQL understands.") from error
         except psycopg2.OperationalError as error:
             raise SchemaError(f"Cannot connect to the database: {_first_line(error)}") from error
         self._connection.autocommit = True
@@ -84,7 +94,8 @@ class Owner:
         if isinstance(error, psycopg2.errors.InsufficientPrivilege):
             raise self._lacks_rights(error) from error
         if isinstance(error, psycopg2.Error):
-            raise SchemaError(f"PostgreSQL refused: {_first_line(error)}") from error
+            what = "PostgreSQL refused" if error.pgcode else "The connection was lost"
+            raise SchemaError(f"{what}: {_first_line(error)}") from error
 
     def run(self, statements: str, *values: object) -> list[tuple[Any, ...]]:
         """Send SQL and give the rows of its last statement; without values, % is just a %."""
@@ -116,9 +127,11 @@ class Owner:
             self.run("GRANT poky_owner TO CURRENT_USER")
             self.run("SET ROLE poky_owner")
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep every other migration of this database out; wait for one that is under way."""
+    def keep_others_out(self) -> None:
+        """Let no other migration of this database begin before the connection is closed.
+
+        Waits for one that is under way.
+        """
         waits = False
         # Asked for again and again: a statement that waits would hold a snapshot all the while.
         while not self.value("SELECT pg_try_advisory_lock(%s)", _ADVISORY_LOCK):
@@ -126,11 +139,6 @@ class Owner:
                 self.report(Progress("Waiting for another migration to end"))
                 waits = True
             time.sleep(0.1)
-        try:
-            yield
-        finally:
-            if not self._connection.closed:
-                self.run("SELECT pg_advisory_unlock(%s)", _ADVISORY_LOCK)
 
     def atomically(self, work: Callable[[], T]) -> T:
         """Do ``work`` in one transaction; where it would have to wait for a lock, try again later.
@@ -144,10 +152,7 @@ class Owner:
                 result = work()
                 self.run("COMMIT")
                 return result
-            except (
-                psycopg2.errors.LockNotAvailable,
-                psycopg2.errors.DeadlockDetected,
-            ) as error:
+            except (psycopg2.errors.LockNotAvailable, psycopg2.errors.DeadlockDetected) as error:
                 self.run("ROLLBACK")
                 if time.monotonic() > deadline:
                     raise SchemaError(
@@ -157,9 +162,8 @@ class Owner:
                     ) from error
                 time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 (no secret)
             except BaseException:
-                if not self._connection.closed:
-                    with contextlib.suppress(psycopg2.Error):
-                        self.run("ROLLBACK")
+                with contextlib.suppress(psycopg2.Error):
+                    self.run("ROLLBACK")
                 raise
 
     def _lacks_rights(self, error: psycopg2.Error) -> SchemaError:

@@ -18,32 +18,25 @@ from typing import Literal
 from poky import __version__, conversion
 from poky.owner import Owner, Progress, SchemaError
 
-__all__ = ["Migrated", "Plan", "Progress", "SchemaError", "migrate", "plan", "script", "state"]
+__all__ = [
+    "Migrated",
+    "Plan",
+    "Progress",
+    "SchemaError",
+    "Scripts",
+    "migrate",
+    "plan",
+    "script",
+    "state",
+    "versions",
+]
 
 Kind = Literal["partitioned", "flat"]
 Phase = Literal["expand", "contract"]
 State = Literal["ok", "missing", "outdated", "newer"]
 
+# Number 1 is schema.sql as it was before there were migrations.
 _MIGRATION = re.compile(r"(\d{4})_(expand|contract)_[a-z0-9_]+\.sql")
-# The first version is schema.sql as it was when the first migration was written.
-_BASE = "schema.sql"
-
-
-@dataclasses.dataclass(frozen=True)
-class Migration:
-    """One numbered file; expand adds for the next release, contract removes what none needs."""
-
-    name: str
-
-    @property
-    def number(self) -> int:
-        """Its place in the order of all migrations."""
-        return int(self.name[:4])
-
-    @property
-    def phase(self) -> str:
-        """Expand or contract."""
-        return self.name.split("_", 2)[1]
 
 
 class Scripts:
@@ -51,19 +44,20 @@ class Scripts:
 
     def __init__(self, root: Traversable) -> None:
         self._root = root
-        names = sorted(
+        #: the names of the numbered files, in order
+        self.migrations = sorted(
             file.name for file in (root / "migrations").iterdir() if file.name.endswith(".sql")
         )
-        for name in names:
-            if not _MIGRATION.fullmatch(name):
-                raise SchemaError(f"migrations/{name} is not named NNNN_expand|contract_….sql.")
-        self.migrations = [Migration(name) for name in names]
-        if [each.number for each in self.migrations] != list(range(2, len(names) + 2)):
-            raise SchemaError("The migrations are not numbered 0002, 0003, … without a gap.")
+        for number, name in enumerate(self.migrations, start=2):
+            if not _is_migration(name) or _number(name) != number:
+                raise SchemaError(
+                    f"migrations/{name} should be named {number:04}_expand_….sql or"
+                    f" {number:04}_contract_….sql."
+                )
 
     def text(self, name: str) -> str:
         """Give a file's SQL by the name that poky.migration has for it."""
-        folder = self._root / "migrations" if _MIGRATION.fullmatch(name) else self._root
+        folder = self._root / "migrations" if _is_migration(name) else self._root
         return (folder / name).read_text("utf-8")
 
     def checksum(self, name: str) -> str:
@@ -72,10 +66,7 @@ class Scripts:
 
     def fresh(self, kind: Kind) -> list[str]:
         """Name the files that make a new database, in order."""
-        return [_BASE, f"{kind}.sql", "functions.sql", "grants.sql"]
-
-
-SCRIPTS = Scripts(importlib.resources.files("poky") / "sql")
+        return ["schema.sql", f"{kind}.sql", "functions.sql", "grants.sql"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +80,8 @@ class Plan:
     refusal: str | None  # why migrate would change nothing
     schema: int  # the highest number that the database has
     contracted: int  # the highest number of a contract migration that it has
-    converting: bool  # a conversion to the partitioned schema is unfinished
+    converts: bool  # migrate would make a flat database partitioned
+    converting: bool  # such a conversion is unfinished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +93,25 @@ class Migrated:
     converted: bool  # from flat to partitioned
 
 
+def _is_migration(name: str) -> bool:
+    return _MIGRATION.fullmatch(name) is not None
+
+
+def _number(name: str) -> int:
+    return int(name[:4])
+
+
+def _of(phase: Phase, names: Collection[str]) -> list[str]:
+    return [name for name in names if _is_migration(name) and name.split("_", 2)[1] == phase]
+
+
+def _unknown(applied: Collection[str], scripts: Scripts) -> list[str]:
+    return [name for name in applied if _is_migration(name) and name not in scripts.migrations]
+
+
+SCRIPTS = Scripts(importlib.resources.files("poky") / "sql")
+
+
 def versions(scripts: Scripts = SCRIPTS) -> dict[str, int]:
     """Say which schemas the release works with, for ``poky version --json``.
 
@@ -108,10 +119,10 @@ def versions(scripts: Scripts = SCRIPTS) -> dict[str, int]:
     migration above ``schema_max``; ``schema`` is what ``poky migrate`` leads to. In the words of
     ``Plan``: ``plan.schema >= schema_min and plan.contracted <= schema_max``.
     """
-    latest = scripts.migrations[-1].number if scripts.migrations else 1
+    latest = max(map(_number, scripts.migrations), default=1)
     return {
         "schema": latest,
-        "schema_min": max(_numbers(scripts.migrations, "expand"), default=1),
+        "schema_min": max(map(_number, _of("expand", scripts.migrations)), default=1),
         "schema_max": latest,
     }
 
@@ -125,11 +136,9 @@ def state(applied: Collection[str] | None, scripts: Scripts = SCRIPTS) -> State:
     """
     if not applied:
         return "missing"
-    unknown = _unknown(applied, scripts)
-    if any(each.phase == "contract" for each in unknown):
+    if _of("contract", _unknown(applied, scripts)):
         return "newer"
-    required = {each.name for each in scripts.migrations if each.phase == "expand"}
-    return "ok" if required <= set(applied) else "outdated"
+    return "ok" if set(_of("expand", scripts.migrations)) <= set(applied) else "outdated"
 
 
 def plan(
@@ -163,30 +172,47 @@ def migrate(
     flat gives an unfinished conversion up. ``revision_start`` and ``revision_increment`` are for a
     new database that must never draw the revisions of another one. Raises SchemaError.
     """
-    with Owner(dsn, progress) as owner, owner.alone():
+    with Owner(dsn, progress) as owner:
+        owner.keep_others_out()
         planned = _plan(owner, kind, phase, scripts)
+        gives_up = planned.converting and kind == "flat"
         if planned.refusal:
             raise SchemaError(planned.refusal)
-        wanted: Kind = kind or planned.kind or "partitioned"
-        converts = planned.kind == "flat" and wanted == "partitioned"
-        gives_up = planned.converting and kind == "flat"
-        if planned.pending or converts or gives_up:
+        if planned.pending or planned.converts or gives_up:
             owner.become_owner(scripts.text("roles.sql"), creates_schema=planned.kind is None)
+
+        def apply() -> None:
+            for name in planned.pending:
+                owner.report(Progress(f"Applying {name}"))
+                owner.run(scripts.text(name))
+            if planned.kind is None:
+                owner.run(
+                    f"ALTER SEQUENCE poky.revision START WITH {revision_start:d}"
+                    f" INCREMENT BY {revision_increment:d} RESTART"
+                )
+                record(scripts.migrations)  # schema.sql has them
+            record(planned.pending)
+
+        def record(names: list[str]) -> None:
+            for name in names:
+                owner.run(
+                    "INSERT INTO poky.migration AS m (name, checksum, release) VALUES (%s, %s, %s)"
+                    " ON CONFLICT (name) DO UPDATE SET checksum = excluded.checksum,"
+                    " release = excluded.release, applied_at = clock_timestamp()",
+                    *(name, scripts.checksum(name), release),
+                )
+
         if gives_up:
             conversion.give_up(owner, scripts.text)
-        if planned.kind is None:
-            owner.atomically(
-                lambda: _create(owner, wanted, release, revision_start, revision_increment, scripts)
-            )
-        elif planned.pending:
-            owner.atomically(lambda: _apply(owner, planned.pending, release, scripts))
-        if converts:
-            conversion.convert(
-                owner,
-                scripts.text,
-                lambda: _record(owner, ["partitioned.sql"], release, scripts),
-            )
-        return Migrated(planned.pending, wanted, converts)
+        if planned.pending:
+            owner.atomically(apply)
+        if planned.converts:
+            conversion.convert(owner, scripts.text, lambda: record(["partitioned.sql"]))
+        return Migrated(
+            applied=planned.pending,
+            kind=kind or planned.kind or "partitioned",
+            converted=planned.converts,
+        )
 
 
 def script(
@@ -196,7 +222,7 @@ def script(
     names = scripts.fresh(kind)
     records = ",\n".join(
         "    ('{}', '{}', '{}')".format(name, scripts.checksum(name), release.replace("'", "''"))
-        for name in names + [each.name for each in scripts.migrations]
+        for name in names + scripts.migrations
     )
     return "\n".join(
         [
@@ -214,24 +240,25 @@ def script(
 def _plan(owner: Owner, kind: Kind | None, phase: Phase, scripts: Scripts) -> Plan:
     recorded = _recorded(owner)
     if recorded is None:
+        strange = owner.value("SELECT to_regnamespace('poky') IS NOT NULL")
         return Plan(
             state="missing",
             kind=None,
             pending=scripts.fresh(kind or "partitioned"),
             postponed=[],
-            refusal=_refusal_to_create(owner),
+            refusal=_STRANGE_SCHEMA if strange else None,
             schema=0,
             contracted=0,
+            converts=False,
             converting=False,
         )
-    missing = [each for each in scripts.migrations if each.name not in recorded]
-    pending = [each.name for each in missing if each.phase == "expand" or phase == "contract"]
+    missing = [name for name in scripts.migrations if name not in recorded]
+    pending = missing if phase == "contract" else _of("expand", missing)
     # A migration may have dropped functions, and new functions need their grants.
     if pending or recorded.get("functions.sql") != scripts.checksum("functions.sql"):
-        pending += ["functions.sql", "grants.sql"]
+        pending = [*pending, "functions.sql", "grants.sql"]
     elif recorded.get("grants.sql") != scripts.checksum("grants.sql"):
-        pending += ["grants.sql"]
-    had = [Migration(name) for name in recorded if _MIGRATION.fullmatch(name)]
+        pending = ["grants.sql"]
     is_flat, converting = owner.run(
         "SELECT c.relkind = 'r', to_regclass('poky._conversion') IS NOT NULL"
         " FROM pg_class AS c WHERE c.oid = 'poky._object'::regclass"
@@ -240,39 +267,36 @@ def _plan(owner: Owner, kind: Kind | None, phase: Phase, scripts: Scripts) -> Pl
         state=state(recorded, scripts),
         kind="flat" if is_flat else "partitioned",
         pending=pending,
-        postponed=[each.name for each in missing if each.name not in pending],
+        postponed=[name for name in missing if name not in pending],
         refusal=None,
-        schema=max((each.number for each in had), default=1),
-        contracted=max(_numbers(had, "contract"), default=1),
+        schema=max(map(_number, filter(_is_migration, recorded)), default=1),
+        contracted=max(map(_number, _of("contract", recorded)), default=1),
+        converts=is_flat and kind == "partitioned",
         converting=converting,
     )
     return dataclasses.replace(seen, refusal=_refusal(seen, recorded, kind, scripts))
 
 
-def _refusal_to_create(owner: Owner) -> str | None:
-    if owner.value("SELECT to_regnamespace('poky') IS NULL"):
-        return None
-    return "The database has a schema named poky that poky migrate did not make."
+_STRANGE_SCHEMA = "The database has a schema named poky that poky migrate did not make."
 
 
 def _refusal(
     seen: Plan, recorded: dict[str, str], kind: Kind | None, scripts: Scripts
 ) -> str | None:
-    unknown = [each.name for each in _unknown(recorded, scripts)]
-    if unknown:
+    if unknown := _unknown(recorded, scripts):
         return (
             f"The database is newer than this release, which does not know {unknown[-1]}:"
             " migrate with the release that it was migrated with, or a later one."
         )
-    for each in scripts.migrations:
-        if each.name in recorded and recorded[each.name] != scripts.checksum(each.name):
+    for name in scripts.migrations:
+        if name in recorded and recorded[name] != scripts.checksum(name):
             return (
-                f"{each.name} has changed since it was applied to the database."
+                f"{name} has changed since it was applied to the database."
                 " What is applied stays as it is: put the change into a new migration."
             )
     if kind == "flat" and seen.kind == "partitioned":
         return "The database is partitioned, and there is no way back to flat."
-    if seen.converting and kind != "flat" and len(seen.pending) > 2:
+    if seen.converting and kind != "flat" and any(map(_is_migration, seen.pending)):
         return (
             "A conversion to the partitioned schema is unfinished, and the tables cannot change"
             " under it. Finish it with the release that began it (poky migrate --schema"
@@ -290,53 +314,3 @@ def _recorded(owner: Owner) -> dict[str, str] | None:
     ):
         return None
     return dict(owner.run("SELECT name, checksum FROM poky.migration ORDER BY name"))
-
-
-def _create(
-    owner: Owner,
-    kind: Kind,
-    release: str,
-    revision_start: int,
-    revision_increment: int,
-    scripts: Scripts,
-) -> None:
-    names = scripts.fresh(kind)
-    for name in names:
-        owner.run(scripts.text(name))
-    owner.run(
-        "ALTER SEQUENCE poky.revision"
-        f" START WITH {revision_start:d} INCREMENT BY {revision_increment:d} RESTART"
-    )
-    _record(owner, names + [each.name for each in scripts.migrations], release, scripts)
-
-
-def _apply(owner: Owner, names: list[str], release: str, scripts: Scripts) -> None:
-    for name in names:
-        owner.report(Progress(f"Applying {name}"))
-        owner.run(scripts.text(name))
-    _record(owner, names, release, scripts)
-
-
-def _record(owner: Owner, names: list[str], release: str, scripts: Scripts) -> None:
-    for name in names:
-        owner.run(
-            "INSERT INTO poky.migration AS m (name, checksum, release) VALUES (%s, %s, %s)"
-            " ON CONFLICT (name) DO UPDATE SET checksum = excluded.checksum,"
-            " release = excluded.release, applied_at = clock_timestamp()",
-            name,
-            scripts.checksum(name),
-            release,
-        )
-
-
-def _unknown(applied: Collection[str], scripts: Scripts) -> list[Migration]:
-    known = {each.name for each in scripts.migrations}
-    return [
-        Migration(name)
-        for name in sorted(applied)
-        if _MIGRATION.fullmatch(name) and name not in known
-    ]
-
-
-def _numbers(migrations: list[Migration], phase: Phase) -> list[int]:
-    return [each.number for each in migrations if each.phase == phase]
