@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -142,6 +143,11 @@ def build(source, destination, identity, targets):
         for target in sorted(targets - have):
             download(python, source, work, target)
         files = sorted([*work.glob("wheels/*.whl"), work / "requirements.txt"])
+        # One file travels faster than many.
+        with tarfile.open(work / "release.tar", "w") as archive:
+            for path in files:
+                archive.add(path, path.relative_to(work))
+        files.append(work / "release.tar")
         manifest = {
             "release": identity["id"],
             "version": identity["version"],
@@ -177,7 +183,7 @@ def main():
             build(source, destination, identity, targets)
     except (BuildError, OSError) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=missing, directory=str(directory), **identity)
+    module.exit_json(changed=missing, archive=str(directory / "release.tar"), **identity)
 
 
 if __name__ == "__main__":
