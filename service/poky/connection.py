@@ -69,6 +69,10 @@ _OURS: Final = frozenset(  # fields of an answer that are not for the applicatio
 )
 
 
+def _overload() -> Refusal:
+    return Refusal(503, "Try again in a moment", [("Retry-After", "1")])
+
+
 @lru_cache(maxsize=128)
 def _status_line(status: str) -> tuple[int, str]:
     """The number of a WSGI status, and its line in the answer."""
@@ -113,10 +117,9 @@ class Connection:
     def communicate(self) -> bool:
         """Do what can be done without waiting. True: wait for `events` again; False: close."""
         try:
-            try:
-                self._proceed()
-            except Refusal as refusal:
-                self._refuse(refusal)
+            self._proceed()
+        except Refusal as refusal:
+            return self.refuse(refusal)
         except OSError:  # the client has gone; the application's own errors do not come here
             self.state = CLOSED
         return self.state != CLOSED
@@ -126,17 +129,16 @@ class Connection:
         if self.state != LINGER and self._ready():
             return True  # the workers are late, not the client
         if self.state == READ_BODY or self._partial:
-            with suppress(OSError):
-                self._refuse(Refusal(408, "Send the whole request without long pauses"))
-                return self.state != CLOSED
+            return self.refuse(Refusal(408, "Send the whole request without long pauses"))
         return False
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Answer before anything was read, then close."""
+    def refuse(self, refusal: Refusal) -> bool:
+        """Answer in place of the application. True: wait for the client's end; False: close."""
         try:
             self._refuse(refusal)
         except OSError:
             self.state = CLOSED
+        return self.state != CLOSED
 
     def close(self) -> None:
         """Close the socket, and account for a request that was left without its answer."""
@@ -159,6 +161,7 @@ class Connection:
     # -- reading
 
     def _proceed(self) -> None:
+        """Go on with what we waited for, then with the requests that are already here."""
         if self.state == READ_HEAD:
             if self.events == WAIT_INPUT:
                 self._receive_head()
@@ -238,7 +241,7 @@ class Connection:
         if server.admit is not None:
             self._release = server.admit(environ, length)
             if self._release is None:
-                raise Refusal(503, "Try again in a moment", [("Retry-After", "1")])
+                raise _overload()
         here = self._buffer[:length]
         self._buffer = self._buffer[length:]
         if len(here) == length:
@@ -647,15 +650,13 @@ class Server(wsgi.Server):
     def process_conn(self, conn: Connection) -> None:
         """Take in a connection that cheroot has accepted, unless there are too many."""
         excess = len(self.connections) - self.max_connections
-        if excess > 0:
-            if excess <= 64:  # beyond that, not even an answer
-                conn.refuse(Refusal(503, "Try again in a moment", [("Retry-After", "1")]))
-            else:
-                conn.state = CLOSED
-        if conn.state == CLOSED:
-            conn.close()
-        else:
+        keep = excess <= 64  # beyond that, not even an answer
+        if keep and excess > 0:
+            keep = conn.refuse(_overload())
+        if keep:
             self.requests.add(conn)
+        else:
+            conn.close()
 
     def drain(self) -> None:
         """From now on let every answer end its connection, but accept new ones still."""

@@ -16,6 +16,7 @@ __all__ = ["CONTROLS", "REQUEST_LINE_BYTES", "Environ", "Headers", "Refusal", "p
 Environ = dict[str, Any]
 Headers = list[tuple[str, str]]
 
+# What no head may hold, in or out, besides the CR LF at the end of each line.
 CONTROLS: Final = bytes(set(range(0x20)) - {0x09} | {0x7F})
 REQUEST_LINE_BYTES: Final = 8192
 
@@ -23,6 +24,7 @@ _REQUEST_LINE: Final = re.compile(r'([A-Z]{1,20}) ([!"$-~]+) HTTP/([0-9])\.([0-9
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE: Final = re.compile(r"http://([^/?]*)(.*)", re.IGNORECASE)
+# Not two hexadecimal digits, or an escaped control character.
 _BAD_ESCAPE: Final = re.compile(r"%(?![2-9A-Fa-f][0-9A-Fa-f])|%7[Ff]")
 _ESCAPE: Final = re.compile(r"%(?!2[Ff])([0-9A-Fa-f]{2})")
 _LENGTH: Final = re.compile(r"[0-9]{1,15}")
