@@ -21,6 +21,10 @@ help: ## List the verbs
 run: $(VENV)/.run ## Serve on http://127.0.0.1:8081 with a database in .poky (PORT=9000 for another port)
 	@POKY_HOME=$${POKY_HOME:-$(CURDIR)/.poky} exec $(BIN)/poky serve $(if $(PORT),--port $(PORT))
 
+.PHONY: demo
+demo: $(VENV)/.dev ## Real records in, back, and changed: what Poky does, in a minute
+	@$(BIN)/python -m tests.demo
+
 .PHONY: check
 check: lint packages ## Lint and the fast tests: about a minute
 	$(BIN)/pytest -q -m "not slow"

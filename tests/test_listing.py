@@ -88,6 +88,18 @@ def test_a_prefix_takes_only_what_starts_with_it(client: Client, bucket: str) ->
     assert _keys(client.get(f"/kv/{bucket}?prefix=%61-").json()) == ["a-1", "a-2", "a-~~"]
 
 
+def test_a_cursor_can_be_sent_back_as_it_is(client: Client, bucket: str) -> None:
+    keys = ["a+b", "a,b", "a=b", "a@b", "a~b", "a:b"]
+    client.batch("PUT", bucket, [{"key": key, "data": "v"} for key in keys])
+    seen: list[str] = []
+    after: str | None = ""
+    while after is not None:
+        page = client.get(f"/kv/{bucket}?limit=1&after={after}").json()
+        seen += _keys(page)
+        after = page["next"]
+    assert seen == sorted(keys)
+
+
 def test_the_default_limit_is_100(client: Client, bucket: str) -> None:
     client.batch("PUT", bucket, [{"key": f"k{n:04}", "data": ""} for n in range(1001)])
     assert len(client.get(f"/kv/{bucket}").json()["keys"]) == 100

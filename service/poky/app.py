@@ -535,7 +535,8 @@ def _query(environ: Environ, *known: str) -> dict[str, str]:
         return {}
     try:
         pairs = parse_qsl(
-            environ["QUERY_STRING"],
+            # A plus is a plus (RFC 3986), and a character of keys: no form is sent here.
+            environ["QUERY_STRING"].replace("+", "%2B"),
             keep_blank_values=True,
             errors="strict",
             max_num_fields=16,
