@@ -61,12 +61,13 @@ def _seconds(day: str, month: str, year: str, hour: str, minute: str, second: st
         full_year += this_year - this_year % 100
         if full_year > this_year + 50:
             full_year -= 100
+    if full_year < 1:
+        raise ValueError("no such date")
     number = _MONTHS.index(month) + 1
     when = timegm((full_year, number, int(day), int(hour), int(minute), int(second)))
     # timegm carries 30 Feb over into March: such a date is not one. 60 is a leap second.
     if (
-        full_year < 1
-        or time.gmtime(when - (1 if second == "60" else 0))[:5]
+        time.gmtime(when - (1 if second == "60" else 0))[:5]
         != (full_year, number, int(day), int(hour), int(minute))
         or int(second) > 60
     ):

@@ -262,7 +262,7 @@ def mask(dsn: str) -> str:
     """The DSN without its password, in either of libpq's two forms."""
     dsn = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", dsn)
     dsn = re.sub(r"([?&]password=)[^&]*", r"\1***", dsn)
-    return re.sub(r"(\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", r"\1***", dsn)
+    return re.sub(r"((?:^|\s)password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", r"\1***", dsn)
 
 
 def _parse(each: Any, text: str) -> Any:

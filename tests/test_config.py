@@ -1,0 +1,120 @@
+"""Settings: defaults, the seed's names, refusals as sentences, secrets masked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from poky.config import CacheNode, Config, ConfigError, mask, unknown_settings
+
+
+def problems(**env: str) -> list[str]:
+    with pytest.raises(ConfigError) as refused:
+        Config.from_env(env)
+    return refused.value.problems
+
+
+def test_defaults() -> None:
+    config = Config.from_env({})
+    assert (config.listen, config.port, config.admin_port, config.lease_port) == (
+        "127.0.0.1",
+        8081,
+        9081,
+        10081,
+    )
+    assert config.max_value_bytes == 16 * 1024 * 1024
+    assert config.max_future_seconds == 48 * 3600
+    assert config.pool_size == config.threads + 2
+    assert config.caches == ()
+
+
+def test_the_seeds_names_are_understood() -> None:
+    config = Config.from_env(
+        {
+            "DATABASE_URL": "postgresql://h/d",
+            "MAX_THREADS": "8",
+            "MAX_POOL_SIZE": "9",
+            "LOG_LEVEL": "WARN",
+            "STATSD_HOST": "stats:8125",
+            "STATSD_KEY_BASE": "poky.dev",
+            "VARNISH_PURGE_HOST": "cache",
+            "VARNISH_PURGE_PORT": "6091",
+        }
+    )
+    assert (config.dsn, config.threads, config.pool_size) == ("postgresql://h/d", 8, 9)
+    assert (config.log_level, config.statsd_host) == ("warning", "stats:8125")
+    assert config.statsd_key_base == "poky.dev"
+    assert config.caches == (CacheNode("", "http://cache:6091"),)
+
+
+def test_ours_win_over_the_seeds() -> None:
+    assert Config.from_env({"POKY_THREADS": "2", "MAX_THREADS": "8"}).threads == 2
+
+
+def test_the_command_line_wins_over_the_environment() -> None:
+    assert Config.from_env({"POKY_PORT": "1000"}, port=9000, dsn=None).port == 9000
+
+
+def test_secrets_come_from_systemds_credentials(tmp_path: Path) -> None:
+    (tmp_path / "poky_dsn").write_text("postgresql://secret@h/d\n")
+    (tmp_path / "poky_owner_dsn").write_text("postgresql://owner@h/d\n")
+    config = Config.from_env({"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert (config.dsn, config.owner_dsn) == ("postgresql://secret@h/d", "postgresql://owner@h/d")
+    named = Config.from_env({"CREDENTIALS_DIRECTORY": str(tmp_path), "POKY_DSN": "host=x"})
+    assert named.dsn == "host=x"
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    said = problems(
+        POKY_PORT="0",
+        POKY_THREADS="many",
+        POKY_CACHE_MODE="wild",
+        POKY_CACHES="a=ftp://x",
+        POKY_MAX_VALUE_BYTES="200000000",
+    )
+    assert [sentence.split(":")[0] for sentence in said] == [
+        "POKY_PORT",
+        "POKY_THREADS",
+        "POKY_MAX_VALUE_BYTES",
+        "POKY_CACHES",
+        "POKY_CACHE_MODE",
+    ]
+    assert all(sentence.endswith(".") for sentence in said)
+
+
+def test_combinations_that_cannot_work_are_refused() -> None:
+    assert "must differ" in problems(POKY_ADMIN_PORT="8081")[0]
+    assert "65535" in problems(POKY_PORT="65000")[0]
+    assert "POKY_MAX_INFLIGHT_BYTES" in problems(POKY_MAX_INFLIGHT_BYTES="1000")[0]
+    assert "POKY_LOCK_TIMEOUT" in problems(POKY_LOCK_TIMEOUT="9", POKY_STATEMENT_TIMEOUT="2")[0]
+
+
+def test_caches() -> None:
+    config = Config.from_env({"POKY_CACHES": "a=http://10.0.0.1:6091 b=http://10.0.0.2:6091/"})
+    assert config.caches == (
+        CacheNode("a", "http://10.0.0.1:6091"),
+        CacheNode("b", "http://10.0.0.2:6091"),
+    )
+    assert "twice" in problems(POKY_CACHES="a=http://x:1 b=http://x:1")[0]
+
+
+@pytest.mark.parametrize(
+    ("dsn", "masked"),
+    [
+        ("postgresql://u:pw@h:5432/d", "postgresql://u:***@h:5432/d"),
+        ("postgresql://u@h/d?password=pw&x=1", "postgresql://u@h/d?password=***&x=1"),
+        ("host=h password=pw user=u", "host=h password=*** user=u"),
+        (r"password='p w\'x' host=h", "password=*** host=h"),
+        ("postgresql://h/d", "postgresql://h/d"),
+        ("", ""),
+    ],
+)
+def test_passwords_are_masked(dsn: str, masked: str) -> None:
+    assert mask(dsn) == masked
+
+
+def test_an_unknown_setting_is_a_warning_with_a_hint() -> None:
+    (said,) = unknown_settings({"POKY_THREDS": "4", "POKY_PORT": "1", "OTHER": "x"})
+    assert "POKY_THREDS" in said
+    assert "POKY_THREADS" in said
