@@ -138,7 +138,7 @@ def cluster(
         yield Cluster(server)
 
 
-@pytest.fixture(scope="session", params=["wheel", "debian"])
+@pytest.fixture(scope="session", params=["wheel", pytest.param("debian", marks=pytest.mark.slow)])
 def each_cluster(
     request: pytest.FixtureRequest, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
