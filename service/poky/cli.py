@@ -417,8 +417,9 @@ def _print_table(columns: list[str], rows: list[list[str]]) -> None:
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    console = Console()
-    console.print(table, soft_wrap=not console.is_terminal)
+    # What goes into a pipe is not cut to the width of a terminal.
+    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    console.print(table)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,545 @@
+"""Leases, suspension and what a change waits for, against a real database and scripted caches."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from typing import Any
+
+import psycopg2
+import pytest
+from click.testing import CliRunner
+
+from poky.cache import Caches
+from poky.cli import poky
+from poky.config import CacheNode, Config
+from poky.store import Node, Store, StoreError
+from tests.conftest import Database
+from tests.fake_cache import FakeCache
+from tests.service import wait_until
+
+pytestmark = pytest.mark.parametrize("kind", ["partitioned"], scope="session")
+
+LEASE = 1.0
+TIMEOUT = 0.2
+GRANT = LEASE - TIMEOUT
+MARGIN = 3.0  # what a busy machine may add
+LONG = 60.0  # a lease so long that waiting for it would show on any machine
+
+
+@pytest.fixture
+def store(database: Database) -> Iterator[Store]:
+    """A store of a database without caches; what a test left behind is removed."""
+    with closing(Store(database.dsn_service, pool_size=8)) as store:
+        yield store
+    with closing(database.connect()) as connection, connection:
+        connection.cursor().execute("DELETE FROM poky.cache_node; DELETE FROM poky._outbox")
+
+
+@pytest.fixture
+def nowhere(kind: str) -> Iterator[Store]:
+    """A store whose database is away."""
+    with closing(Store("postgresql:///nowhere?host=/nowhere", pool_size=1)) as nowhere:
+        yield nowhere
+
+
+@pytest.fixture
+def node() -> Iterator[FakeCache]:
+    with FakeCache("one") as node:
+        yield node
+
+
+Start = Callable[..., Caches]
+
+
+@pytest.fixture
+def start(store: Store) -> Iterator[Start]:
+    """Start the caches of an instance; settings as in Config."""
+    with ExitStack() as stack:
+
+        def start(*nodes: FakeCache, **settings: Any) -> Caches:
+            given = tuple(CacheNode(node.name, node.url) for node in nodes)
+            config = Config(
+                caches=settings.pop("caches", given),
+                lease_seconds=settings.pop("lease_seconds", LEASE),
+                purge_timeout=TIMEOUT,
+                **settings,
+            )
+            caches = Caches(store, config)
+            caches.start()
+            stack.callback(caches.stop)
+            return caches
+
+        yield start
+
+
+def only(store: Store) -> Node:
+    (node,) = store.nodes()
+    return node
+
+
+def takes_part(store: Store) -> bool:
+    nodes = store.nodes()
+    return bool(nodes) and all(node.suspended_at is None for node in nodes)
+
+
+def ask_for_lease(caches: Caches, name: str) -> tuple[str, dict[str, str]]:
+    answers: list[tuple[str, dict[str, str]]] = []
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/lease", "HTTP_POKY_NODE": name}
+    caches.lease_app(environ, lambda status, headers: answers.append((status, dict(headers))))
+    return answers[0]
+
+
+@pytest.fixture
+def leased(start: Start, store: Store, node: FakeCache) -> Caches:
+    """Caches with one node that takes part and holds a lease."""
+    caches = start(node)
+    wait_until(lambda: takes_part(store), what="the node takes part")
+    assert ask_for_lease(caches, "one")[0] == "200 OK"
+    return caches
+
+
+def change(store: Store, bucket: str, key: str = "k") -> int:
+    outbox_id = store.put(bucket, key, b"v", "text/plain").outbox_id
+    assert outbox_id is not None
+    return outbox_id
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> float:
+    began = time.monotonic()
+    function(*arguments)
+    return time.monotonic() - began
+
+
+# Without caches.
+
+
+def test_without_caches_nothing_is_paid(start: Start, store: Store, bucket: str) -> None:
+    before = threading.active_count()
+    start()
+    assert store.put(bucket, "k", b"v", "text/plain").outbox_id is None
+    assert threading.active_count() == before
+
+
+def test_an_instance_that_was_told_of_no_cache_tells_them_all_the_same(
+    leased: Caches,
+    start: Start,
+    store: Store,
+    bucket: str,
+    node: FakeCache,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    unaware = start()
+    with caplog.at_level(logging.WARNING, "poky.cache"):
+        unaware.purge(bucket, ["k"], [change(store, bucket)])
+    assert node.told == [f"/kv/{bucket}/k"]
+    assert "POKY_CACHES is empty here" in caplog.text
+
+
+# Who takes part.
+
+
+def test_a_node_takes_part_once_it_has_answered(
+    start: Start, store: Store, node: FakeCache
+) -> None:
+    node.is_silent = True
+    start(node)
+    wait_until(store.nodes, what="the node is registered")
+    time.sleep(1)
+    assert only(store).suspended_at is not None
+    node.is_silent = False
+    wait_until(lambda: takes_part(store))
+
+
+def test_a_node_that_calls_itself_otherwise_takes_no_part(
+    start: Start, store: Store, node: FakeCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "poky.cache"):
+        start(caches=(CacheNode("other", node.url),))
+        wait_until(lambda: "calls itself one" in caplog.text)
+    assert only(store).suspended_at is not None
+
+
+def test_a_nameless_node_is_asked_for_its_name(start: Start, store: Store, node: FakeCache) -> None:
+    start(caches=(CacheNode("", node.url),))
+    wait_until(lambda: takes_part(store))
+    assert only(store).name == "one"
+
+
+def test_a_node_at_a_new_address_is_suspended_first(
+    leased: Caches, start: Start, store: Store
+) -> None:
+    generation = only(store).generation
+    with FakeCache("one") as elsewhere:
+        start(elsewhere)
+        wait_until(lambda: only(store).url == elsewhere.url)
+        assert only(store).suspended_at is not None
+        assert only(store).generation != generation
+        wait_until(lambda: takes_part(store))
+
+
+def test_registration_waits_for_writers_that_saw_no_cache(
+    database: Database, store: Store, bucket: str
+) -> None:
+    """They will tell nobody, so the node must not read before they have committed."""
+    with closing(database.connect(as_service=True)) as writer:
+        cursor = writer.cursor()
+        cursor.execute("SELECT outbox_id FROM poky.put(%s, 'k', 'v', 't')", [bucket])
+        assert cursor.fetchone() == (None,)
+        done = threading.Event()
+
+        def register() -> None:
+            store.register_node("one", "http://127.0.0.1:1")
+            done.set()
+
+        thread = threading.Thread(target=register)
+        thread.start()
+        assert not done.wait(0.5)
+        writer.commit()
+        thread.join(5)
+        assert done.is_set()
+    assert change(store, bucket)
+
+
+# Leases.
+
+
+def test_a_lease_names_the_generation_and_its_length(leased: Caches, store: Store) -> None:
+    status, headers = ask_for_lease(leased, "one")
+    assert status == "200 OK"
+    assert headers == {
+        "Poky-Generation": only(store).generation,
+        "Poky-Lease": f"{GRANT:.3f}",
+    }
+    assert only(store).lease_seconds == GRANT
+
+
+def test_no_lease_for_a_stranger(leased: Caches) -> None:
+    assert ask_for_lease(leased, "stranger")[0] == "403 Forbidden"
+    assert ask_for_lease(leased, "")[0] == "403 Forbidden"
+
+
+def test_no_lease_for_a_suspended_node(leased: Caches, store: Store) -> None:
+    store.suspend_node("one", hold=True)
+    assert ask_for_lease(leased, "one")[0] == "403 Forbidden"
+
+
+def test_neither_yes_nor_no_without_a_database(nowhere: Store, node: FakeCache) -> None:
+    caches = Caches(nowhere, Config(caches=(CacheNode("one", node.url),)))
+    assert ask_for_lease(caches, "one")[0] == "503 Service Unavailable"
+
+
+def test_the_lease_listener_has_one_path(leased: Caches) -> None:
+    answers: list[str] = []
+    leased.lease_app(
+        {"REQUEST_METHOD": "GET", "PATH_INFO": "/kv/b/k"},
+        lambda status, _: answers.append(status),
+    )
+    assert answers == ["404 Not Found"]
+
+
+# The way of a change.
+
+
+def test_a_change_is_told_and_then_forgotten(
+    leased: Caches, store: Store, bucket: str, node: FakeCache
+) -> None:
+    leased.purge(bucket, ["k"], [change(store, bucket)])
+    assert node.told == [f"/kv/{bucket}/k"]
+    wait_until(lambda: not store.unconfirmed(0, 10), what="the outbox is empty")
+    assert only(store).purged_at is not None
+
+
+def test_a_key_of_a_batch_is_told_once(
+    leased: Caches, store: Store, bucket: str, node: FakeCache
+) -> None:
+    leased.purge(bucket, ["k", "l", "k"], [change(store, bucket)])
+    assert node.told == [f"/kv/{bucket}/k", f"/kv/{bucket}/l"]
+
+
+def test_a_node_that_joined_after_the_change_began_is_told(
+    leased: Caches, start: Start, store: Store, bucket: str
+) -> None:
+    outbox_id = change(store, bucket)
+    with FakeCache("two") as two:
+        start(two)
+        wait_until(lambda: len(store.nodes()) == 2 and takes_part(store))
+        leased.purge(bucket, ["k"], [outbox_id])
+        assert two.told == [f"/kv/{bucket}/k"]
+
+
+def test_a_change_waits_for_the_lease_of_a_node_that_does_not_confirm(
+    leased: Caches, store: Store, bucket: str, node: FakeCache
+) -> None:
+    before = only(store)
+    node.is_silent = True
+    took = timed(leased.purge, bucket, ["k"], [change(store, bucket)])
+    assert GRANT <= took < LEASE + MARGIN
+    after = only(store)
+    assert after.suspended_at is not None
+    assert after.drained
+    assert after.generation != before.generation
+    # And nobody waits for it again.
+    waits = leased.gauges["cache_waits"][1]
+    assert waits() == 1
+    leased.purge(bucket, ["k"], [change(store, bucket)])
+    assert waits() == 1
+
+
+def test_a_node_that_never_had_a_lease_is_not_waited_for(
+    start: Start, store: Store, bucket: str, node: FakeCache
+) -> None:
+    caches = start(node, lease_seconds=LONG)
+    wait_until(lambda: takes_part(store))
+    node.is_silent = True
+    assert timed(caches.purge, bucket, ["k"], [change(store, bucket)]) < LONG / 2
+
+
+def test_a_change_waits_for_a_node_that_somebody_else_suspended(
+    leased: Caches, store: Store, bucket: str
+) -> None:
+    store.suspend_node("one", hold=True)
+    took = timed(leased.purge, bucket, ["k"], [change(store, bucket)])
+    assert took >= GRANT - 0.3  # its keeper may have seen it a little before
+
+
+def test_who_waits_is_released_when_somebody_else_knows(
+    start: Start, store: Store, bucket: str, node: FakeCache
+) -> None:
+    caches = start(node, lease_seconds=LONG)
+    wait_until(lambda: takes_part(store))
+    ask_for_lease(caches, "one")
+    suspended = store.suspend_node("one", hold=True)
+    assert suspended
+    outbox_id = change(store, bucket)
+    threading.Timer(0.3, store.drain_node, ("one", suspended.generation)).start()
+    assert 0.2 < timed(caches.purge, bucket, ["k"], [outbox_id]) < LONG / 2
+
+
+def test_a_drained_flag_of_another_suspension_counts_for_nothing(store: Store) -> None:
+    store.register_node("one", "http://127.0.0.1:1")
+    first = only(store)
+    assert store.reinstate_node("one", first.generation)
+    assert store.lease("one", 1.0) == first.generation
+    second = store.suspend_node("one")
+    assert second
+    assert not store.drain_node("one", first.generation)
+    assert not only(store).drained
+    assert not store.reinstate_node("one", second.generation)
+
+
+def test_a_suspended_node_comes_back_under_another_generation(
+    leased: Caches, store: Store, bucket: str, node: FakeCache
+) -> None:
+    before = only(store).generation
+    node.is_silent = True
+    leased.purge(bucket, ["k"], [change(store, bucket)])
+    node.is_silent = False
+    wait_until(lambda: takes_part(store))
+    assert only(store).generation != before
+    assert ask_for_lease(leased, "one")[1]["Poky-Generation"] == only(store).generation
+
+
+def test_a_node_whose_writer_died_waiting_comes_back(leased: Caches, store: Store) -> None:
+    store.suspend_node("one")
+    began = time.monotonic()
+    wait_until(lambda: takes_part(store))
+    assert time.monotonic() - began >= GRANT
+
+
+def test_a_node_that_fails_again_and_again_pauses_longer(store: Store) -> None:
+    store.register_node("one", "http://127.0.0.1:1")
+    store.reinstate_node("one", only(store).generation)
+    for relapse in range(4):
+        store.lease("one", 0.2)
+        node = store.suspend_node("one")
+        assert node
+        store.drain_node("one", node.generation)
+        began = time.monotonic()
+        wait_until(lambda node=node: store.reinstate_node("one", node.generation))
+        assert time.monotonic() - began >= 0.2 * (2**relapse - 1) - 0.1
+
+
+def test_half_of_the_threads_wait_at_most(
+    leased: Caches, store: Store, bucket: str, node: FakeCache
+) -> None:
+    node.is_silent = True
+    ids = [change(store, bucket) for _ in range(3)]
+    outcomes: list[str] = []
+
+    def write(outbox_id: int) -> None:
+        try:
+            leased.purge(bucket, ["k"], [outbox_id])
+            outcomes.append("acknowledged")
+        except StoreError as error:
+            outcomes.append(f"{error.status} unknown={error.unknown}")
+
+    writers = [threading.Thread(target=write, args=(each,)) for each in ids]
+    for writer in writers:
+        writer.start()
+    time.sleep(TIMEOUT + 0.3)
+    with pytest.raises(StoreError) as refused:
+        leased.admit()
+    assert refused.value.status == 503
+    assert not refused.value.unknown
+    for writer in writers:
+        writer.join()
+    assert sorted(outcomes) == ["503 unknown=True", "acknowledged", "acknowledged"]
+    with leased.admit():
+        pass
+
+
+def test_a_change_that_cannot_be_told_is_not_acknowledged(nowhere: Store, bucket: str) -> None:
+    caches = Caches(nowhere, Config())
+    with pytest.raises(StoreError) as error:
+        caches.purge(bucket, ["k"], [1])
+    caches.stop()
+    assert error.value.status == 503
+    assert error.value.unknown
+
+
+# Changes whose writers did not tell.
+
+
+def test_a_change_whose_writer_died_is_told(
+    leased: Caches, store: Store, bucket: str, node: FakeCache
+) -> None:
+    change(store, bucket, "left-behind")
+    wait_until(lambda: node.told == [f"/kv/{bucket}/left-behind"], 10)
+    wait_until(lambda: not store.unconfirmed(0, 10))
+
+
+def test_a_dropped_bucket_whose_dropper_died_is_forgotten(
+    leased: Caches, store: Store, bucket: str
+) -> None:
+    change(store, bucket)
+    before = only(store).generation
+    assert store.drop_bucket(bucket, keys=True)
+    wait_until(lambda: only(store).generation != before, 10)
+
+
+# Buckets.
+
+
+def test_dropping_a_bucket_waits_until_nobody_has_its_copies(
+    leased: Caches, store: Store, bucket: str
+) -> None:
+    change(store, bucket)
+    before = only(store).generation
+    outbox_id = store.drop_bucket(bucket, keys=True)
+    assert outbox_id
+    assert timed(leased.forget_bucket, outbox_id) >= GRANT
+    after = only(store)
+    assert after.generation != before
+    assert after.suspended_at is None
+
+
+def test_dropping_an_empty_bucket_concerns_no_cache(
+    leased: Caches, store: Store, bucket: str
+) -> None:
+    assert store.drop_bucket(bucket) is None
+
+
+# The other bargains.
+
+
+def test_bounded_never_waits(start: Start, store: Store, bucket: str, node: FakeCache) -> None:
+    caches = start(node, cache_mode="bounded", lease_seconds=LONG)
+    wait_until(lambda: takes_part(store))
+    ask_for_lease(caches, "one")
+    node.is_silent = True
+    assert timed(caches.purge, bucket, ["k"], [change(store, bucket)]) < LONG / 2
+    assert only(store).suspended_at is not None
+
+
+def test_revalidate_has_nothing_to_purge(
+    start: Start, store: Store, bucket: str, node: FakeCache
+) -> None:
+    start(node, cache_mode="revalidate")
+    time.sleep(0.5)
+    assert store.nodes() == []
+    assert store.put(bucket, "k", b"v", "text/plain").outbox_id is None
+
+
+# For people.
+
+
+def test_a_suspended_node_stays_so_until_it_is_resumed(leased: Caches, store: Store) -> None:
+    assert timed(leased.suspend, "one") >= GRANT - 0.3
+    assert only(store).drained
+    time.sleep(1.5)
+    assert only(store).suspended_at is not None
+    assert leased.resume("one")
+    wait_until(lambda: takes_part(store))
+
+
+def test_a_node_is_removed_once_it_is_drained(leased: Caches, store: Store) -> None:
+    with pytest.raises(StoreError) as refused:
+        store.remove_node("one")
+    assert refused.value.status == 409
+    assert timed(leased.remove, "one") >= GRANT - 0.3
+    assert store.nodes() == []
+    assert not leased.remove("one")
+
+
+def test_the_gauges_tell_what_happened(
+    leased: Caches, store: Store, bucket: str, node: FakeCache
+) -> None:
+    node.is_silent = True
+    leased.purge(bucket, ["k"], [change(store, bucket)])
+    values = {name: read() for name, (_, read) in leased.gauges.items()}
+    assert values["cache_nodes"] == 1
+    assert values["cache_purges"] == 1
+    assert values["cache_purge_failures"] == 1
+    assert values["cache_waits"] == 1
+    assert values["cache_waiting"] == 0
+    wait_until(lambda: leased.gauges["cache_nodes_suspended"][1]() == 1)
+
+
+def test_the_command(
+    leased: Caches, database: Database, store: Store, bucket: str, node: FakeCache
+) -> None:
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(poky, ["cache", *arguments, "-d", database.dsn_service])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    (shown,) = json.loads(run("status", "--json"))
+    assert shown["name"] == "one"
+    assert shown["url"] == node.url
+    assert "takes part" in run("status")
+    run("purge", bucket, "k")
+    assert node.told == [f"/kv/{bucket}/k"]
+    before = only(store).generation
+    run("purge", "--all")
+    assert only(store).generation != before
+    run("suspend", "one")
+    assert "suspended, held" in run("status")
+    run("resume", "one")
+    wait_until(lambda: takes_part(store))
+    run("remove", "one")
+    assert store.nodes() == []
+
+
+def test_the_command_names_what_is_wrong(database: Database, store: Store) -> None:
+    for verb in ("suspend", "resume", "remove"):
+        result = CliRunner().invoke(poky, ["cache", verb, "nobody", "-d", database.dsn_service])
+        assert result.exit_code == 1
+        assert "There is no cache named nobody" in result.output
+    result = CliRunner().invoke(poky, ["cache", "purge", "-d", database.dsn_service])
+    assert result.exit_code == 2
+
+
+# Privileges.
+
+
+def test_the_service_reaches_the_nodes_only_through_functions(database: Database) -> None:
+    with (
+        closing(database.connect(as_service=True)) as connection,
+        pytest.raises(psycopg2.errors.InsufficientPrivilege),
+    ):
+        connection.cursor().execute("UPDATE poky.cache_node SET drained = true")
