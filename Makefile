@@ -37,6 +37,10 @@ test: lint packages ## Everything that can be tested
 bench: $(VENV)/.dev packages ## Measure Poky against its yardsticks (SUITE="get put", RECORD=1: compare with this run from now on)
 	@$(BIN)/python -m tests.bench $(SUITE) $(if $(LARGE),--large) $(if $(RECORD),--record)
 
+.PHONY: coherence
+coherence: $(VENV)/.dev packages ## Prove that no read is stale, whatever fails (MINUTES=60 FAULT=… SABOTAGE=…)
+	@$(BIN)/python -m tests.coherence
+
 .PHONY: lint
 lint: $(VENV)/.dev ## Check style, types and spelling
 	$(BIN)/ruff check

@@ -1,7 +1,7 @@
 """``make coherence``: the long form of the proof, with a progress line and a table.
 
-The environment says how long and what: MINUTES=60, FAULT="none purges-lost", SABOTAGE=name.
-Exit status 1 if anything was stale, went back or had no order.
+The environment says how long and what: MINUTES=60, FAULT="none purges-lost"; SABOTAGE=plain-purge
+breaks the stack on purpose. Exit status 1 if anything was stale, went back or had no order.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -19,36 +21,49 @@ from rich.table import Table
 from tests.coherence.faults import FAULTS, NONE, Fault
 from tests.coherence.load import Count, Load
 from tests.coherence.run import Result, run
+from tests.coherence.sabotage import SABOTAGES, Sabotage, broken
 from tests.coherence.stack import Stack
+
+Choice = TypeVar("Choice", Fault, Sabotage)
 
 READS_WITHOUT_FAULTS = 1_000_000
 READS_WITH_EACH_FAULT = 100_000
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 200)
 
 
 def main() -> int:
-    names = os.environ.get("FAULT", "").split()
-    faults = [fault for fault in (NONE, *FAULTS) if not names or fault.name in names]
-    unknown = set(names) - {fault.name for fault in faults}
-    if unknown:
-        console.print(f"No such fault: {', '.join(unknown)}. There are:")
-        console.print(*(f"  {fault.name}: {fault.says}" for fault in (NONE, *FAULTS)), sep="\n")
-        return 2
-    seconds = float(os.environ.get("MINUTES", "0")) * 60 / len(faults)
+    faults = _chosen("FAULT", (NONE, *FAULTS))
+    sabotages = _chosen("SABOTAGE", SABOTAGES) if "SABOTAGE" in os.environ else []
+    if sabotages and "FAULT" not in os.environ:
+        faults = []
+    seconds = float(os.environ.get("MINUTES", "0")) * 60 / len([*faults, *sabotages])
     results = []
     with tempfile.TemporaryDirectory(prefix="coherence-") as folder:
         console.print("Starting PostgreSQL, two instances, two Varnish nodes and nginx …")
         with Stack(Path(folder)) as stack:
             for fault in faults:
-                results.append(_run(stack, fault, seconds))
-                _show_findings(results[-1])
+                reads = READS_WITHOUT_FAULTS if fault is NONE else READS_WITH_EACH_FAULT
+                results.append(_run(stack, fault, reads, seconds))
+            for sabotage in sabotages:
+                with broken(stack, sabotage) as fault:
+                    results.append(_run(stack, fault, READS_WITH_EACH_FAULT, seconds))
     console.print(_table(results))
     return 0 if all(result.ok for result in results) else 1
 
 
-def _run(stack: Stack, fault: Fault, seconds: float) -> Result:
-    reads = READS_WITHOUT_FAULTS if fault is NONE else READS_WITH_EACH_FAULT
+def _chosen(variable: str, there_are: Sequence[Choice]) -> list[Choice]:
+    """Those that the environment names, or all; exits with the list if one is not there."""
+    names = os.environ.get(variable, "").split()
+    if not set(names) <= {each.name for each in there_are}:
+        console.print(f"{variable} is one or more of:")
+        for each in there_are:
+            console.print(f"  {each.name}: {each.says}")
+        sys.exit(2)
+    return [each for each in there_are if not names or each.name in names]
+
+
+def _run(stack: Stack, fault: Fault, reads: int, seconds: float) -> Result:
     loads: list[Load] = []
     began = time.monotonic()
 
@@ -65,12 +80,10 @@ def _run(stack: Stack, fault: Fault, seconds: float) -> Result:
     if not console.is_terminal:
         console.print(line())
     with Live(get_renderable=line, console=console, transient=True, refresh_per_second=2):
-        return run(stack, fault, reads=reads, seconds=seconds, watch=loads.append)
-
-
-def _show_findings(result: Result) -> None:
+        result = run(stack, fault, reads=reads, seconds=seconds, watch=loads.append)
     for sentence in result.verdict.findings[:5]:
         console.print(f"  [red]{result.name}[/red]: {sentence}")
+    return result
 
 
 def _table(results: list[Result]) -> Table:
