@@ -134,6 +134,7 @@ def _source(module: str) -> str:
 # Order per key.
 
 
+@pytest.mark.slow
 def test_revisions_grow_in_the_order_of_changes(store: Store, bucket: str) -> None:
     """Also across delete and re-create, where a number drawn early could land late.
 

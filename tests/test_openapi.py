@@ -13,6 +13,7 @@ from tests.service import Service
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_the_service_conforms_to_its_document(service: Service, tmp_path: Path) -> None:
     document = service.client().get("/openapi.json").json()
     # Most generated requests should reach a bucket that is there.

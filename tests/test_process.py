@@ -139,6 +139,7 @@ def test_sigterm_finishes_what_runs_and_exits_0(
     holder.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["partitioned"])
 def test_sigterm_exits_within_the_deadline_whatever_runs(
     own_database: Database, log: Path, kind: str
@@ -214,6 +215,7 @@ def test_several_processes_serve_one_database(own_database: Database, tmp_path: 
 # The database goes away.
 
 
+@pytest.mark.slow
 def test_it_starts_and_stays_up_while_the_database_is_away(tmp_path: Path, log: Path) -> None:
     server = embedded.ensure_running(tmp_path / "home")
     schema.migrate(server.dsn_owner, release="tests")
@@ -271,6 +273,7 @@ TERMINATE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["partitioned"])
 def test_connections_terminated_while_idle_fail_no_request(
     own_database: Database, log: Path
@@ -295,6 +298,7 @@ def _backends(cursor: Any) -> int:
     return cursor.fetchone()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["partitioned"])
 def test_connections_terminated_under_load(own_database: Database, log: Path) -> None:
     """Every read succeeds; a write in doubt says so, is not repeated, and is there or not."""
@@ -318,6 +322,7 @@ def test_connections_terminated_under_load(own_database: Database, log: Path) ->
     assert writers.outcomes <= {"unknown"}
 
 
+@pytest.mark.slow
 def test_a_database_that_hangs_is_given_up_and_taken_again(
     own_server: embedded.Embedded, log: Path
 ) -> None:
@@ -348,6 +353,7 @@ def _backends_of(server: embedded.Embedded) -> list[int]:
     return [server.pid, *map(int, children)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["partitioned"])
 def test_a_stuck_lock_is_503_in_bounded_time(own_database: Database, log: Path) -> None:
     with running(own_database.dsn_service, log) as service:
@@ -365,6 +371,7 @@ def test_a_stuck_lock_is_503_in_bounded_time(own_database: Database, log: Path) 
         assert service.client().put(f"/kv/{bucket}/k", "3").status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["partitioned"])
 def test_a_busy_pool_is_503_in_bounded_time(own_database: Database, log: Path) -> None:
     with running(
@@ -391,6 +398,7 @@ def test_a_busy_pool_is_503_in_bounded_time(own_database: Database, log: Path) -
 # Being killed.
 
 
+@pytest.mark.slow
 def test_every_acknowledged_write_survives_kill_9_of_the_service(
     own_server: embedded.Embedded, log: Path
 ) -> None:
@@ -408,6 +416,7 @@ def test_every_acknowledged_write_survives_kill_9_of_the_service(
         service.stop()
 
 
+@pytest.mark.slow
 def test_every_acknowledged_write_survives_kill_9_of_postgresql(
     own_server: embedded.Embedded, log: Path
 ) -> None:
@@ -428,6 +437,7 @@ def test_every_acknowledged_write_survives_kill_9_of_postgresql(
 # Memory.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["partitioned"])
 def test_32_clients_with_the_largest_value_do_not_exhaust_memory(
     own_database: Database, log: Path
