@@ -11,6 +11,7 @@ position in poky._conversion (what is copied). Needs room for a second copy of a
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from poky.owner import Owner, Progress, SchemaError
 
@@ -73,9 +74,7 @@ def _create_partitions(owner: Owner) -> None:
     )
     for done, (bucket,) in enumerate(buckets):
         owner.report(Progress("Preparing partitions", done, len(buckets)))
-        owner.atomically(
-            lambda bucket=bucket: owner.run("SELECT poky._create_leaf(%s, '_partitioned')", bucket)
-        )
+        owner.atomically(partial(owner.run, "SELECT poky._create_leaf(%s, '_partitioned')", bucket))
 
 
 def _copy(owner: Owner) -> None:
@@ -92,11 +91,7 @@ def _copy(owner: Owner) -> None:
         key = at_key if bucket == at_bucket else ""
         while (batch := _next_batch(owner, bucket, key, rows)) is not None:
             began = time.monotonic()
-            owner.atomically(
-                lambda bucket=bucket, after=key, batch=batch: _copy_batch(
-                    owner, bucket, after, *batch
-                )
-            )
+            owner.atomically(partial(_copy_batch, owner, bucket, key, *batch))
             key, found = batch
             copied += found
             seconds = time.monotonic() - began
@@ -171,5 +166,5 @@ def _drop_partitions(owner: Owner) -> None:
         "SELECT inhrelid::regclass::text FROM pg_inherits"
         " WHERE inhparent = 'poky._partitioned'::regclass"
     ):
-        owner.atomically(lambda leaf=leaf: owner.run(f"DROP TABLE {leaf}"))
+        owner.atomically(partial(owner.run, f"DROP TABLE {leaf}"))
     owner.atomically(lambda: owner.run("DROP TABLE poky._partitioned, poky._conversion"))
