@@ -48,7 +48,7 @@ lint: $(VENV)/.dev ## Check style, types and spelling
 	$(BIN)/mypy
 	$(BIN)/yamllint --strict .
 	$(BIN)/codespell $$(git ls-files ':!requirements*.txt')
-	$(BIN)/shellcheck .ci/run .ci/install-packages
+	$(BIN)/shellcheck $$(git grep -lE '^#!/bin/(ba)?sh')
 
 .PHONY: wheel
 wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
