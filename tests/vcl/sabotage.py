@@ -24,19 +24,16 @@ SABOTAGES = {
         "PURGE removes the object; a fetch in flight is inserted after it.",
         (
             (
-                """    if (!req.http.Poky-Generation) {
+                """    if (req.restarts == 0) {
         hash_data("epoch" + req.url);
 """,
                 """    if (req.method == "PURGE") {
         hash_data(req.url);
-    } elseif (!req.http.Poky-Generation) {
+    } elseif (req.restarts == 0) {
         hash_data("epoch" + req.url);
 """,
             ),
-            (
-                "hash_data(req.http.Poky-Generation + req.http.Poky-Tag + req.url);",
-                "hash_data(req.url);",
-            ),
+            ("hash_data(str.split(req.http.Poky-Key, 2) + req.url);", "hash_data(req.url);"),
         ),
         "10-",
     ),
@@ -44,8 +41,10 @@ SABOTAGES = {
         "Every spelling of an object's URL is cached; a purge names only one.",
         (
             (
-                '    if (req.url !~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+-]+$") {',
-                '    if (req.url !~ "^/kv/") {',
+                """    unset req.http.Poky-Key;
+    if (req.url !~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+-]+$") {""",
+                """    unset req.http.Poky-Key;
+    if (req.url !~ "^/kv/") {""",
             ),
         ),
         "31-",
@@ -84,11 +83,11 @@ SABOTAGES = {
         "24-",
     ),
     "one-generation": Sabotage(
-        "The generation is not part of the hash.",
+        "All generations are one.",
         (
             (
-                "req.http.Poky-Generation + req.http.Poky-Tag + req.url",
-                "req.http.Poky-Tag + req.url",
+                """    set beresp.http.Poky-Generation = "=" + beresp.http.Poky-Generation;""",
+                """    set beresp.http.Poky-Generation = "=";""",
             ),
         ),
         "25-",
@@ -97,8 +96,8 @@ SABOTAGES = {
         "The listener of the clients takes PURGE too.",
         (
             (
-                '    if (local.socket == "purge") {',
-                '    if (local.socket == "purge" || req.method == "PURGE") {',
+                """    if (local.socket == "purge") {""",
+                """    if (local.socket == "purge" || req.method == "PURGE") {""",
             ),
         ),
         "30-",
@@ -115,11 +114,12 @@ SABOTAGES = {
         "A client's own Poky-* headers are believed.",
         (
             (
-                "    unset req.http.Poky-Generation;\n    call poky_recv_purge;",
-                "    call poky_recv_purge;",
+                """    if (req.restarts > 0) {\n        call""",
+                """    if (req.http.Poky-Key) {\n        call""",
             ),
+            ("    unset req.http.Poky-Key;\n", ""),
         ),
-        "32-",
+        "34-",
     ),
     "star-ignored": Sabotage(
         "If-None-Match: * is left to Varnish.",
@@ -135,11 +135,6 @@ SABOTAGES = {
         "If-Range with a date is answered from Last-Modified.",
         (("        unset req.http.Range;\n", ""),),
         "44-",
-    ),
-    "old-revalidation-hits": Sabotage(
-        "Who waited for another's revalidation takes its answer.",
-        (('    if (req.http.Poky-Generation == "=revalidate") {', "    if (false) {"),),
-        "51-",
     ),
 }
 

@@ -22,20 +22,23 @@ include "poky_values.vcl";
 
 # --- Requests ------------------------------------------------------------------------------------
 
-# req.http.Poky-Generation says where a read stands: absent = it looks for the epoch,
-# "lease" = for the lease, "none" = no lease, so pass; anything else = for the object.
+# A read comes here up to four times. The first time it looks for the epoch; after that
+# req.http.Poky-Key says for what: "lease", "none" (no lease: pass), or "UNTIL GENERATION+TAG".
 sub vcl_recv {
     if (req.restarts > 0) {
-        call poky_recv_restarted;
+        call poky_recv_again;
     }
-    unset req.http.Poky-Generation;
-    call poky_recv_purge;
-    call poky_recv_pass;
+    if (local.socket == "purge") {
+        call poky_recv_purge;
+    }
+    if (req.method != "GET" && req.method != "HEAD") {
+        call poky_recv_method;
+    }
     return (hash);
 }
 
-sub poky_recv_restarted {
-    if (req.http.Poky-Generation == "none") {
+sub poky_recv_again {
+    if (req.http.Poky-Key == "none") {
         return (pass);
     }
     return (hash);
@@ -44,62 +47,62 @@ sub poky_recv_restarted {
 # PURGE has a listener of its own (-a purge=...), which only the service can reach: behind nginx on
 # the same host every client is 127.0.0.1, and an ACL would protect nothing.
 sub poky_recv_purge {
-    if (local.socket == "purge") {
-        if (req.method == "PURGE" && req.url ~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+-]+$") {
-            return (purge);
-        }
-        if (req.method == "GET" && req.url == "/node") {
-            return (synth(200, "Node"));
-        }
-        if (req.method != "PURGE" && req.method != "GET") {
-            return (synth(405, "Method Not Allowed"));
-        }
-        return (synth(404, "Not Found"));
+    if (req.method == "PURGE" && req.url ~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+-]+$") {
+        return (purge);
     }
+    if (req.method == "GET" && req.url == "/node") {
+        return (synth(200, "Node"));
+    }
+    if (req.method != "PURGE" && req.method != "GET") {
+        return (synth(405, "Method Not Allowed"));
+    }
+    return (synth(404, "Not Found"));
+}
+
+sub poky_recv_method {
     if (req.method == "PURGE") {
         return (synth(405, "Method Not Allowed"));
     }
-}
-
-# One object has one cacheable spelling; a purge would miss a copy under any other.
-sub poky_recv_pass {
-    if (req.method != "GET" && req.method != "HEAD") {
-        return (pass);
-    }
-    if (req.url !~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+-]+$") {
-        return (pass);
-    }
+    return (pass);
 }
 
 # --- Lookups -------------------------------------------------------------------------------------
 
-# On the URL, never on Host. The three kinds cannot meet: a URL begins with "/", a generation with "=".
+# On the URL, never on Host. The three kinds cannot meet: a key's second word begins with "=".
 sub vcl_hash {
-    if (!req.http.Poky-Generation) {
+    if (req.restarts == 0) {
         hash_data("epoch" + req.url);
-    } elseif (req.http.Poky-Generation == "lease") {
+    } elseif (req.http.Poky-Key == "lease") {
         hash_data("lease");
     } else {
-        hash_data(req.http.Poky-Generation + req.http.Poky-Tag + req.url);
+        hash_data(str.split(req.http.Poky-Key, 2) + req.url);
     }
     return (lookup);
 }
 
 sub vcl_hit {
-    if (!req.http.Poky-Generation) {
-        set req.http.Poky-Tag = obj.http.Poky-Tag;
-        call poky_promise;
+    if (req.restarts == 0) {
+        call poky_hit_epoch;
         return (restart);
     }
-    if (req.http.Poky-Generation == "=revalidate") {
-        # A hit here is the answer of a fetch that began before this request arrived.
-        return (pass);
-    }
+    call poky_hit_object;
     return (deliver);
 }
 
 sub vcl_miss {
+    if (req.restarts == 0) {
+        call poky_miss_epoch;
+    }
     return (fetch);
+}
+
+# One object has one cacheable spelling; a purge would miss a copy under any other. Only a canonical
+# URL ever gets an epoch, so a hit need not ask.
+sub poky_miss_epoch {
+    unset req.http.Poky-Key;
+    if (req.url !~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+-]+$") {
+        return (pass);
+    }
 }
 
 sub vcl_pass {
@@ -110,34 +113,54 @@ sub vcl_purge {
     return (synth(200, "Purged"));
 }
 
-# --- Promises: poky_values.vcl chooses one by calling it from poky_promise -------------------------
+# --- Promises: poky_values.vcl chooses one of these modes -----------------------------------------
 
 # lease: copies are used only while the service cannot have acknowledged a write without our purge.
-# The variable "until generation" spares the lookup during the first half of a lease.
-sub poky_promise_lease {
-    set req.http.Poky-Lease = var.global_get("poky_lease");
-    if (std.real(str.split(req.http.Poky-Lease, 1), 0.0) > std.time2real(now, 0.0)) {
-        set req.http.Poky-Generation = str.split(req.http.Poky-Lease, 2);
-    } else {
-        set req.http.Poky-Generation = "lease";
+# The variable "until generation" spares the lookup of the lease during its first half.
+sub poky_hit_epoch_lease {
+    set req.http.Poky-Key = var.global_get("poky_lease") + obj.http.Poky-Tag;
+    if (std.real(str.split(req.http.Poky-Key, 1), 0.0) <= std.time2real(now, 0.0)) {
+        set req.http.Poky-Tag = obj.http.Poky-Tag;
+        set req.http.Poky-Key = "lease";
     }
 }
 
+sub poky_deliver_epoch_lease {
+    set req.http.Poky-Tag = resp.http.Poky-Tag;
+    set req.http.Poky-Key = "lease";
+}
+
 # revalidate: every read asks the service, which answers 304 if the copy is still right.
-sub poky_promise_revalidate {
-    set req.http.Poky-Generation = "=revalidate";
+sub poky_hit_epoch_revalidate {
+    set req.http.Poky-Key = "- =revalidate" + obj.http.Poky-Tag;
+}
+
+sub poky_deliver_epoch_revalidate {
+    set req.http.Poky-Key = "- =revalidate" + resp.http.Poky-Tag;
 }
 
 # bounded: a copy that missed its purge may live to the end of its TTL.
-sub poky_promise_bounded {
-    set req.http.Poky-Generation = "=bounded";
+sub poky_hit_epoch_bounded {
+    set req.http.Poky-Key = "- =bounded" + obj.http.Poky-Tag;
 }
 
-# The compiler refuses a subroutine that nobody calls: no request comes here.
+sub poky_deliver_epoch_bounded {
+    set req.http.Poky-Key = "- =bounded" + resp.http.Poky-Tag;
+}
+
+# The compiler refuses a subroutine that nobody calls; no request comes to these calls.
 sub vcl_hit {
-    call poky_promise_lease;
-    call poky_promise_revalidate;
-    call poky_promise_bounded;
+    call poky_hit_epoch_lease;
+    call poky_hit_epoch_revalidate;
+    call poky_hit_epoch_bounded;
+}
+
+sub vcl_deliver {
+    if (false) {
+        call poky_deliver_epoch_lease;
+        call poky_deliver_epoch_revalidate;
+        call poky_deliver_epoch_bounded;
+    }
 }
 
 # --- Fetches -------------------------------------------------------------------------------------
@@ -151,10 +174,10 @@ sub vcl_backend_fetch {
         call poky_fetch_pass;
         return (fetch);
     }
-    if (!bereq.http.Poky-Generation) {
+    if (!bereq.http.Poky-Key) {
         return (error(200, "Epoch"));
     }
-    if (bereq.http.Poky-Generation == "lease") {
+    if (bereq.http.Poky-Key == "lease") {
         call poky_fetch_lease;
         return (fetch);
     }
@@ -269,7 +292,7 @@ sub poky_beresp_lease {
 }
 
 sub poky_beresp_lease_granted {
-    set beresp.http.Poky-Generation = "=" + beresp.http.Poky-Generation + "=";
+    set beresp.http.Poky-Generation = "=" + beresp.http.Poky-Generation;
     if (now - bereq.time < beresp.grace) {
         var.global_set("poky_lease",
             std.time2real(bereq.time + beresp.grace, 0.0) + " " + beresp.http.Poky-Generation);
@@ -281,8 +304,8 @@ sub poky_beresp_lease_granted {
 
 # An old "no" is always safe: keep it and ask again in the background.
 sub poky_beresp_lease_denied {
-    var.global_set("poky_lease", "0 none");
-    set beresp.http.Poky-Generation = "none";
+    var.global_set("poky_lease", "0 =");
+    unset beresp.http.Poky-Generation;
     set beresp.ttl = 1s;
     set beresp.grace = 1h;
 }
@@ -292,7 +315,7 @@ sub poky_beresp_lease_missing {
     if (bereq.is_bgfetch) {
         return (abandon);
     }
-    set beresp.http.Poky-Generation = "none";
+    unset beresp.http.Poky-Generation;
     set beresp.ttl = 1s;
     set beresp.grace = 1h;
 }
@@ -315,7 +338,7 @@ sub vcl_backend_error {
 # A tag exists for others only once it is in the cache: what is fetched under it was read after that.
 sub poky_error_epoch {
     set beresp.http.Poky-Internal = "epoch";
-    set beresp.http.Poky-Tag = std.time2real(now, 0.0) + "-" + bereq.xid;
+    set beresp.http.Poky-Tag = "=" + std.time2real(now, 0.0) + "-" + bereq.xid;
     set beresp.ttl = 7d;
 }
 
@@ -351,7 +374,7 @@ sub vcl_deliver {
     if (req.http.If-Range && req.http.If-Range !~ {"^""}) {
         unset req.http.Range;
     }
-    if (req.http.If-Match || req.http.X-If-Match) {
+    if (req.restarts > 0 && (req.http.If-Match || req.http.X-If-Match)) {
         call poky_deliver_if_match;
     }
     # A write's conditions were the service's to judge: Varnish would make a 304 of its 200.
@@ -368,24 +391,25 @@ sub vcl_deliver {
 }
 
 sub poky_deliver_internal {
-    if (resp.http.Poky-Internal == "epoch") {
-        set req.http.Poky-Tag = resp.http.Poky-Tag;
-        call poky_promise;
+    if (resp.http.Poky-Tag) {
+        call poky_deliver_epoch;
+    } elseif (resp.http.Poky-Generation) {
+        set req.http.Poky-Key = "- " + resp.http.Poky-Generation + req.http.Poky-Tag;
     } else {
-        set req.http.Poky-Generation = resp.http.Poky-Generation;
+        set req.http.Poky-Key = "none";
     }
     return (restart);
 }
 
 # If-Match on a read: a match is answered from here, all else by the service.
 sub poky_deliver_if_match {
-    if (req.http.Poky-Generation && req.http.Poky-Generation != "none") {
+    if (req.http.Poky-Key != "none") {
         set req.http.Poky-If-Match = req.http.If-Match + req.http.X-If-Match;
         if (resp.status != 200 || (req.http.Poky-If-Match != "*" && (
             req.http.Poky-If-Match !~ {"^\s*"[^"]*"(\s*,\s*"[^"]*")*\s*$"} || (
             !str.contains(req.http.Poky-If-Match, resp.http.ETag) &&
             !str.contains(req.http.Poky-If-Match, {"""} + resp.http.Last-Modified + {"""}))))) {
-            set req.http.Poky-Generation = "none";
+            set req.http.Poky-Key = "none";
             return (restart);
         }
     }
