@@ -6,16 +6,18 @@ SQLSTATEs; knows nothing of HTTP headers, and builds no SQL beyond the name of w
 
 import contextlib
 import logging
+import os
+import queue
 import select
+import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import psycopg2
 import psycopg2.extensions
-import psycopg2.extras
 
 log = logging.getLogger("poky.store")
 
@@ -59,6 +61,8 @@ _ATTEMPTS = 3
 _UNDONE = {"40001", "40P01", "26000", "0A000", "42883"}
 # The bucket was dropped between two statements of a function: the next try says so (PK404).
 _BUCKET_GONE = {"23514", "42P01"}
+# After these the connection is not used again.
+_UNFIT = {"08", "57", "0A", "26", "42"}
 _BAD_INPUT = {"22021", "22P05", "54000"}
 
 
@@ -185,49 +189,42 @@ Changes = list[Change]
 class _Connection(psycopg2.extensions.connection):
     """A connection that knows whether it is still alive and how long its statement may take."""
 
-    poll_input: "select.poll | None" = None
-    deadline = 0.0
-    born = 0.0
     statement: psycopg2.extensions.cursor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.born = time.monotonic()
+        self.deadline = self.born + _CONNECT_SECONDS
+        # A second descriptor, which is ours to close: cut() must not meet another file's number.
+        self._socket = socket.socket(fileno=os.dup(self.fileno()))
+        self._guard = threading.Lock()
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
 
     def prepare(self, settings: str) -> None:
         """Make a new connection ready for use."""
         self.autocommit = True
-        self.born = time.monotonic()
-        self.deadline = self.born + _CONNECT_SECONDS
         self.statement = self.cursor()
         self.statement.execute(settings)
-        self.poll_input = select.poll()
-        self.poll_input.register(self.fileno(), select.POLLIN)
 
-    def is_stale(self) -> bool:
-        """Whether the server closed it, or it is due for replacement; asks no one, costs 1 us."""
-        assert self.poll_input
-        return bool(self.poll_input.poll(0)) or time.monotonic() - self.born > _MAX_AGE
+    def is_old(self) -> bool:
+        """Whether it is due for replacement."""
+        return time.monotonic() - self.born > _MAX_AGE
 
+    def is_lost(self) -> bool:
+        """Whether the server has closed it; asks no one, costs 1 us."""
+        return bool(self._poll.poll(0))
 
-def _wait(connection: psycopg2.extensions.connection) -> None:
-    """Wait for PostgreSQL, but not beyond the deadline: a server that hangs says nothing.
+    def cut(self) -> None:
+        """From another thread: make whoever waits for the server fail now."""
+        with self._guard, contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
-    psycopg2 calls this instead of waiting itself.
-    """
-    if not isinstance(connection, _Connection):  # migrate's, which waits as long as it takes
-        psycopg2.extras.wait_select(connection)
-        return
-    while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
-        poll = connection.poll_input
-        if poll is None or state == psycopg2.extensions.POLL_WRITE:
-            poll = select.poll()
-            wanted = select.POLLIN if state == psycopg2.extensions.POLL_READ else select.POLLOUT
-            poll.register(connection.fileno(), wanted)
-        patience = (
-            connection.deadline - time.monotonic() if connection.deadline else _CONNECT_SECONDS
-        )
-        if not poll.poll(max(patience, 0) * 1000):
-            raise psycopg2.OperationalError("no answer from the database in time")
-
-
-psycopg2.extensions.set_wait_callback(_wait)
+    def close(self) -> None:
+        """Close it, in whatever state it is."""
+        with self._guard:
+            self._socket.close()
+        super().close()
 
 
 class Store:
@@ -258,9 +255,14 @@ class Store:
             " SET idle_in_transaction_session_timeout = 5000;"
             + "".join(f"PREPARE poky_{name} {rest};" for name, rest in _STATEMENTS.items())
         )
-        self._places = threading.BoundedSemaphore(pool_size)
+        # A semaphore in C: threading's own, in Python, would cost as much as parsing a request.
+        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(pool_size):
+            self._places.put(None)
         self._idle: deque[_Connection] = deque()
         self._busy: set[_Connection] = set()
+        self._closed = threading.Event()
+        threading.Thread(target=self._cut_overdue, name="poky-overdue", daemon=True).start()
 
     # The interface of schema poky.
 
@@ -456,7 +458,8 @@ class Store:
     # The pool.
 
     def close(self) -> None:
-        """Close every idle connection."""
+        """Close every idle connection, and watch the others no longer."""
+        self._closed.set()
         while self._idle:
             self._idle.pop().close()
 
@@ -475,61 +478,73 @@ class Store:
         attempt = 1
         while True:
             try:
-                with self._connection() as connection:
-                    connection.statement.execute(statement, parameters)
-                    rows = connection.statement.fetchall()
-                    if is_write and connection.notices:
-                        _refuse_unreplicated(connection.notices)
-                    return rows
+                # A read that finds its connection lost is asked again, so it need not look first.
+                look = is_write or attempt > 1
+                return self._try(statement, parameters, is_write=is_write, look=look)
             except (psycopg2.Error, ValueError) as error:
                 if attempt >= _ATTEMPTS or not _may_retry(error, is_write=is_write):
                     raise _translated(error, is_write=is_write) from error
                 log.info("trying again after: %s", _first_line(error))
                 attempt += 1
 
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[_Connection]:
-        if not self._places.acquire(timeout=self._pool_timeout):
-            raise StoreError(503, "All connections to the database are busy. Try again shortly.")
+    def _try(
+        self, statement: str, parameters: Sequence[Any], *, is_write: bool, look: bool
+    ) -> Rows:
         try:
-            connection = self._checked_out()
-            connection.deadline = time.monotonic() + self._patience
-            self._busy.add(connection)
+            self._places.get(timeout=self._pool_timeout)
+        except queue.Empty:
+            raise StoreError(
+                503, "All connections to the database are busy. Try again shortly."
+            ) from None
+        try:
+            connection = self._checked_out(look)
+            is_fit = False
             try:
-                yield connection
+                connection.statement.execute(statement, parameters)
+                rows = connection.statement.fetchall()
+                is_fit = True
+                if is_write and connection.notices:
+                    _refuse_unreplicated(connection.notices)
+                return rows
             except psycopg2.Error as error:
                 # A statement that PostgreSQL refused leaves the connection fit for use.
-                if error.pgcode is None or error.pgcode[:2] in ("08", "57", "0A", "26", "42"):
-                    connection.close()
+                is_fit = error.pgcode is not None and error.pgcode[:2] not in _UNFIT
                 raise
-            except ValueError:
-                raise  # a text that psycopg2 would not send
-            except BaseException:
-                connection.close()
+            except ValueError:  # a text that psycopg2 would not send
+                is_fit = True
                 raise
             finally:
                 self._busy.discard(connection)
-                if not connection.closed:
+                if is_fit and not connection.closed:
                     self._idle.append(connection)
+                else:
+                    connection.close()
         finally:
-            self._places.release()
+            self._places.put(None)
 
-    def _checked_out(self) -> _Connection:
-        while self._idle:
+    def _checked_out(self, look: bool) -> _Connection:
+        """A connection that is being watched; one that was idle, or else a new one."""
+        while True:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                break
-            if not connection.is_stale():
+                return self._connected()
+            if not connection.is_old() and not (look and connection.is_lost()):
+                connection.deadline = time.monotonic() + self._patience
+                self._busy.add(connection)
                 return connection
             connection.close()
+
+    def _connected(self) -> _Connection:
         # Twice: a connection may be ended while it is made.
         for dsn in (*self._dsns, self._dsns[0]):
             try:
                 connection = psycopg2.connect(dsn, connection_factory=_Connection)
+                self._busy.add(connection)
                 try:
                     connection.prepare(self._settings)
                 except BaseException:
+                    self._busy.discard(connection)
                     connection.close()
                     raise
             except psycopg2.OperationalError as error:
@@ -540,6 +555,7 @@ class Store:
                 failure = error
                 break
             else:
+                connection.deadline = time.monotonic() + self._patience
                 return connection
         log.warning("cannot use the database: %s", _first_line(failure))
         if failure.pgcode in ("3F000", "42883", "42704"):
@@ -547,6 +563,15 @@ class Store:
                 503, "The database has no schema that suits this release. Run poky migrate."
             ) from failure
         raise StoreError(503, "The database cannot be reached. Try again shortly.") from failure
+
+    def _cut_overdue(self) -> None:
+        """The server ends a slow statement; this ends the wait for a server that says nothing."""
+        while not self._closed.wait(0.5):
+            now = time.monotonic()
+            for connection in self._busy.copy():
+                if connection.deadline < now:
+                    log.warning("a statement got no answer from the database and was given up")
+                    connection.cut()
 
 
 def _one_per_host(dsn: str) -> list[str]:
@@ -569,7 +594,7 @@ def _may_retry(error: Exception, *, is_write: bool) -> bool:
     if error.pgcode in _UNDONE or error.pgcode in _BUCKET_GONE:
         return True
     # A lost connection: a read can be asked again, a write may have been done.
-    return not is_write and error.pgcode is None and isinstance(error, psycopg2.OperationalError)
+    return not is_write and error.pgcode is None and isinstance(error, psycopg2.DatabaseError)
 
 
 def _translated(error: Exception, *, is_write: bool) -> StoreError:
