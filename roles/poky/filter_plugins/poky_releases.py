@@ -6,8 +6,6 @@ host has a copy; a host that was added later has a shorter one, so they are merg
 
 import json
 
-from ansible.errors import AnsibleFilterError
-
 
 def poky_journal(copies):
     """The entries of all copies of the journal, oldest first, each once, without torn lines."""
@@ -48,19 +46,24 @@ def history(journal):
     return [release for release in stack if said[release] == "good"]
 
 
-def poky_rollback_target(journal, current, wanted=""):
-    """The release to go back to: ``wanted``, or the good one that came before the current one."""
+def poky_rollback_target(journal, current, wanted="", unfinished=False):
+    """The release to go back to: ``wanted``, or the last good one.
+
+    That is the one before ``current``, unless the last run failed or never finished: then what was
+    good before that run is good still, and going back means to complete it on every host.
+    """
     if wanted:
         if verdicts(journal).get(wanted) == "bad":
-            raise AnsibleFilterError(f"{wanted} is marked bad in the journal; choose another one.")
+            raise ValueError(f"{wanted} is marked bad in the journal; choose another one.")
         return wanted
     stack = history(journal)
-    while stack and stack[-1] == current:
+    failed = unfinished or (journal and journal[-1].get("outcome") != "good")
+    while stack and stack[-1] == current and not failed:
         stack.pop()
     if not stack:
-        raise AnsibleFilterError(
-            "The journal knows no good release before the current one; name one that is on every "
-            "service host with -e poky_release=…"
+        raise ValueError(
+            "The journal knows no good release to go back to; name one that is on every service "
+            "host with -e poky_release=…"
         )
     return stack[-1]
 

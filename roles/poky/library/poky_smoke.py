@@ -20,9 +20,8 @@ class Wrong(Exception):
 class Dialogue:
     """Requests for one object over one kept-alive connection."""
 
-    def __init__(self, url, host, path):
+    def __init__(self, url, path):
         self.path = path
-        self.headers = {"Host": host} if host else {}
         parts = urlsplit(url)
         if parts.scheme == "https":
             # The certificate is for the public name; this is the host itself.
@@ -35,7 +34,7 @@ class Dialogue:
     def ask(self, method, expected, body=None, **headers):
         """The answer's body and headers; Wrong unless its status is the expected one."""
         try:
-            self.connection.request(method, self.path, body, {**self.headers, **headers})
+            self.connection.request(method, self.path, body, headers)
             response = self.connection.getresponse()
             said = response.read()
         except (OSError, http.client.HTTPException) as error:
@@ -87,7 +86,6 @@ def main():
     module = AnsibleModule(
         argument_spec={
             "url": {"type": "str", "required": True},
-            "host": {"type": "str", "default": ""},
             "bucket": {"type": "str", "required": True},
             "cached": {"type": "bool", "default": True},
             "patience": {"type": "float", "default": 20},
@@ -97,7 +95,7 @@ def main():
     path = f"/kv/{given['bucket']}/{os.uname().nodename}-{time.time_ns()}"
     seen = []
     try:
-        dialogue = Dialogue(given["url"], given["host"], path)
+        dialogue = Dialogue(given["url"], path)
         for phrase in live(dialogue, given["cached"], given["patience"]):
             seen.append(phrase)
     except Wrong as wrong:

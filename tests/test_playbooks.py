@@ -1,0 +1,541 @@
+"""What the playbooks decide: releases, rolls, locks, buckets, units. No host is needed.
+
+The modules and filters of roles/poky are imported as Ansible would; Ansible itself comes from the
+deploy environment. What they do to real hosts is proved in tests/molecule.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+
+from poky.config import Config
+
+ROOT = Path(__file__).parent.parent
+ROLE = ROOT / "roles/poky"
+DEPLOY = ROOT / ".venv-deploy"
+PLAYBOOKS = sorted((ROOT / "playbooks").glob("*.yml"))
+
+
+def plugin(path: str) -> ModuleType:
+    """A module or plugin of the role."""
+    packages = next(DEPLOY.glob("lib/python3*/site-packages"), None)
+    assert packages, "The deploy environment is missing: make .venv-deploy/.deploy"
+    if str(packages) not in sys.path:
+        sys.path.append(str(packages))
+    if "module_utils" not in path:
+        shared = "ansible.module_utils.poky_http"
+        sys.modules.setdefault(shared, plugin("module_utils/poky_http.py"))
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROLE / path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def releases() -> ModuleType:
+    return plugin("filter_plugins/poky_releases.py")
+
+
+@pytest.fixture(scope="module")
+def lock() -> ModuleType:
+    return plugin("library/poky_lock.py")
+
+
+@pytest.fixture(scope="module")
+def lock_rules() -> ModuleType:
+    return plugin("action_plugins/poky_lock.py")
+
+
+@pytest.fixture(scope="module")
+def builder() -> ModuleType:
+    return plugin("library/poky_build.py")
+
+
+# The journal, and where a rollback leads.
+
+
+def told(*entries: str) -> list[dict[str, str]]:
+    """A journal from words like "deploy v1 good"."""
+    journal = []
+    for number, entry in enumerate(entries):
+        verb, release, outcome = entry.split()
+        journal.append({"at": f"{number:04}", "verb": verb, "to": release, "outcome": outcome})
+    return journal
+
+
+@pytest.mark.parametrize(
+    ("entries", "current", "target"),
+    [
+        (["deploy v1 good", "deploy v2 good"], "v2", "v1"),
+        (["deploy v1 good", "deploy v2 good", "rollback v1 good", "deploy v3 good"], "v3", "v1"),
+        (["deploy v1 good", "deploy v2 good", "deploy v3 good", "rollback v2 good"], "v2", "v1"),
+        (["deploy v1 good", "deploy v2 good", "deploy v1 good"], "v1", "v2"),
+        (["deploy v1 good", "deploy v2 good", "restart v2 good"], "v2", "v1"),
+        # A failed deploy has gone back already: its rollback completes that, and goes no further.
+        (["deploy v1 good", "deploy v2 good", "deploy v3 bad"], "v2", "v2"),
+        (["deploy v1 good", "deploy v2 good", "deploy v3 bad"], "v3", "v2"),
+        # Good once, bad since: never again by itself.
+        (["deploy v1 good", "deploy v2 good", "deploy v2 bad", "deploy v3 good"], "v3", "v1"),
+    ],
+)
+def test_rollback_goes_to_the_last_good_release(
+    releases: ModuleType, entries: list[str], current: str, target: str
+) -> None:
+    assert releases.poky_rollback_target(told(*entries), current) == target
+
+
+def test_rollback_of_a_run_that_never_finished_goes_to_what_was_good(releases: ModuleType) -> None:
+    journal = told("deploy v1 good", "deploy v2 good")
+    assert releases.poky_rollback_target(journal, "v2", unfinished=True) == "v2"
+
+
+def test_rollback_refuses_a_bad_release_and_an_empty_journal(releases: ModuleType) -> None:
+    with pytest.raises(ValueError, match="marked bad"):
+        releases.poky_rollback_target(told("deploy v1 bad"), "v2", "v1")
+    with pytest.raises(ValueError, match="no good release"):
+        releases.poky_rollback_target(told("deploy v1 good"), "v1")
+
+
+def test_journals_of_several_hosts_are_one(releases: ModuleType) -> None:
+    old, new = (json.dumps(entry) for entry in told("deploy v1 good", "deploy v2 good"))
+    merged = releases.poky_journal([f"{old}\n{new}\n", f'{new}\n{{"at": "torn'])
+    assert [entry["to"] for entry in merged] == ["v1", "v2"]
+
+
+def test_prune_keeps_what_is_needed_and_the_last_good_ones(releases: ModuleType) -> None:
+    journal = told(*(f"deploy v{number} good" for number in range(1, 6)), "deploy v6 bad")
+    present = ["v1", "v2", "v3", "v4", "v5", "v6", "unfinished"]
+    gone = releases.poky_prunable(present, journal, keep=2, needed=["v5", "v1", ""])
+    assert gone == ["v2", "v3", "v6", "unfinished"]
+
+
+# What has to be rolled.
+
+
+def instance(port: int, **changes: Any) -> dict[str, Any]:
+    """An instance in good health on release v2, as poky_instances reports it."""
+    status = {"code": 200, "release": "v2", "database": "ok", "schema": "ok"}
+    found = {"port": port, "release": "v2", "stale": [], "status": status, "active": "active"}
+    return {**found, "pid": 1, "restarts": 0, **changes}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"release": "v1"},
+        {"stale": ["POKY_THREADS"]},
+        {"status": None},
+        {"status": {"code": 503, "release": "v2"}},
+        {"status": {"code": 200, "release": "v1"}},
+    ],
+)
+def test_what_is_right_is_left_alone_and_the_rest_is_rolled(
+    releases: ModuleType, wrong: dict[str, Any]
+) -> None:
+    seen = {"instances": [instance(8081), instance(8082, **wrong)]}
+    assert releases.poky_todo(seen, [{}], "v2", ["a_8081", "a_8082"]) == [8082]
+    assert sorted(releases.poky_todo(seen, [{}], "v2", ["a", "b"], all_of_them=True)) == [
+        8081,
+        8082,
+    ]
+
+
+def test_a_drained_instance_is_rolled_and_those_that_do_not_serve_come_first(
+    releases: ModuleType,
+) -> None:
+    seen = {"instances": [instance(8081, release="v1"), instance(8082), instance(8083)]}
+    caches = [{"backends": {"a_8082": {"drained": True, "healthy": False}}}]
+    todo = releases.poky_todo(seen, caches, "v2", ["a_8081", "a_8082", "a_8083"])
+    assert todo == [8082, 8081]
+
+
+@pytest.mark.parametrize(
+    ("current", "running", "before"),
+    [("v1", "v1", "v1"), ("v2", "v1", "v1"), ("v2", "v2", ""), ("", "", "")],
+)
+def test_what_to_go_back_to_survives_an_interrupted_run(
+    releases: ModuleType, current: str, running: str, before: str
+) -> None:
+    seen = {"current": current, "instances": [{"release": running}]}
+    assert releases.poky_before(seen, "v2") == before
+
+
+def test_a_release_is_refused_where_the_schema_has_gone_on_without_it(
+    releases: ModuleType,
+) -> None:
+    release = {"release": "v1", "schema_min": 3, "schema_max": 5}
+    assert not releases.poky_schema_refusal(release, {"schema": 7, "contracted": 5})
+    assert "took away" in releases.poky_schema_refusal(release, {"schema": 7, "contracted": 6})
+    assert "never applied" in releases.poky_schema_refusal(release, {"schema": 2, "contracted": 1})
+
+
+def test_buckets_become_what_is_declared(releases: ModuleType) -> None:
+    declared = [{"name": "a"}, {"name": "b"}, {"name": "old", "state": "absent"}]
+    plan = releases.poky_bucket_plan(["b", "old", "x"], declared, {}, "_smoke")
+    assert plan["create"] == ["_smoke", "a"]
+    assert plan["drop"] == ["old"]
+    assert plan["undeclared"] == ["x"]
+    plan = releases.poky_bucket_plan(["x"], [], {"name": "x", "state": "absent"}, "x2")
+    assert (plan["create"], plan["drop"], plan["undeclared"]) == (["x2"], ["x"], [])
+
+
+# The deploy lock.
+
+
+def test_of_many_who_try_at_once_one_gets_the_lock(lock: ModuleType, tmp_path: Path) -> None:
+    got, start = [], threading.Barrier(16)
+
+    def try_it(number: int) -> None:
+        start.wait()
+        if lock.take(tmp_path / "home/.lock", {"token": str(number)}):
+            got.append(number)
+
+    threads = [threading.Thread(target=try_it, args=(number,)) for number in range(16)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len(got) == 1
+    assert lock.read(tmp_path / "home/.lock")["token"] == str(got[0])
+    assert not lock.remove(tmp_path / "home/.lock", "another")
+    assert lock.remove(tmp_path / "home/.lock", str(got[0]))
+    assert lock.read(tmp_path / "home/.lock") is None
+
+
+def test_only_the_dead_and_the_failed_give_the_lock_away(lock_rules: ModuleType) -> None:
+    here = lock_rules.controller()
+    alive = {"controller": here, "pid": os.getpid(), "started": lock_rules.started(os.getpid())}
+    assert lock_rules.gives_way(alive, here) == ""
+    assert "failed" in lock_rules.gives_way({**alive, "failed": True}, here)
+    assert "gone" in lock_rules.gives_way({**alive, "started": "another process's"}, here)
+    rebooted = {**alive, "controller": {**here, "boot": "before"}}
+    assert "restarted" in lock_rules.gives_way(rebooted, here)
+    elsewhere = {"controller": {**here, "host": "elsewhere"}, "pid": 1, "started": "1"}
+    assert lock_rules.gives_way(elsewhere, here) == ""
+
+
+# Building.
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A repository with a release's ingredients, all committed."""
+    (tmp_path / "service/poky").mkdir(parents=True)
+    (tmp_path / "service/poky/__init__.py").write_text('__version__ = "1.2.3"\n')
+    (tmp_path / "docs.md").write_text("words\n")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        git(tmp_path, *command)
+    return tmp_path
+
+
+def git(where: Path, *command: str) -> None:
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", *who, *command], cwd=where, check=True)
+
+
+def test_a_release_is_named_after_the_last_commit_that_touched_it(
+    builder: ModuleType, checkout: Path
+) -> None:
+    first = builder.identify(checkout, allow_dirty=False)["id"]
+    assert re.fullmatch(r"1\.2\.3\+[0-9a-f]{10}", first)
+    (checkout / "docs.md").write_text("other words\n")
+    git(checkout, "commit", "-qam", "a document")
+    assert builder.identify(checkout, allow_dirty=False)["id"] == first
+    (checkout / "service/poky/app.py").write_text("")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-qm", "code")
+    assert builder.identify(checkout, allow_dirty=False)["id"] != first
+
+
+def test_what_is_not_committed_is_refused_outside_development(
+    builder: ModuleType, checkout: Path
+) -> None:
+    (checkout / "docs.md").write_text("other words\n")
+    with pytest.raises(builder.BuildError, match="not committed"):
+        builder.identify(checkout, allow_dirty=False)
+    assert ".dirty" not in builder.identify(checkout, allow_dirty=True)["id"]
+    (checkout / "service/poky/new.py").write_text("a = 1\n")
+    one = builder.identify(checkout, allow_dirty=True)["id"]
+    (checkout / "service/poky/new.py").write_text("a = 2\n")
+    other = builder.identify(checkout, allow_dirty=True)["id"]
+    assert ".dirty." in one
+    assert one != other
+
+
+def test_a_build_that_changed_since_is_built_again(builder: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "release.tar").write_bytes(b"what was built")
+    manifest = {"files": {"release.tar": builder.digest(tmp_path / "release.tar")}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert builder.read_manifest(tmp_path) == manifest
+    (tmp_path / "release.tar").write_bytes(b"something else")
+    assert builder.read_manifest(tmp_path) is None
+
+
+def test_a_staged_release_that_changed_since_is_found_out(tmp_path: Path) -> None:
+    manifest = plugin("library/poky_manifest.py")
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/a.py").write_text("a = 1\n")
+    (tmp_path / "lib64").symlink_to("lib")
+    recorded = manifest.survey(tmp_path)
+    (tmp_path / "lib/__pycache__").mkdir()
+    (tmp_path / "lib/__pycache__/a.pyc").write_text("byte code comes and goes")
+    assert manifest.differences(recorded, manifest.survey(tmp_path)) == []
+    (tmp_path / "lib/a.py").write_text("a = 2\n")
+    (tmp_path / "lib/b.py").write_text("")
+    wrong = manifest.differences(recorded, manifest.survey(tmp_path))
+    assert wrong == ["lib/b.py was added", "lib/a.py differs"]
+
+
+# Instances and backends.
+
+
+@contextlib.contextmanager
+def sleeping(program: str | Path = "sleep", **options: Any) -> Iterator[int]:
+    """The number of a process that does nothing, once the kernel tells its arguments."""
+    with subprocess.Popen([program, "60"], **options) as process:
+        try:
+            while not Path(f"/proc/{process.pid}/cmdline").read_bytes():
+                time.sleep(0.01)
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def test_settings_that_a_process_has_not_read_are_stale(tmp_path: Path) -> None:
+    instances = plugin("library/poky_instances.py")
+    file = tmp_path / "poky.env"
+    file.write_text('# words\nPOKY_THREADS=4\nPOKY_CACHES="a=http://b:1 c=http://d:2"\n')
+    environment = {**instances.read_settings(file.read_text()), "POKY_GONE": "1"}
+    with sleeping(env=environment) as pid:
+        assert instances.stale_settings(file, pid) == ["POKY_GONE"]
+        file.write_text(file.read_text().replace("4", "8") + "POKY_NEW=1\n")
+        stale = instances.stale_settings(file, pid)
+        assert stale == ["POKY_GONE", "POKY_NEW", "POKY_THREADS"]
+
+
+def test_the_release_of_a_process_is_its_interpreters(tmp_path: Path) -> None:
+    instances = plugin("library/poky_instances.py")
+    python = tmp_path / "releases/1.0+abc/venv/bin/python"
+    python.parent.mkdir(parents=True)
+    shutil.copy("/bin/sleep", python)
+    with sleeping(python) as pid:
+        assert instances.running_release(pid, tmp_path) == "1.0+abc"
+        assert instances.running_release(os.getpid(), tmp_path) == ""
+
+
+def test_drained_is_varnishs_administrative_state() -> None:
+    listed = """[ 3, ["backend.list", "-j"], 1795414959.459, {
+      "boot.poky_a_8081": {"admin_health": "sick", "probe_message": [3, 3, "healthy"]},
+      "boot.poky_a_8082": {"admin_health": "probe", "probe_message": [3, 3, "healthy"]},
+      "boot.poky_b_8081": {"admin_health": "probe", "probe_message": [0, 3, "sick"]},
+      "boot.lease_poky_a_8081": {"admin_health": "healthy", "probe_message": "healthy"}}]"""
+    backends = plugin("library/poky_backend.py").read_backends(listed)
+    assert {name: tuple(state.values()) for name, state in backends.items()} == {
+        "poky_a_8081": (True, False),
+        "poky_a_8082": (False, True),
+        "poky_b_8081": (False, False),
+        "lease_poky_a_8081": (False, True),
+    }
+
+
+class Instance(BaseHTTPRequestHandler):
+    """Answers /status with what the test put there."""
+
+    status: ClassVar[dict[str, Any]] = {}
+    code = 200
+
+    def do_GET(self) -> None:
+        body = json.dumps(self.status).encode()
+        self.send_response(self.code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "missing"),
+    [
+        ({}, 200, ""),
+        ({"release": "v1"}, 200, "names release 'v1'"),
+        ({"database": "unavailable"}, 503, "database: unavailable"),
+        ({"schema": "outdated"}, 503, "schema: outdated"),
+        ({}, 500, "answers 500"),
+    ],
+)
+def test_the_gate_opens_for_the_release_in_good_health_alone(
+    changes: dict[str, str], code: int, missing: str
+) -> None:
+    wait = plugin("library/poky_wait.py")
+    right = {"release": "v2", "database": "ok", "schema": "ok", "inflight": 0}
+    Instance.status, Instance.code = {**right, **changes}, code
+    with ThreadingHTTPServer(("127.0.0.1", 0), Instance) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        status = wait.read_status("127.0.0.1", server.server_port)
+        server.shutdown()
+    said = wait.what_is_missing("ready", "v2", status)
+    assert missing in said
+    assert bool(said) == bool(missing)
+    assert "not answer" in wait.what_is_missing("ready", "v2", None)
+    assert wait.what_is_missing("idle", None, {"inflight": 2}) == "2 requests are in flight"
+    assert wait.what_is_missing("idle", None, {"inflight": 0}) == ""
+
+
+# The table of status.yml.
+
+
+def test_the_table_marks_what_needs_somebody(releases: ModuleType) -> None:
+    report = plugin("filter_plugins/poky_report.py")
+    instances = [instance(8081), instance(8082, stale=["POKY_THREADS"])]
+    seen = {"current": "v2", "previous": "v1", "releases": ["v1", "v2"], "instances": instances}
+    backends = {"a_8081": {"drained": True, "healthy": False}}
+    backends["a_8082"] = {"drained": False, "healthy": True}
+    hosts = {
+        "a": {
+            "seen": seen,
+            "backends": ["a_8081", "a_8082"],
+            "cache": {"backends": backends},
+            "daemons": [{"unit": "nginx.service", "active": "active", "stale": []}],
+            "maintenance": False,
+        },
+        "b": None,
+    }
+    plan = releases.poky_bucket_plan(["x"], [], {}, "_smoke")
+    rows = report.poky_status(hosts, plan, "warn", None)
+    trouble = {(row[0], row[1]): row[3] for row in rows if row[-1]}
+    assert trouble == {
+        ("a", "instance 8081"): "drained at a",
+        ("a", "instance 8082"): "runs another POKY_THREADS than is on disk",
+        ("b", "host"): "",
+        ("", "bucket _smoke"): "playbooks/buckets.yml",
+    }
+    table = report.poky_table(rows)
+    assert len(table) == len(rows) + 1
+    assert all(line.startswith("!") == row[-1] for line, row in zip(table[1:], rows, strict=True))
+
+
+# Units, settings, variables: what is written twice agrees.
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    """Where the unit's ExecStart is."""
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    shutil.copy("/bin/true", tmp_path / "venv/bin/poky")
+    return tmp_path
+
+
+def verify(release: Path, name: str, file: Path) -> subprocess.CompletedProcess[str]:
+    command = [ROLE / "files/unit-verify", release, f"{name}={file}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["poky@.service", "poky.target"])
+def test_systemd_has_nothing_to_say_about_a_unit(release: Path, name: str) -> None:
+    done = verify(release, name, ROLE / "files" / name)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("RestartSec=1", "RestartSekonds=1"),
+        ("WatchdogSec=15", "WatchdogSec=often"),
+        ("[Install]", "[Instal]"),
+        ("venv/bin/poky serve", "venv/bin/pokey serve"),
+    ],
+)
+def test_a_unit_with_a_fault_is_refused(
+    release: Path, tmp_path: Path, right: str, wrong: str
+) -> None:
+    unit = (ROLE / "files/poky@.service").read_text()
+    assert right in unit
+    (tmp_path / "candidate").write_text(unit.replace(right, wrong))
+    assert verify(release, "poky@.service", tmp_path / "candidate").returncode == 1
+
+
+def test_the_unit_is_sandboxed() -> None:
+    unit = ROLE / "files/poky@.service"
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_every_directive_of_the_unit_is_explained() -> None:
+    """A comment stands before each directive, or before the block of directives that it is in."""
+    explained = False
+    for line in (ROLE / "files/poky@.service").read_text().splitlines():
+        if line.startswith("#"):
+            explained = True
+        elif not line or line.startswith("["):
+            explained = line.startswith(("[Unit]", "[Install]"))
+        else:
+            assert explained, line
+
+
+# Given by the unit, by systemd's credentials, or by the release itself.
+NOT_IN_THE_FILE = {
+    *("dsn", "owner_dsn", "home", "port", "admin_port", "lease_port", "release", "instance"),
+}
+
+
+def test_the_environment_file_has_every_setting() -> None:
+    template = (ROLE / "templates/poky.env.j2").read_text()
+    written = set(re.findall(r"^POKY_(\w+)=", template, re.MULTILINE))
+    settings = {each.name for each in fields(Config)} - NOT_IN_THE_FILE
+    assert written == {name.upper() for name in settings}
+
+
+def test_the_defaults_of_the_role_are_those_of_the_service() -> None:
+    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
+    computed = {"listen", "lease_listen", "caches"}
+    for each in fields(Config):
+        if each.name not in NOT_IN_THE_FILE | computed:
+            assert defaults[f"poky_{each.name}"] == each.default, each.name
+
+
+def test_every_variable_has_a_type_and_a_sentence() -> None:
+    manual = (ROLE / "defaults/main.yml").read_text()
+    specs = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())
+    options = specs["argument_specs"]["main"]["options"]
+    required = {name for name, option in options.items() if option.get("required")}
+    defaults = yaml.safe_load(manual)
+    assert set(options) == set(defaults) | required
+    assert all("default" not in option for option in options.values())
+    assert all(f"# {name}:" in manual for name in required)
+
+
+def test_the_syntax_of_every_playbook_holds() -> None:
+    command = [DEPLOY / "bin/ansible-playbook", "--syntax-check", "-i", "inventories/development"]
+    done = subprocess.run(
+        [*command, *map(str, PLAYBOOKS)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_verb_is_in_the_manual() -> None:
+    manual = (ROOT / "docs/operations.md").read_text()
+    for playbook in PLAYBOOKS:
+        assert f"playbooks/{playbook.name}" in manual, playbook.name
