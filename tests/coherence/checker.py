@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from tests.coherence.history import ABSENT, NEVER, UNKNOWN, History, Read, Write
+from tests.coherence.history import ABSENT, NEVER, UNKNOWN, History, Read, Way, Write
 
 
 @dataclass
@@ -92,12 +92,12 @@ class _Register:
                 late = (read.start - acknowledged) / 1e6
                 verdict.worst_ms = max(verdict.worst_ms, late)
                 verdict.note(
-                    f"key {read.key} through {read.path}: {number} read {late:.3f} ms after"
-                    f" a greater number was acknowledged, up to {greatest}"
+                    f"{_told(read, number)}, {late:.3f} ms after a greater number was"
+                    f" acknowledged, up to {greatest}"
                 )
             elif number < floor:
                 verdict.inversions += 1
-                verdict.note(f"key {read.key} through {read.path}: {number} read after {floor}")
+                verdict.note(f"{_told(read, number)}, after {floor}")
             heapq.heappush(running, (read.end, number))
             numbered.append(read._replace(number=number))
         return numbered
@@ -108,6 +108,11 @@ class _Register:
         if at < len(self._deletes):
             return self._deletes[at]
         return self._deletes[-1] if self._deletes else ABSENT
+
+
+def _told(read: Read, number: int) -> str:
+    way = Way(read.way).name.lower()
+    return f"key {read.key} through {read.path}: {number} read ({way}, {read.start} to {read.end})"
 
 
 def zone_conflicts(writes: Sequence[Write], reads: Sequence[Read]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,14 @@ class Write(NamedTuple):
     is_delete: int
 
 
+class Way(IntEnum):
+    """How a cache came by its answer, as X-Cache says."""
+
+    HIT = 0
+    MISS = 1
+    PASS = 2
+
+
 class Read(NamedTuple):
     """An answered read. ``path`` is the cache node, or the way around all of them."""
 
@@ -35,6 +44,7 @@ class Read(NamedTuple):
     start: int
     end: int
     number: int
+    way: int = Way.HIT
 
 
 class History:

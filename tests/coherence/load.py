@@ -26,10 +26,11 @@ from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any
 
-from tests.coherence.history import ABSENT, NEVER, UNKNOWN, Recorder
+from tests.coherence.history import ABSENT, NEVER, UNKNOWN, Recorder, Way
 
 AROUND = 100  # added to a path for what Varnish passes by: spellings that must not be cached
 ANY_NODE = 0  # the path of a connection to nginx; the answer tells which node it came from
+NOT_SENT = -1  # the status where there was no connection
 _GENERATIONS = 1 << 16
 _NS = 1_000_000_000
 
@@ -48,7 +49,7 @@ class Count(IntEnum):
     HITS = 2
     READ_ERRORS = 3
     WRITES = 4
-    REFUSED = 5  # 503 before the write
+    REFUSED = 5  # nothing was written
     UNCONFIRMED = 6  # outcome unknown
     SURPRISES = 7  # an answer that contradicts what was acknowledged before
     MIXED = 8  # a body that does not belong to its ETag
@@ -257,11 +258,18 @@ class _Reader:
         if path == ANY_NODE:
             node = _NODE.search(head)
             path = int(node[1]) if node else ANY_NODE
+        way = _way(head)
         self._recorder.reads.extend(
-            (connection.key, path + connection.around, connection.start, end, number)
+            (connection.key, path + connection.around, connection.start, end, number, way)
         )
         self._counts[Count.READS] += 1
-        self._counts[Count.HITS] += b"X-Cache: HIT" in head
+        self._counts[Count.HITS] += way == Way.HIT
+
+
+def _way(head: bytes) -> int:
+    if b"\r\nX-Cache: HIT" in head:
+        return Way.HIT
+    return Way.MISS if b"\r\nX-Cache: MISS" in head else Way.PASS
 
 
 def _length(head: bytes) -> int:
@@ -291,8 +299,8 @@ class _Answer:
 
     @property
     def is_refusal(self) -> bool:
-        """Whether the service says that it has changed nothing."""
-        return (
+        """Whether certainly nothing was changed: nobody was asked, or the service says so."""
+        return self.status == NOT_SENT or (
             self.status == 503
             and b"application/problem+json" in self.head
             and b"Poky-Outcome" not in self.head
@@ -440,7 +448,9 @@ class _Lane:
             if self._socket is None:
                 self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=60)
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                start = time.monotonic_ns()
+        except OSError:
+            return _Answer(NOT_SENT, b"", b"", start, start)
+        try:
             self._socket.sendall(request)
             status, answer_head, answer_body = self._answer()
         except OSError:

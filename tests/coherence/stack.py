@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +18,7 @@ from typing import Self
 import psycopg2
 
 from poky import embedded, schema
-from poky.store import Node, Store
+from poky.store import Node, Store, StoreError
 from tests.coherence.gate import Gate, Gates
 from tests.service import Client, Service, free_ports, wait_until
 from tests.vcl.sabotage import sabotaged
@@ -273,9 +272,7 @@ class Stack:
 
     def wait_until_whole(self, timeout: float = 60) -> None:
         """Wait until every node takes part and has a lease."""
-        wait_until(
-            lambda: self._is_whole(self.store.nodes()), timeout, "all caches take part again"
-        )
+        wait_until(self._is_whole, timeout, "all caches take part again")
         bucket = self.create_bucket("whole")
         self.services[0].client().put(f"/kv/{bucket}/k", "v")
         for cache in self.caches:
@@ -287,7 +284,11 @@ class Stack:
                 f"{cache.name} has a lease",
             )
 
-    def _is_whole(self, nodes: Sequence[Node]) -> bool:
+    def _is_whole(self) -> bool:
+        try:
+            nodes = self.store.nodes()
+        except StoreError:
+            return False
         return len(nodes) == len(self.caches) and all(node.suspended_at is None for node in nodes)
 
     def _node(self, name: str) -> Node:
