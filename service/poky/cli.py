@@ -102,7 +102,8 @@ def migrate(
             if as_json:
                 _print_json(asdict(planned))
             else:
-                _show_steps("to apply", planned.pending, planned.refusal)
+                if planned.refusal or planned.pending or not planned.converts:
+                    _show_steps("to apply", planned.pending, planned.refusal)
                 if planned.converts:
                     click.echo("The flat schema would become a partitioned one.")
             return
@@ -119,7 +120,8 @@ def migrate(
     if as_json:
         _print_json(asdict(migrated))
     else:
-        _show_steps("applied", migrated.applied)
+        if migrated.applied or not migrated.converted:
+            _show_steps("applied", migrated.applied)
         if migrated.converted:
             click.echo("The flat schema has become a partitioned one.")
 
