@@ -190,6 +190,7 @@ class _Connection(psycopg2.extensions.connection):
     """A connection that knows whether it is still alive and how long its statement may take."""
 
     statement: psycopg2.extensions.cursor
+    was_cut = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -217,6 +218,7 @@ class _Connection(psycopg2.extensions.connection):
 
     def cut(self) -> None:
         """From another thread: make whoever waits for the server fail now."""
+        self.was_cut = True
         with self._guard, contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -507,6 +509,10 @@ class Store:
                     _refuse_unreplicated(connection.notices)
                 return rows
             except psycopg2.Error as error:
+                if connection.was_cut:  # its time is up: no other attempt
+                    raise StoreError(
+                        503, "The database does not answer. Try again shortly.", unknown=is_write
+                    ) from error
                 # A statement that PostgreSQL refused leaves the connection fit for use.
                 is_fit = error.pgcode is not None and error.pgcode[:2] not in _UNFIT
                 raise
@@ -536,8 +542,11 @@ class Store:
             connection.close()
 
     def _connected(self) -> _Connection:
-        # Twice: a connection may be ended while it is made.
-        for dsn in (*self._dsns, self._dsns[0]):
+        began = time.monotonic()
+        # The first one twice: a connection may be ended while it is made.
+        for number, dsn in enumerate((*self._dsns, self._dsns[0])):
+            if number == len(self._dsns) and time.monotonic() - began > 1:
+                break
             try:
                 connection = psycopg2.connect(dsn, connection_factory=_Connection)
                 self._busy.add(connection)
