@@ -147,7 +147,9 @@ class Owner:
         """
         deadline = time.monotonic() + self._patience
         while True:
-            self.run(f"BEGIN; SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}")
+            self.run(
+                f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}"
+            )
             try:
                 result = work()
                 self.run("COMMIT")
