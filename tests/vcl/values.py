@@ -1,4 +1,4 @@
-"""The cache's VCL as a test runs it: poky.vcl, or a sabotaged copy, and values with its ports.
+"""The VCL as a test runs it: poky.vcl, or a sabotaged copy, and values with the test's ports.
 
     python -m tests.vcl.values --into DIRECTORY --service 8081 --lease 10081
 
