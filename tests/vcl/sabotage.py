@@ -33,7 +33,7 @@ SABOTAGES = {
         hash_data("epoch" + req.url);
 """,
             ),
-            ("hash_data(str.split(req.http.Poky-Key, 2) + req.url);", "hash_data(req.url);"),
+            ("hash_data(req.http.Poky-Key + req.url);", "hash_data(req.url);"),
         ),
         "10-",
     ),
@@ -69,7 +69,7 @@ SABOTAGES = {
     ),
     "failed-refresh-denies": Sabotage(
         "A refresh that fails ends the lease.",
-        (("    if (bereq.is_bgfetch) {\n        return (abandon);\n    }\n", ""),),
+        (("    if (bereq.is_bgfetch) {", "    if (false) {"),),
         "23-",
     ),
     "denial-ignored": Sabotage(

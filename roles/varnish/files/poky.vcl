@@ -23,7 +23,7 @@ include "poky_values.vcl";
 # --- Requests ------------------------------------------------------------------------------------
 
 # A read comes here up to four times. The first time it looks for the epoch; after that
-# req.http.Poky-Key says for what: "lease", "none" (no lease: pass), or "UNTIL GENERATION+TAG".
+# req.http.Poky-Key says for what: "lease", "none" (no lease: pass), or generation and tag.
 sub vcl_recv {
     if (req.restarts > 0) {
         call poky_recv_again;
@@ -68,14 +68,14 @@ sub poky_recv_method {
 
 # --- Lookups -------------------------------------------------------------------------------------
 
-# On the URL, never on Host. The three kinds cannot meet: a key's second word begins with "=".
+# On the URL, never on Host. The three kinds cannot meet: a generation begins with "=".
 sub vcl_hash {
     if (req.restarts == 0) {
         hash_data("epoch" + req.url);
     } elseif (req.http.Poky-Key == "lease") {
         hash_data("lease");
     } else {
-        hash_data(str.split(req.http.Poky-Key, 2) + req.url);
+        hash_data(req.http.Poky-Key + req.url);
     }
     return (lookup);
 }
@@ -85,8 +85,24 @@ sub vcl_hit {
         call poky_hit_epoch;
         return (restart);
     }
+    if (req.http.Poky-Key == "lease") {
+        call poky_hit_lease;
+    }
     call poky_hit_object;
     return (deliver);
+}
+
+# To deliver a lease in its second half is to refresh it. Where that failed, the next half second of
+# reads goes without, so that an outage of the service is not met with a storm of attempts.
+sub poky_hit_lease {
+    if (std.real(var.global_get("poky_retry"), 0.0) > std.time2real(now, 0.0)) {
+        if (obj.http.Poky-Generation) {
+            set req.http.Poky-Key = obj.http.Poky-Generation + req.http.Poky-Tag;
+        } else {
+            set req.http.Poky-Key = "none";
+        }
+        return (restart);
+    }
 }
 
 sub vcl_miss {
@@ -116,10 +132,12 @@ sub vcl_purge {
 # --- Promises: poky_values.vcl chooses one of these modes -----------------------------------------
 
 # lease: copies are used only while the service cannot have acknowledged a write without our purge.
-# The variable "until generation" spares the lookup of the lease during its first half.
+# Two variables spare the lookup of the lease during its first half. "until" is read first and written
+# last (poky_beresp_lease_granted), so that it never vouches for a generation older than its own.
 sub poky_hit_epoch_lease {
-    set req.http.Poky-Key = var.global_get("poky_lease") + obj.http.Poky-Tag;
-    if (std.real(str.split(req.http.Poky-Key, 1), 0.0) <= std.time2real(now, 0.0)) {
+    if (std.real(var.global_get("poky_until"), 0.0) > std.time2real(now, 0.0)) {
+        set req.http.Poky-Key = var.global_get("poky_generation") + obj.http.Poky-Tag;
+    } else {
         set req.http.Poky-Tag = obj.http.Poky-Tag;
         set req.http.Poky-Key = "lease";
     }
@@ -132,20 +150,20 @@ sub poky_deliver_epoch_lease {
 
 # revalidate: every read asks the service, which answers 304 if the copy is still right.
 sub poky_hit_epoch_revalidate {
-    set req.http.Poky-Key = "- =revalidate" + obj.http.Poky-Tag;
+    set req.http.Poky-Key = "=revalidate" + obj.http.Poky-Tag;
 }
 
 sub poky_deliver_epoch_revalidate {
-    set req.http.Poky-Key = "- =revalidate" + resp.http.Poky-Tag;
+    set req.http.Poky-Key = "=revalidate" + resp.http.Poky-Tag;
 }
 
 # bounded: a copy that missed its purge may live to the end of its TTL.
 sub poky_hit_epoch_bounded {
-    set req.http.Poky-Key = "- =bounded" + obj.http.Poky-Tag;
+    set req.http.Poky-Key = "=bounded" + obj.http.Poky-Tag;
 }
 
 sub poky_deliver_epoch_bounded {
-    set req.http.Poky-Key = "- =bounded" + resp.http.Poky-Tag;
+    set req.http.Poky-Key = "=bounded" + resp.http.Poky-Tag;
 }
 
 # The compiler refuses a subroutine that nobody calls; no request comes to these calls.
@@ -294,8 +312,9 @@ sub poky_beresp_lease {
 sub poky_beresp_lease_granted {
     set beresp.http.Poky-Generation = "=" + beresp.http.Poky-Generation;
     if (now - bereq.time < beresp.grace) {
-        var.global_set("poky_lease",
-            std.time2real(bereq.time + beresp.grace, 0.0) + " " + beresp.http.Poky-Generation);
+        var.global_set("poky_until", "0");
+        var.global_set("poky_generation", beresp.http.Poky-Generation);
+        var.global_set("poky_until", std.time2real(bereq.time + beresp.grace, 0.0));
         set beresp.ttl = beresp.grace - (now - bereq.time);
     } else {
         set beresp.grace = beresp.grace * 2.0 - (now - bereq.time);
@@ -304,7 +323,7 @@ sub poky_beresp_lease_granted {
 
 # An old "no" is always safe: keep it and ask again in the background.
 sub poky_beresp_lease_denied {
-    var.global_set("poky_lease", "0 =");
+    var.global_set("poky_until", "0");
     unset beresp.http.Poky-Generation;
     set beresp.ttl = 1s;
     set beresp.grace = 1h;
@@ -313,6 +332,7 @@ sub poky_beresp_lease_denied {
 # No answer, or one too late to use: the lease that we hold is good to its end.
 sub poky_beresp_lease_missing {
     if (bereq.is_bgfetch) {
+        var.global_set("poky_retry", std.time2real(now + 0.5s, 0.0));
         return (abandon);
     }
     unset beresp.http.Poky-Generation;
@@ -394,7 +414,7 @@ sub poky_deliver_internal {
     if (resp.http.Poky-Tag) {
         call poky_deliver_epoch;
     } elseif (resp.http.Poky-Generation) {
-        set req.http.Poky-Key = "- " + resp.http.Poky-Generation + req.http.Poky-Tag;
+        set req.http.Poky-Key = resp.http.Poky-Generation + req.http.Poky-Tag;
     } else {
         set req.http.Poky-Key = "none";
     }
