@@ -35,6 +35,7 @@ _GENERATIONS = 1 << 16
 _NS = 1_000_000_000
 
 _ETAG = re.compile(rb'\r\nETag: "(\d+)-([0-9a-f]{8})"', re.IGNORECASE)
+_READABLE = {b"200", b"304", b"404"}
 _NODE = re.compile(rb"\r\nX-Served-By: n(\d)\r\n")
 _LENGTH = re.compile(rb"\r\nContent-Length: (\d+)", re.IGNORECASE)
 
@@ -52,7 +53,7 @@ class Count(IntEnum):
     REFUSED = 5  # nothing was written
     UNCONFIRMED = 6  # outcome unknown
     SURPRISES = 7  # an answer that contradicts what was acknowledged before
-    MIXED = 8  # a body that does not belong to its ETag
+    MIXED = 8  # a body that does not belong to its key, or not to its ETag
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class _Connection:
         self.socket: socket.socket | None = None
         self.buffer = b""
         self.key = 0
+        self.name = b""
         self.start = 0
         self.around = 0
 
@@ -181,17 +183,17 @@ class _Reader:
         slot = int(chance * 1000003 % (slots if chance < 0.5 else slots // 4))
         generation = self._generations[slot]
         connection.key = key = _key_id(slot, generation)
-        name = _name(slot, generation)
+        connection.name = name = _name(slot, generation).encode()
         more = b""
         connection.around = 0
         if chance < 0.02:
-            name = f"%6B{name[1:]}"
+            name = b"%6B" + name[1:]
             connection.around = AROUND
         elif 0.5 < chance < 0.54 and key in self._tags:
             more = b"If-None-Match: " + self._tags[key] + b"\r\n"
         request = b"GET /kv/%s/%s HTTP/1.1\r\nHost: poky\r\n%s\r\n" % (
             self._plan.bucket.encode(),
-            name.encode(),
+            name,
             more,
         )
         connection.start = time.monotonic_ns()
@@ -226,9 +228,14 @@ class _Reader:
             return
         head, body = data[: end + 2], data[end + 4 :]
         status = head[9:12]
-        if status != b"304" and len(body) < _length(head):
+        if status not in _READABLE:
+            self._lose(connection)  # an error's body may come in any form
+            return
+        missing = 0 if status == b"304" else _length(head) - len(body)
+        if missing > 0:
             connection.buffer = data
             return
+        self._counts[Count.MIXED] += missing < 0
         self._record(connection, status, head, body, time.monotonic_ns())
         connection.buffer = b""
         if b"\r\nConnection: close" in head:
@@ -246,14 +253,12 @@ class _Reader:
                 return
             number = 2 * int(tag[1])
             if status == b"200":
-                if hashlib.sha256(body).hexdigest()[:8].encode() != tag[2]:
+                hashed = hashlib.sha256(body).hexdigest()[:8].encode()
+                if hashed != tag[2] or not body.startswith(connection.name + b" "):
                     self._counts[Count.MIXED] += 1
                 self._tags[connection.key] = b'"%s-%s"' % (tag[1], tag[2])
-        elif status == b"404" and not body:
-            number = ABSENT
         else:
-            self._counts[Count.READ_ERRORS] += 1
-            return
+            number = ABSENT
         path = connection.path
         if path == ANY_NODE:
             node = _NODE.search(head)
@@ -323,7 +328,7 @@ class _Lane:
         lanes = len(plan.write_ports)
         self._own = [s for s in range(plan.contested, plan.slots) if s % lanes == number]
         self._shared = list(range(plan.contested))
-        self._values = (b"%d:%d" % (number, n) for n in itertools.count())
+        self._values = (f"{number}.{n}" for n in itertools.count())
         # The number of each of our objects, and its tag; ABSENT where there is none.
         self._numbers = dict.fromkeys(self._own, ABSENT)
         self._tags: dict[int, str] = {}
@@ -356,7 +361,7 @@ class _Lane:
 
     def _put(self, slot: int, condition: str = "") -> None:
         key, path = self._key(slot)
-        answer = self._exchange("PUT", path, next(self._values) + b" " * 40, condition)
+        answer = self._exchange("PUT", path, self._value(slot).encode(), condition)
         if answer.status == 200:
             self._record(key, answer, answer.number, is_delete=False)
             if slot in self._numbers:
@@ -375,7 +380,7 @@ class _Lane:
 
     def _put_many(self, slots: Sequence[int]) -> None:
         items = [
-            {"key": _name(slot, self._generations[slot]), "data": next(self._values).decode()}
+            {"key": _name(slot, self._generations[slot]), "data": self._value(slot)}
             for slot in slots
         ]
         answer = self._exchange("PUT", f"/multi/{self._plan.bucket}", json.dumps(items).encode())
@@ -401,6 +406,10 @@ class _Lane:
             self._counts[Count.SURPRISES] += outcome["result"] != "deleted"
             self._record(self._key(slot)[0], answer, self._numbers[slot] + 1, is_delete=True)
             self._numbers[slot] = ABSENT
+
+    def _value(self, slot: int) -> str:
+        """Never the same twice, and it names its key."""
+        return f"{_name(slot, self._generations[slot])} {next(self._values)}".ljust(60)
 
     def _key(self, slot: int) -> tuple[int, str]:
         generation = self._generations[slot]
