@@ -72,6 +72,12 @@ def stale_postgresql():
     return output("runuser", "-u", "postgres", "--", "psql", "-XAtc", query).splitlines()
 
 
+def matching(pattern):
+    """The units of a pattern that systemd knows; the pattern itself if there are none."""
+    listed = output("systemctl", "list-units", "--all", "--plain", "--no-legend", pattern)
+    return [line.split()[0] for line in listed.splitlines()] or [pattern]
+
+
 def observe(unit):
     """One daemon: whether it runs, and what on disk it has not read."""
     names = ("ActiveState", "MainPID", "NeedDaemonReload")
@@ -90,13 +96,14 @@ def observe(unit):
 
 
 def main():
-    """Report on the given units; never changes anything."""
+    """Report on the units of the given patterns; never changes anything."""
     module = AnsibleModule(
         argument_spec={"units": {"type": "list", "elements": "str", "required": True}},
         supports_check_mode=True,
     )
     try:
-        daemons = [observe(unit) for unit in module.params["units"]]
+        units = [unit for pattern in module.params["units"] for unit in matching(pattern)]
+        daemons = [observe(unit) for unit in units]
     except (OSError, ValueError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, daemons=daemons)
