@@ -30,8 +30,21 @@ check: lint packages ## Lint and the fast tests: about a minute
 	$(BIN)/pytest -q -m "not slow"
 
 .PHONY: test
-test: lint packages ## Everything that can be tested
+test: lint packages ## Everything that is tested on every change
 	$(BIN)/pytest
+	$(MAKE) molecule
+
+# Scenarios of Molecule with their Debian: those of every change, and the others.
+MOLECULE := default@debian-12 default@debian-13 rolling@debian-12
+MOLECULE_MORE := operations@debian-12 operations@debian-13 rolling@debian-13
+
+.PHONY: molecule
+molecule: $(DEPLOY_VENV)/.deploy ## Deploy to machines made for it, and look (SCENARIO=rolling@debian-13)
+	tests/molecule/run $(or $(SCENARIO),$(MOLECULE))
+
+.PHONY: molecule-all
+molecule-all: $(DEPLOY_VENV)/.deploy ## The same with every scenario, on Debian 12 and 13: about an hour
+	tests/molecule/run $(MOLECULE) $(MOLECULE_MORE)
 
 .PHONY: bench
 bench: $(VENV)/.dev packages ## Measure Poky against its yardsticks (SUITE="get put", RECORD=1: compare with this run from now on)
@@ -40,6 +53,21 @@ bench: $(VENV)/.dev packages ## Measure Poky against its yardsticks (SUITE="get 
 .PHONY: coherence
 coherence: $(VENV)/.dev packages ## Prove that no read is stale, whatever fails (MINUTES=60 FAULT=… SABOTAGE=…)
 	@$(BIN)/python -m tests.coherence
+
+.PHONY: deploy
+deploy: $(DEPLOY_VENV)/.deploy ## Deploy the whole stack to a machine made here (as root; ARGS=--check for a plan)
+	$(PLAYBOOK) playbooks/deploy.yml $(ARGS)
+	@echo "http://$$(playbooks/files/machine address poky-development)/"
+
+.PHONY: bucket
+bucket: $(DEPLOY_VENV)/.deploy ## Make a bucket there (BUCKET=name)
+	$(PLAYBOOK) playbooks/buckets.yml -e poky_bucket=$(BUCKET) $(ARGS)
+
+.PHONY: undeploy
+undeploy: $(DEPLOY_VENV)/.deploy ## Remove that machine and everything on it
+	$(PLAYBOOK) playbooks/teardown.yml $(ARGS)
+
+PLAYBOOK = $(DEPLOY_VENV)/bin/ansible-playbook -i inventories/development
 
 .PHONY: lint
 lint: $(VENV)/.dev ## Check style, types and spelling
