@@ -27,7 +27,7 @@ demo: $(VENV)/.dev ## Real records in, back, and changed: what Poky does, in a m
 
 .PHONY: check
 check: lint packages ## Lint and the fast tests: about a minute
-	$(BIN)/pytest -q -m "not slow"
+	$(BIN)/pytest -q -m "not slow" --schema partitioned
 
 .PHONY: test
 test: lint packages ## Everything that is tested on every change
