@@ -202,7 +202,8 @@ def machine(*arguments: str) -> str:
 def diagnose(deployment: Deployment) -> str:
     """What the machines say of themselves, for whoever reads that a test has failed."""
     units = " ".join(f"-u '{unit}'" for unit in UNITS)
-    command = f"systemctl --failed --no-legend; journalctl --no-pager -q -n 60 -o short-iso {units}"
+    journal = f"journalctl --no-pager -q -n 1000 -o short-iso {units}"
+    command = f"systemctl --failed --no-legend; {journal} | grep -v method= | tail -n 60"
     said = []
     for name in sorted({name for group in deployment.groups.values() for name in group}):
         try:

@@ -133,7 +133,7 @@ def test_https_is_what_our_own_ca_vouches_for(deployment: Deployment) -> None:
     context = ssl.create_default_context(cafile=str(ROOT / "build/ca/ca.pem"))
     url = f"https://{deployment.address(deployment.groups['web'][0])}/status"
     with urllib.request.urlopen(url, timeout=20, context=context) as answer:
-        assert answer.read() == b"ok\n"
+        assert answer.read() == b"ok"
 
 
 def test_status_has_nothing_to_complain_of(deployment: Deployment) -> None:
