@@ -65,7 +65,7 @@ def leases_slow(stack: Stack) -> None:
 def leases_late(stack: Stack) -> None:
     """Granted long before it arrives; and when the purges fail, the grant is what counts."""
     for gate in stack.lease_gates:
-        gate.weather = Weather(delay=0.3 * stack.lease_seconds)
+        gate.weather = Weather(delay=0.25 * stack.lease_seconds)
     time.sleep(1)
     for gate in stack.purge_gates:
         gate.weather = Weather(refused=True)

@@ -194,7 +194,7 @@ class Stack:
             values(
                 service=[service.port for service in self.services],
                 lease=[gate.port for gate in self.lease_gates],
-                lease_timeout=(self.lease_seconds - self._purge_timeout) * 0.4,
+                lease_timeout=round((self.lease_seconds - self._purge_timeout) * 0.4, 3),
                 write_timeout=self.lease_seconds + 10,
             )
         )
