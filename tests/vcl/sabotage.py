@@ -133,8 +133,30 @@ SABOTAGES = {
     ),
     "range-by-date": Sabotage(
         "If-Range with a date is answered from Last-Modified.",
-        (("        unset req.http.Range;\n", ""),),
+        (("    if (req.http.If-Range && ", "    if (false && "),),
         "44-",
+    ),
+    "writes-judged": Sabotage(
+        "A write's If-None-Match is judged once more by the cache.",
+        (
+            (
+                """    if (req.method != "GET" && req.method != "HEAD") {
+        unset req.http.If-None-Match;""",
+                """    if (false) {
+        unset req.http.If-None-Match;""",
+            ),
+        ),
+        "45-",
+    ),
+    "old-revalidation-hits": Sabotage(
+        "Who waited for another's revalidation takes its answer.",
+        (
+            (
+                "    call poky_hit_object;\n",
+                "    if (false) {\n        call poky_hit_object;\n    }\n",
+            ),
+        ),
+        "51-",
     ),
 }
 

@@ -389,19 +389,15 @@ sub vcl_deliver {
     if (resp.http.Poky-Internal) {
         call poky_deliver_internal;
     }
-    # A modified_at stands still while the content changes: only the service can answer these two.
+    # A modified_at stands still while the content changes: only the service can answer this.
     unset req.http.If-Modified-Since;
-    if (req.http.If-Range && req.http.If-Range !~ {"^""}) {
-        unset req.http.Range;
+    if (req.http.Range) {
+        call poky_deliver_range;
     }
     if (req.restarts > 0 && (req.http.If-Match || req.http.X-If-Match)) {
         call poky_deliver_if_match;
     }
-    # A write's conditions were the service's to judge: Varnish would make a 304 of its 200.
-    if (req.method != "GET" && req.method != "HEAD") {
-        unset req.http.If-None-Match;
-    }
-    if (req.http.If-None-Match && resp.status == 200) {
+    if (req.http.If-None-Match) {
         call poky_deliver_if_none_match;
     }
     if (obj.hits == 0) {
@@ -435,12 +431,26 @@ sub poky_deliver_if_match {
     }
 }
 
-# Varnish compares a single tag; this adds "*" and lists.
+# Varnish compares a single tag, whatever the method; this adds "*" and lists for reads. A write's
+# conditions were the service's to judge.
 sub poky_deliver_if_none_match {
-    if (req.http.If-None-Match ~ "^\s*\*\s*$" || (
+    if (req.method != "GET" && req.method != "HEAD") {
+        unset req.http.If-None-Match;
+    } elseif (req.http.If-None-Match ~ "^\s*\*\s*$" || (
         req.http.If-None-Match ~ {"^\s*(W/)?"[^"]*"(\s*,\s*(W/)?"[^"]*")*\s*$"} &&
         resp.http.ETag && str.contains(req.http.If-None-Match, resp.http.ETag))) {
         set req.http.If-None-Match = resp.http.ETag;
+    }
+}
+
+# Part of a value by the date that it had would be mixed with another value of that date. And Varnish
+# would cut the answer to a write, and (7.7) find bytes in an empty value.
+sub poky_deliver_range {
+    if (req.http.If-Range && req.http.If-Range !~ {"^""}) {
+        unset req.http.Range;
+    }
+    if (req.method != "GET" || resp.http.Content-Length == "0") {
+        unset req.http.Range;
     }
 }
 
