@@ -19,7 +19,7 @@ import psycopg2
 from poky import embedded, schema
 from tests.bench.load import Watched
 from tests.service import free_ports
-from tests.vcl.values import ROLE, values
+from tests.vcl.values import ROLE, parameters, values
 
 PROCESSES, THREADS = 2, 4
 
@@ -248,6 +248,7 @@ class Stack:
             [
                 *("varnishd", "-F", "-i", name, "-n", str(self.folder / name), "-f", str(vcl)),
                 *("-a", f"http=127.0.0.1:{port}", "-s", "malloc,512m"),
+                *parameters(),
                 *(("-a", f"purge=127.0.0.1:{purge}") if purge else ()),
                 *(("-p", f"vcl_path={folder}") if folder else ()),
             ],

@@ -22,7 +22,7 @@ from poky.store import Node, Store, StoreError
 from tests.coherence.gate import Gate, Gates
 from tests.service import Client, Service, free_ports, wait_until
 from tests.vcl.sabotage import sabotaged
-from tests.vcl.values import values
+from tests.vcl.values import parameters, values
 
 ROOT = Path(__file__).resolve().parents[2]
 VCL = ROOT / "roles" / "varnish" / "files" / "poky.vcl"
@@ -49,6 +49,7 @@ class Cache:
                     *("-a", f"purge=127.0.0.1:{self.purge_port}"),
                     *("-f", str(self._vcl), "-p", f"vcl_path={self._vcl.parent}"),
                     *("-s", "malloc,256m", "-p", "thread_pools=1", "-p", "thread_pool_min=50"),
+                    *parameters(),
                 ],
                 stdout=log,
                 stderr=log,

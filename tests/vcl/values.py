@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+import yaml
 
 from tests.vcl.sabotage import SABOTAGES, sabotaged
 
@@ -49,6 +50,17 @@ def values(
     if not probe:
         text = re.sub(r"probe poky_status \{.*?\}|\.probe = poky_status;", "", text, flags=re.S)
     return text
+
+
+def parameters() -> list[str]:
+    """Return the role's parameters of varnishd as its options; the sizes of thread pools apart."""
+    chosen = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())["_varnish_parameters"]
+    return [
+        word
+        for name, value in chosen.items()
+        if "{{" not in str(value)
+        for word in ("-p", f"{name}={value}")
+    ]
 
 
 def main() -> None:
