@@ -175,6 +175,9 @@ class Embedded:
     def _start(self) -> None:
         """See to it that the server accepts connections: make it, start it, wait for it."""
         with self._locked(self._folder / "start.lock"):
+            if self._sockets.parent != self._folder:
+                self._make_directory(self._sockets.parent, self._owner)
+            self._make_directory(self._sockets, self._server)
             if not (self.data / "PG_VERSION").exists():
                 self._create_cluster()
             deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -291,7 +294,7 @@ class Embedded:
         new.rename(self.data)
 
     def _socket_directory(self) -> Path:
-        """Return a closed directory for the socket: beside the data, or in /tmp if too long.
+        """Where the socket is: beside the data, or in /tmp if that path is too long.
 
         Not in the user's runtime directory, which is removed when the user logs out.
         """
@@ -299,10 +302,7 @@ class Embedded:
         longest = os.fsencode(directory / f".s.PGSQL.{_PORT}")
         if len(longest) > _LONGEST_SOCKET_PATH or b"," in longest:  # libpq splits hosts at commas
             name = hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:16]
-            closed = Path(f"/tmp/poky-{self._owner}-{name}")  # noqa: S108 - checked below
-            self._make_directory(closed, self._owner)
-            directory = closed / "run"
-        self._make_directory(directory, self._server)
+            return Path(f"/tmp/poky-{self._owner}-{name}/run")  # noqa: S108 - checked when made
         return directory
 
     def _make_directory(self, path: Path, owner: int) -> None:
