@@ -307,6 +307,8 @@ def test_any_directory_will_do(tmp_path: Path, name: str) -> None:
     with embedded.ensure_running(tmp_path / name, settings=HASTY) as server:
         assert query(server.dsn_owner, "SELECT 1") == [(1,)]
         assert (tmp_path / name / "postgresql/data/PG_VERSION").exists()
+    if not server._sockets.is_relative_to(tmp_path):
+        shutil.rmtree(server._sockets.parent)
 
 
 def test_a_home_has_one_server_by_whatever_name(server: embedded.Embedded, home: Path) -> None:
