@@ -4,7 +4,7 @@
 # a tag that is never repeated. The second finds the object under (generation, tag, URL). PURGE removes
 # the epoch: whatever is in flight under the old tag lands where nobody looks any more.
 # The generation comes from the service with a lease; without a lease nothing is served from the cache.
-# docs/decisions/0004-epoch-and-node-lease.md has the proof and the measurements.
+# docs/decisions/0005-epoch-and-node-lease.md has the proof and the measurements.
 #
 # This file is the same everywhere; poky_values.vcl holds what differs between machines.
 # Hash scheme 1. A change of vcl_hash, of the tag or of the generation's form needs a restart of
