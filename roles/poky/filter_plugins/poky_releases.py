@@ -138,13 +138,16 @@ def poky_bucket_plan(found, declared, asked, own):
     """
     wanted = {own: "present"}
     wanted |= {bucket["name"]: bucket.get("state", "present") for bucket in declared}
-    undeclared = sorted(set(found) - set(wanted) - {asked.get("name")})
+    declared_names = set(wanted)
+    undeclared = sorted(set(found) - declared_names - {asked.get("name")})
     if asked:
         wanted[asked["name"]] = asked["state"]
     create = [name for name, state in wanted.items() if state == "present" and name not in found]
     drop = [name for name, state in wanted.items() if state == "absent" and name in found]
     lines = [f"+ create {name}" for name in create] + [f"- drop {name}" for name in drop]
     lines += [f"~ {name} is declared nowhere" for name in undeclared]
+    if asked.get("state") == "present" and asked["name"] not in declared_names:
+        lines.append(f"~ {asked['name']} is to be declared: add it to poky_buckets")
     return {"create": create, "drop": drop, "undeclared": undeclared, "lines": lines}
 
 

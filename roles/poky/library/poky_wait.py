@@ -42,10 +42,12 @@ def main():
     given = module.params
     deadline = time.monotonic() + given["timeout"]
     seen = 0
-    while seen < 2:
+    while True:
         status = read_status(given["listen"], given["port"])
         missing = what_is_missing(given["state"], given["release"], status)
         seen = 0 if missing else seen + 1
+        if seen == 2:
+            module.exit_json(changed=False, status=status)
         if missing and time.monotonic() > deadline:
             module.fail_json(
                 msg=f"Port {given['port']} is not {given['state']} after "
@@ -53,7 +55,6 @@ def main():
                 status=status,
             )
         time.sleep(PAUSE)
-    module.exit_json(changed=False, status=status)
 
 
 if __name__ == "__main__":
