@@ -72,6 +72,11 @@ SABOTAGES = {
         (("    if (bereq.is_bgfetch) {", "    if (false) {"),),
         "23-",
     ),
+    "failed-refresh-storms": Sabotage(
+        "Every read of a lease's second half tries what has just failed.",
+        (("    if (bereq.is_bgfetch && std.real(", "    if (false && std.real("),),
+        "27-",
+    ),
     "denial-ignored": Sabotage(
         "An explicit no counts as no answer.",
         (

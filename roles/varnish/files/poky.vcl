@@ -85,24 +85,8 @@ sub vcl_hit {
         call poky_hit_epoch;
         return (restart);
     }
-    if (req.http.Poky-Key == "lease") {
-        call poky_hit_lease;
-    }
     call poky_hit_object;
     return (deliver);
-}
-
-# To deliver a lease in its second half is to refresh it. Where that failed, the next half second of
-# reads goes without, so that an outage of the service is not met with a storm of attempts.
-sub poky_hit_lease {
-    if (std.real(var.global_get("poky_retry"), 0.0) > std.time2real(now, 0.0)) {
-        if (obj.http.Poky-Generation) {
-            set req.http.Poky-Key = obj.http.Poky-Generation + req.http.Poky-Tag;
-        } else {
-            set req.http.Poky-Key = "none";
-        }
-        return (restart);
-    }
 }
 
 sub vcl_miss {
@@ -218,8 +202,12 @@ sub poky_fetch_object {
     set bereq.backend = poky_service.backend();
 }
 
-# A listener and threads of its own: a busy service must not cost us the lease.
+# A listener and threads of its own: a busy service must not cost us the lease. In its second half every
+# read starts a refresh unless one runs; after one that failed, half a second of them end here.
 sub poky_fetch_lease {
+    if (bereq.is_bgfetch && std.real(var.global_get("poky_retry"), 0.0) > std.time2real(now, 0.0)) {
+        return (abandon);
+    }
     call poky_fetch_bare;
     set bereq.url = "/lease";
     set bereq.http.Poky-Node = server.identity;
