@@ -148,7 +148,13 @@ def poky_bucket_plan(found, declared, asked, own):
     lines += [f"~ {name} is declared nowhere" for name in undeclared]
     if asked.get("state") == "present" and asked["name"] not in declared_names:
         lines.append(f"~ {asked['name']} is to be declared: add it to poky_buckets")
-    return {"create": create, "drop": drop, "undeclared": undeclared, "lines": lines}
+    return {
+        "found": sorted(found),
+        "create": create,
+        "drop": drop,
+        "undeclared": undeclared,
+        "lines": lines,
+    }
 
 
 class FilterModule:

@@ -28,6 +28,7 @@ def poky_status(reports, buckets, policy, lock):
         rows += [_daemon_row(host, daemon) for daemon in report["daemons"]]
         if report["maintenance"]:
             rows.append([host, "maintenance", "on", "clients are answered 503", True])
+    rows.append(["", "buckets", len(buckets["found"]), _some(buckets["found"]), False])
     for name in buckets["create"] + buckets["drop"]:
         wrong = "missing" if name in buckets["create"] else "not dropped"
         rows.append(["", f"bucket {name}", wrong, "playbooks/buckets.yml", True])
@@ -83,22 +84,27 @@ def _faults_of_backend(cache, backend):
     return [] if backend["healthy"] else [f"sick at {cache}"]
 
 
+def _some(names):
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+
+
 def _daemon_row(host, daemon):
     what, active = daemon["unit"].removesuffix(".service"), daemon["active"]
     trouble = active != "active" or bool(daemon["stale"])
-    return [host, what, active, "; ".join(daemon["stale"]), trouble]
+    detail = "; ".join(daemon["stale"]) or "runs what is on disk" * (active == "active")
+    return [host, what, active, detail, trouble]
 
 
 def poky_table(rows):
     """Rows as aligned lines under a heading; a row that is trouble begins with “!”."""
-    cells = [["", "host", "what", "state", "detail"]]
-    cells += [["!" if trouble else "", *map(str, row)] for *row, trouble in rows]
+    cells = [["#", "host", "what", "state", "detail"]]
+    cells += [["!" if trouble else "-", *map(str, row)] for *row, trouble in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(5)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         for row in cells
     ]
-    return [line.rstrip() for line in lines]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 class FilterModule:

@@ -58,8 +58,15 @@ def stale_nginx(pid):
     if not children:
         return []
     newest = max(started(child) for child in children)
-    files = [path for path in Path("/etc/nginx").rglob("*") if path.is_file()]
-    return [f"{path} is newer than nginx" for path in files if path.stat().st_mtime > newest + 2]
+    configuration = output("nginx", "-T")
+    names = re.findall(r"^# configuration file (\S+):$", configuration, re.MULTILINE)
+    names += re.findall(r"\bssl_certificate(?:_key)?\s+([^;\s]+)", configuration)
+    paths = [Path(name) for name in dict.fromkeys(names)]
+    return [
+        f"{path} is newer than nginx"
+        for path in paths
+        if path.is_file() and path.stat().st_mtime > newest + 2
+    ]
 
 
 def stale_postgresql():
