@@ -76,11 +76,13 @@ class _Register:
         choice leaves the most to later reads, so whatever is wrong then is wrong with any choice.
         """
         numbered = []
-        running: list[tuple[int, int]] = []  # reads by their end: they bind those that start later
-        floor = 0
+        running: list[tuple[int, int, Read]] = []  # by end: they bind the reads that start later
+        floor, newest = 0, None
         for read in reads:
             while running and running[0][0] < read.start:
-                floor = max(floor, heapq.heappop(running)[1])
+                _, number, ended = heapq.heappop(running)
+                if number > floor:
+                    floor, newest = number, ended
             before = bisect_left(self._ends, read.start)
             greatest = self._greatest[before - 1] if before else 0
             number = read.number
@@ -97,8 +99,9 @@ class _Register:
                 )
             elif number < floor:
                 verdict.inversions += 1
-                verdict.note(f"{_told(read, number)}, after {floor}")
-            heapq.heappush(running, (read.end, number))
+                assert newest
+                verdict.note(f"{_told(read, number)}, after {_told(newest, floor)}")
+            heapq.heappush(running, (read.end, number, read))
             numbered.append(read._replace(number=number))
         return numbered
 
