@@ -2,7 +2,7 @@
 
     python -m tests.vcl.values --into DIRECTORY --service 8081 --lease 10081
 
-writes both files, as each .vtc does; without probes, which a server's script could not expect.
+writes both files, as each .vtc does; without probes, which few servers' scripts could expect.
 """
 
 from __future__ import annotations
@@ -72,11 +72,12 @@ def main() -> None:
     parser.add_argument("--mode", default="lease")
     parser.add_argument("--ttl", type=int, default=14400)
     parser.add_argument("--lease-timeout", type=float, default=2)
+    parser.add_argument("--probe", action="store_true")
     arguments = vars(parser.parse_args())
     into, sabotage = arguments.pop("into"), arguments.pop("sabotage")
     vcl = (ROLE / "files" / "poky.vcl").read_text()
     (into / "poky.vcl").write_text(sabotaged(vcl, sabotage) if sabotage else vcl)
-    (into / "poky_values.vcl").write_text(values(**arguments, probe=False))
+    (into / "poky_values.vcl").write_text(values(**arguments))
 
 
 if __name__ == "__main__":
