@@ -5,7 +5,7 @@
 Every client keeps one connection alive and mixes GET, PUT, DELETE and batches. The keys that it
 writes are its own, so it knows what each of them holds: the last value that was acknowledged. Its
 counter is read by all clients: an answer must lie between what had been acknowledged when the read
-began and what had been sent when it ended.
+began and what had been sent when it ended. Every run uses new keys, and leaves them behind.
 
 *Failed* is a request without the status that is right, and a connection that ends without
 ``Connection: close``. *Wrong* is an answer with a value that is not right. The report is replaced
@@ -112,8 +112,12 @@ def _short(value: bytes | None) -> str:
 class Counters:
     """One number per client: what it has sent, and what of that was acknowledged."""
 
+    run: str
     sent: list[int]
     acknowledged: list[int]
+
+    def name(self, whose: int) -> str:
+        return f"{self.run}-counter-{whose}"
 
 
 class Client:
@@ -189,12 +193,12 @@ class Client:
         if not least:
             return
         began = time.time()
-        answer = self._ask("GET", f"kv/{self._bucket}/counter-{whose}", 200)
+        name = self._counters.name(whose)
+        answer = self._ask("GET", f"kv/{self._bucket}/{name}", 200)
         most = self._counters.sent[whose]
         got = int(answer.body) if answer.body.isdigit() else -1
         if not least <= got <= most:
-            what = f"GET counter-{whose}"
-            self._tally.lie(what, began, _short(answer.body), f"{least} to {most}")
+            self._tally.lie(f"GET {name}", began, _short(answer.body), f"{least} to {most}")
 
     def _count(self) -> None:
         if not self._counter_lives:
@@ -202,7 +206,8 @@ class Client:
         value = self._counters.sent[self._number] + 1
         self._counters.sent[self._number] = value
         try:
-            self._ask("PUT", f"kv/{self._bucket}/counter-{self._number}", 200, b"%d" % value)
+            name = self._counters.name(self._number)
+            self._ask("PUT", f"kv/{self._bucket}/{name}", 200, b"%d" % value)
         except Failed:
             self._counter_lives = False  # a late write could still take it back
             raise
@@ -321,7 +326,7 @@ class Client:
 
     def _new_name(self) -> str:
         self._names += 1
-        return f"{self._number}-{self._names}"
+        return f"{self._counters.run}-{self._number}-{self._names}"
 
     def _value(self, name: str) -> bytes:
         """A value that was never written before, 20 bytes to 100 kB."""
@@ -341,7 +346,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run until SIGTERM or the time is over; 1 if anything failed or was wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("url", help="where nginx answers plain HTTP")
-    parser.add_argument("--bucket", default="hammer", help="an empty one that exists")
+    parser.add_argument("--bucket", default="hammer", help="one that exists")
     parser.add_argument("--report", type=Path, required=True, help="the file to keep up to date")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--rate", type=float, default=8, help="requests a second of each client")
@@ -354,7 +359,7 @@ def main(arguments: list[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-    counters = Counters([0] * given.clients, [0] * given.clients)
+    counters = Counters(f"{time.time():.0f}", [0] * given.clients, [0] * given.clients)
     clients = [
         Client(n, given.url, given.bucket, given.rate, given.host, tally, counters, stop)
         for n in range(given.clients)

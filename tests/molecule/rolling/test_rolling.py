@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 from deployment import BUILD, Deployment, Hammer, make_checkout, wait_until
@@ -17,6 +16,7 @@ from deployment import BUILD, Deployment, Hammer, make_checkout, wait_until
 WITNESS = "/kv/hammer/witness"
 
 MIGRATION = "sql/migrations/0002_expand_molecule.sql"
+ADDS = "ALTER TABLE poky.bucket ADD COLUMN molecule text;\n"
 
 # What is appended to a release to break it.
 BROKEN = {
@@ -127,23 +127,19 @@ def no_instance_is_restarted(deployment: Deployment) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def first(deployment: Deployment) -> str:
     """The release that Molecule has deployed."""
-    (release,) = {entry["to"] for entry in deployment.journal()}
-    return str(release)
+    return str(deployment.journal()[0]["to"])
 
 
-@pytest.fixture(scope="module")
-def second_checkout() -> Any:
-    """A release that brings a migration."""
-    migration = "ALTER TABLE poky.bucket ADD COLUMN molecule text;\n"
-    return make_checkout(BUILD / "molecule/v2", title="v2", appended={MIGRATION: migration})
-
-
-def test_a_release_with_a_migration(
-    deployment: Deployment, first: str, second_checkout: Any
-) -> None:
-    assert deployment.releases() == {first}
-    deployment.settings["poky_source"] = str(second_checkout)
+@pytest.fixture(scope="module", autouse=True)
+def _second(deployment: Deployment) -> None:
+    """From now on, a deploy deploys a release that brings a migration."""
+    checkout = make_checkout(BUILD / "molecule/v2", title="v2", appended={MIGRATION: ADDS})
+    deployment.settings["poky_source"] = str(checkout)
     deployment.settings["poky_build_directory"] = str(BUILD / "molecule/releases")
+
+
+def test_a_release_with_a_migration(deployment: Deployment, first: str) -> None:
+    assert deployment.releases() == {first}
     with every_instance_is_restarted(deployment):
         deployment.succeed("deploy")
     (second,) = deployment.releases()
@@ -182,7 +178,7 @@ def test_a_broken_release_ends_at_the_first_instance(deployment: Deployment, fau
     checkout = make_checkout(
         BUILD / "molecule" / fault.replace(" ", "-"),
         title=fault,
-        appended={name: text, MIGRATION: "ALTER TABLE poky.bucket ADD COLUMN molecule text;\n"},
+        appended={name: text, MIGRATION: ADDS},
     )
     untouched = {name: pid for name, pid in pids(deployment).items() if "service-2" in name}
     run = deployment.fail("deploy", "is back on", poky_source=str(checkout))
