@@ -26,11 +26,11 @@ demo: $(VENV)/.dev ## Real records in, back, and changed: what Poky does, in a m
 	@$(BIN)/python -m tests.demo
 
 .PHONY: check
-check: lint packages ## Lint and the fast tests: about a minute
+check: lint packages $(DEPLOY_VENV)/.deploy ## Lint and the fast tests: about a minute
 	$(BIN)/pytest -q -m "not slow" --schema partitioned
 
 .PHONY: test
-test: lint packages ## Everything that is tested on every change
+test: lint lint-playbooks packages ## Everything that is tested on every change
 	$(BIN)/pytest
 	$(MAKE) molecule
 
@@ -77,6 +77,10 @@ lint: $(VENV)/.dev ## Check style, types and spelling
 	$(BIN)/yamllint --strict .
 	$(BIN)/codespell $$(git ls-files ':!requirements*.txt')
 	$(BIN)/shellcheck $$(git grep -lE '^#!/bin/(ba)?sh')
+
+.PHONY: lint-playbooks
+lint-playbooks: $(DEPLOY_VENV)/.deploy ## Check roles, playbooks and inventories (ansible-lint, profile production)
+	$(DEPLOY_VENV)/bin/ansible-lint --offline
 
 .PHONY: wheel
 wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/

@@ -200,5 +200,6 @@ def bucket(database: Database, bucket_names: Callable[[], str]) -> str:
 def service(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A running ``poky serve`` that the tests of one module share."""
     log = tmp_path_factory.mktemp("service") / "log"
-    with running(database.dsn_service, log) as service:
+    # Patient: what is tested with it is not how long a busy machine takes.
+    with running(database.dsn_service, log, statement_timeout="30") as service:
         yield service
