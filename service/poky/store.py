@@ -259,7 +259,10 @@ class Store:
         self._pool_timeout = pool_timeout
         self._patience = statement_timeout + 1.0
         self._settings = (
-            "SET timezone = 'UTC'; SET plan_cache_mode = auto; SET synchronous_commit = on;"
+            # Generic plans: all that is kept is looked up by key, and with many buckets the five
+            # plans that "auto" makes first would be most of the work.
+            "SET timezone = 'UTC'; SET plan_cache_mode = force_generic_plan;"
+            " SET synchronous_commit = on;"
             f" SET statement_timeout = {int(statement_timeout * 1000)};"
             f" SET lock_timeout = {int(lock_timeout * 1000)};"
             " SET idle_in_transaction_session_timeout = 5000;"
