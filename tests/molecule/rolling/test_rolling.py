@@ -171,6 +171,13 @@ def test_a_rolling_restart(deployment: Deployment) -> None:
         deployment.succeed("restart")
 
 
+def test_a_rollback(deployment: Deployment, first: str) -> None:
+    with every_instance_is_restarted(deployment):
+        deployment.succeed("rollback")
+    assert deployment.releases() == {first}
+    assert deployment.journal()[-1]["verb"] == "rollback"
+
+
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_broken_release_ends_at_the_first_instance(deployment: Deployment, fault: str) -> None:
     (good,) = deployment.releases()
@@ -191,16 +198,17 @@ def test_a_broken_release_ends_at_the_first_instance(deployment: Deployment, fau
     assert deployment.lock()["failed"]
 
 
-def test_a_rollback(deployment: Deployment, first: str) -> None:
-    """It takes over the lock of the deploy that failed, and passes over the bad releases."""
-    with every_instance_is_restarted(deployment):
+def test_nothing_is_left_of_a_broken_release(deployment: Deployment) -> None:
+    """Going back after a failure completes what was good before, and opens the lock."""
+    (good,) = deployment.releases()
+    with no_instance_is_restarted(deployment):
         deployment.succeed("rollback")
-    assert deployment.releases() == {first}
+    assert deployment.releases() == {good}
     assert deployment.lock() == {}
-
-
-def test_nothing_is_left_to_do(deployment: Deployment, hammer: Hammer) -> None:
     deployment.succeed("status")
+
+
+def test_the_load_was_one(hammer: Hammer) -> None:
     report = hammer.report()
     print(json.dumps(report, indent=2))
     assert report["clients"] >= 16
