@@ -34,7 +34,8 @@ test: lint lint-playbooks packages ## Everything that is tested on every change
 	$(BIN)/pytest
 	$(MAKE) molecule
 
-# Scenarios of Molecule with their Debian: those of every change, and the others.
+# Scenarios of Molecule with their Debian: those of every change, and the others. LONG=yes: all of
+# their tests; KEEP=yes: the machines stay.
 MOLECULE := default@debian-12 default@debian-13 rolling@debian-12
 MOLECULE_MORE := operations@debian-12 operations@debian-13 rolling@debian-13
 
@@ -44,7 +45,7 @@ molecule: $(DEPLOY_VENV)/.deploy ## Deploy to machines made for it, and look (SC
 
 .PHONY: molecule-all
 molecule-all: $(DEPLOY_VENV)/.deploy ## The same with every scenario, on Debian 12 and 13: about an hour
-	tests/molecule/run $(MOLECULE) $(MOLECULE_MORE)
+	LONG=yes tests/molecule/run $(MOLECULE) $(MOLECULE_MORE)
 
 .PHONY: bench
 bench: $(VENV)/.dev packages ## Measure Poky against its yardsticks (SUITE="get put", RECORD=1: compare with this run from now on)

@@ -22,7 +22,7 @@ def deployment() -> Deployment:
 @pytest.fixture(scope="session")
 def hammer(deployment: Deployment) -> Iterator[Hammer]:
     """Traffic from now on to the end of the session."""
-    hammer = Hammer(deployment, clients=20, seconds=3600)
+    hammer = Hammer(deployment, clients=20, rate=5, seconds=3600)
     yield hammer
     hammer.stop()
 

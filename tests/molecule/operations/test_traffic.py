@@ -33,7 +33,7 @@ def test_a_drain_goes_unnoticed_and_is_told(deployment: Deployment) -> None:
     (host,) = deployment.groups["service"]
     deployment.succeed("buckets", poky_bucket="hammer")
     one = {"poky_drain_host": host, "poky_drain_port": 8081}
-    hammer = Hammer(deployment, clients=16, seconds=600)
+    hammer = Hammer(deployment, clients=16, rate=5, seconds=600)
     try:
         deployment.succeed("drain", **one)
         assert backends(deployment) == {"8081": "sick", "8082": "probe"}

@@ -158,6 +158,7 @@ def test_a_change_of_the_vcl(deployment: Deployment) -> None:
     assert deployment.edge.file("/etc/varnish/poky_values.vcl").contains("7200")
 
 
+@pytest.mark.long
 def test_a_change_of_settings(deployment: Deployment) -> None:
     deployment.settings["poky_threads"] = 5
     with every_instance_is_restarted(deployment):
@@ -166,6 +167,7 @@ def test_a_change_of_settings(deployment: Deployment) -> None:
         assert host.file("/etc/poky/poky.env").contains("^POKY_THREADS=5$")
 
 
+@pytest.mark.long
 def test_a_rolling_restart(deployment: Deployment) -> None:
     with every_instance_is_restarted(deployment):
         deployment.succeed("restart")
@@ -178,7 +180,13 @@ def test_a_rollback(deployment: Deployment, first: str) -> None:
     assert deployment.journal()[-1]["verb"] == "rollback"
 
 
-@pytest.mark.parametrize("fault", BROKEN)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        fault if fault == "crashes" else pytest.param(fault, marks=pytest.mark.long)
+        for fault in BROKEN
+    ],
+)
 def test_a_broken_release_ends_at_the_first_instance(deployment: Deployment, fault: str) -> None:
     (good,) = deployment.releases()
     name, text = BROKEN[fault]
