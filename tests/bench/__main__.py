@@ -40,7 +40,7 @@ def main(
     """
     console = Console(width=None if sys.stdout.isatty() else 180)
     chosen = list(SUITES) if "all" in suites else list(suites or USUAL)
-    before = report.recorded(ROOT / "docs" / "performance.json")
+    before = report.recorded(ROOT / "docs")
     rows: list[Row] = []
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="poky-bench-"))

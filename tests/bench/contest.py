@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -109,14 +109,24 @@ def compare(
 
 
 def save(rows: Sequence[Row], path: Path) -> None:
-    """Write the rows as JSON."""
+    """Write rows as JSON, one a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    shown = []
+    lines = []
     for row in rows:
-        facts = {
+        figures = {
             name: round(value, 4) if isinstance(value, float) else value
             for name, value in vars(row).items()
-            if name != "facts"
         }
-        shown.append({**facts, **row.facts, "loaded": row.loaded})
-    path.write_text("[\n" + ",\n".join(json.dumps(each) for each in shown) + "\n]\n")
+        lines.append(json.dumps({**figures, "loaded": row.loaded}))
+    path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def load(path: Path) -> list[Row]:
+    """Read what ``save`` has written; nothing if there is no such file."""
+    if not path.exists():
+        return []
+    names = {each.name for each in fields(Row)}
+    return [
+        Row(**{name: value for name, value in row.items() if name in names})
+        for row in json.loads(path.read_text())
+    ]

@@ -59,7 +59,7 @@ class Http:
     def run(self, seconds: int) -> Sample:
         """Load all ports at once and add them up; a refused request is an error."""
         ports = self.ports[: self.clients]
-        return _watch(self.watched, lambda: self._run(ports, seconds), max(self.items, 1))
+        return watch(self.watched, lambda: self._run(ports, seconds), max(self.items, 1))
 
     def _run(self, ports: Sequence[int], seconds: int) -> tuple[float, float, float, float]:
         running = [
@@ -113,7 +113,7 @@ class Pgbench:
 
     def run(self, seconds: int) -> Sample:
         """Run the statement for some seconds."""
-        return _watch(self.watched, lambda: self._run(seconds))
+        return watch(self.watched, lambda: self._run(seconds))
 
     def _run(self, seconds: int) -> tuple[float, float, float, float]:
         with NamedTemporaryFile("w", suffix=".sql") as script:
@@ -141,7 +141,7 @@ class Pgbench:
         return rate, rate * seconds, latency, latency
 
 
-def _watch(
+def watch(
     watched: Watched, run: Callable[[], tuple[float, float, float, float]], items: int = 1
 ) -> Sample:
     roots = (watched.service, watched.postgres, watched.ours)

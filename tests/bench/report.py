@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from pygal.style import Style
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.contest import Row
+from tests.bench.contest import Row, load, save
 
 #: What issue 5 asks of ratios, by name and yardstick.
 GOALS = {
@@ -43,20 +42,21 @@ _STYLE = Style(
 )
 
 
-def recorded(path: Path) -> dict[tuple[str, str], float]:
-    """The ratios of the last run that was recorded."""
-    if not path.exists():
-        return {}
-    return {(row["name"], row["yardstick"]): row["ratio"] for row in json.loads(path.read_text())}
+Recorded = dict[tuple[str, str], Row]
 
 
-def is_regression(row: Row, before: float | None) -> bool:
+def recorded(docs: Path) -> Recorded:
+    """The rows to compare with, by name and yardstick."""
+    return {(row.name, row.yardstick): row for row in load(docs / "performance.json")}
+
+
+def is_regression(row: Row, before: Row | None) -> bool:
     """Whether a ratio is worse than the recorded one by more than the tolerance."""
     if before is None:
         return False
     if row.lower_is_better:
-        return row.ratio > before * (1 + TOLERANCE)
-    return row.ratio < before * (1 - TOLERANCE)
+        return row.ratio > before.ratio * (1 + TOLERANCE)
+    return row.ratio < before.ratio * (1 - TOLERANCE)
 
 
 def missed(row: Row) -> str:
@@ -73,16 +73,16 @@ def missed(row: Row) -> str:
 
 _COLUMNS = (
     *("figure", "median", "unit", "ratio", "of", "rounds", "p50 ms", "p99 ms"),
-    *("Python us", "PostgreSQL us", ""),
+    *("service us", "PostgreSQL us", ""),
 )
 
 
-def _cells(row: Row, before: float | None) -> list[str]:
+def _cells(row: Row, before: Row | None) -> list[str]:
     notes = []
     if goal := missed(row):
         notes.append(f"goal: {goal}")
-    if is_regression(row, before):
-        notes.append(f"WORSE than {before:.2f}")
+    if before and is_regression(row, before):
+        notes.append(f"WORSE than {before.ratio:.2f}")
     if row.loaded:
         notes.append(f"LOADED {row.foreign:.1f}")
     digits = 0 if row.value >= 100 else 1
@@ -99,7 +99,7 @@ def _cells(row: Row, before: float | None) -> list[str]:
     ]
 
 
-def show(rows: Sequence[Row], before: dict[tuple[str, str], float], console: Console) -> None:
+def show(rows: Sequence[Row], before: Recorded, console: Console) -> None:
     """The table on the terminal."""
     table = Table(*_COLUMNS, box=None, header_style="bold", pad_edge=False)
     for column in table.columns[1:4] + table.columns[5:10]:
@@ -162,21 +162,11 @@ def _write(chart: pygal.graph.graph.Graph, path: Path) -> None:
 
 
 def record(rows: Sequence[Row], docs: Path) -> None:
-    """Make a run the one to compare with: JSON, plots, and the table between two marks."""
-    known = {}
-    path = docs / "performance.json"
-    if path.exists():
-        known = {(row["name"], row["yardstick"]): row for row in json.loads(path.read_text())}
-    for row in rows:
-        known[row.name, row.yardstick] = {
-            "name": row.name,
-            "yardstick": row.yardstick,
-            "ratio": round(row.ratio, 3),
-        }
-    lines = ",\n".join(json.dumps(each) for each in known.values())
-    path.write_text(f"[\n{lines}\n]\n")
-    plot(rows, docs / "performance")
+    """Compare with these rows from now on: JSON, plots, and the table between two marks."""
+    known = recorded(docs) | {(row.name, row.yardstick): row for row in rows}
+    save(list(known.values()), docs / "performance.json")
+    plot(list(known.values()), docs / "performance")
     page = docs / "performance.md"
-    before, _, rest = page.read_text().partition("<!-- table -->\n")
-    _, _, after = rest.partition("<!-- end of table -->\n")
-    page.write_text(f"{before}<!-- table -->\n{markdown(rows)}<!-- end of table -->\n{after}")
+    before, mark, rest = page.read_text().partition("<!-- table -->\n")
+    _, end, after = rest.partition("<!-- end of table -->\n")
+    page.write_text(f"{before}{mark}{markdown(list(known.values()))}{end}{after}")
