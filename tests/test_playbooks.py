@@ -189,6 +189,20 @@ def test_a_release_is_refused_where_the_schema_has_gone_on_without_it(
     assert "never applied" in releases.poky_schema_refusal(release, {"schema": 2, "contracted": 1})
 
 
+def test_a_plan_knows_the_migrations_of_a_release_that_is_not_staged(
+    releases: ModuleType, tmp_path: Path
+) -> None:
+    names = ["0002_expand_a.sql", "0003_contract_b.sql", "0004_expand_c.sql", "functions.sql"]
+    files = [str(tmp_path / name) for name in [*names, "schema.sql"]]
+    for file in files:
+        Path(file).write_text("SELECT 1;\n")
+    same = {"functions.sql": releases._sha1(files[3])}
+    other = {"functions.sql": "another release's"}
+    assert releases.poky_pending(files, "expand", 0, {})[0] == "schema.sql"
+    assert releases.poky_pending(files, "expand", 2, same) == ["0004_expand_c.sql"]
+    assert releases.poky_pending(files, "contract", 2, other) == names[1:]
+
+
 def test_buckets_become_what_is_declared(releases: ModuleType) -> None:
     declared = [{"name": "a"}, {"name": "b"}, {"name": "old", "state": "absent"}]
     plan = releases.poky_bucket_plan(["b", "old", "x"], declared, {}, "_smoke")

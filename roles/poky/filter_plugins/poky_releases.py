@@ -4,7 +4,10 @@ The journal (``deploys.jsonl``) has one JSON object per line and is only appende
 host has a copy; a host that was added later has a shorter one, so they are merged.
 """
 
+import hashlib
 import json
+import re
+from pathlib import Path
 
 
 def poky_journal(copies):
@@ -121,13 +124,27 @@ def poky_schema_refusal(release, plan):
     return ""
 
 
-def poky_pending(files, phase, schema):
-    """Which migration files a database with ``schema`` lacks: a plan without the release."""
-    names = sorted(file.rsplit("/", 1)[-1] for file in files)
-    wanted = [name for name in names if "_expand_" in name or phase == "contract"]
+def poky_pending(files, phase, schema, serving):
+    """What a database with ``schema`` would be given by a checkout whose release is not staged.
+
+    ``files`` are the SQL files of the checkout, ``serving`` {name: SHA-1} of those of the release
+    that serves which are applied whenever they change.
+    """
     if not schema:
         return ["schema.sql", "functions.sql", "grants.sql"]
-    return [name for name in wanted if int(name[:4]) > schema]
+    numbered = [Path(file) for file in sorted(files) if re.match(r"\d{4}_", Path(file).name)]
+    wanted = [file.name for file in numbered if "_expand_" in file.name or phase == "contract"]
+    changed = [
+        Path(file).name
+        for file in sorted(files)
+        if serving.get(Path(file).name, _sha1(file)) != _sha1(file)
+    ]
+    return [name for name in wanted if int(name[:4]) > schema] + changed
+
+
+def _sha1(file):
+    # What Ansible's find tells of the files on the host.
+    return hashlib.sha1(Path(file).read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def poky_bucket_plan(found, declared, asked, own):
