@@ -1,0 +1,74 @@
+"""The bench's own judgement: ratios, goals, regressions. What it measures is not tested."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.bench import contest, report
+from tests.bench.contest import Contest
+from tests.bench.load import Sample
+
+
+class Paced:
+    """A contestant whose rates are known."""
+
+    def __init__(self, *rates: float) -> None:
+        self._rates = iter(rates)
+
+    def run(self, seconds: int) -> Sample:
+        return Sample(next(self._rates))
+
+
+@pytest.fixture
+def row() -> contest.Row:
+    contestants = {"get.direct": Paced(20, 30, 90), "naive": Paced(10, 10, 10)}
+    (row,) = contest.run(
+        Contest(contestants, [("get.direct", "naive")]), rounds=3, seconds=1, step=lambda: None
+    )
+    return row
+
+
+def test_a_ratio_is_the_median_of_its_rounds(row: contest.Row) -> None:
+    assert (row.value, row.yardstick_value, row.ratio, row.runs) == (30, 10, 3, 3)
+
+
+def test_rows_survive_being_saved(row: contest.Row, tmp_path: Path) -> None:
+    contest.save([row], tmp_path / "rows.json")
+    assert contest.load(tmp_path / "rows.json") == [row]
+    assert contest.load(tmp_path / "nothing.json") == []
+
+
+@pytest.mark.parametrize(
+    ("unit", "ratio", "is_worse"),
+    [("requests/s", 2.6, False), ("requests/s", 2.5, True), ("ms", 3.4, False), ("ms", 3.5, True)],
+)
+def test_fifteen_percent_worse_is_a_regression(
+    row: contest.Row, unit: str, ratio: float, is_worse: bool
+) -> None:
+    assert report.is_regression(replace(row, unit=unit, ratio=ratio), row) is is_worse
+    assert not report.is_regression(row, None)
+
+
+def test_a_missed_goal_is_named(row: contest.Row) -> None:
+    assert report.missed(row) == ""
+    assert report.missed(replace(row, ratio=2.4)) == "ratio 2.5"
+    assert report.missed(replace(row, service_us=101)) == "at most 100 us"
+
+
+def test_recording_keeps_the_page_and_the_rows_of_other_suites(
+    row: contest.Row, tmp_path: Path
+) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text("before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n")
+    report.record([row], tmp_path)
+    report.record([replace(row, name="put.direct")], tmp_path)
+    text = page.read_text()
+    assert text.startswith("before\n<!-- table -->\n| figure")
+    assert text.endswith("|\n<!-- end of table -->\nafter\n")
+    assert "| get.direct |" in text
+    assert "| put.direct |" in text
+    assert "old" not in text
+    assert (tmp_path / "performance" / "ratios.svg").exists()
