@@ -50,6 +50,7 @@ class Cache:
                     *("-f", str(self._vcl), "-p", f"vcl_path={self._vcl.parent}"),
                     *("-s", "malloc,256m", "-p", "thread_pools=1", "-p", "thread_pool_min=50"),
                     *parameters(),
+                    *parameters(),
                 ],
                 stdout=log,
                 stderr=log,

@@ -24,18 +24,24 @@ SABOTAGES = {
         "PURGE removes the object; a fetch in flight is inserted after it.",
         (
             (
-                """    if (req.restarts == 0) {
-        hash_data("epoch" + req.url);
-""",
+                '    if (req.restarts == 0 || !req.http.Poky-Key || req.http.Poky-Key == "none") {',
                 """    if (req.method == "PURGE") {
         hash_data(req.url);
-    } elseif (req.restarts == 0) {
-        hash_data("epoch" + req.url);
-""",
+    } elseif (req.restarts == 0 || !req.http.Poky-Key || req.http.Poky-Key == "none") {""",
             ),
             ("hash_data(req.http.Poky-Key + req.url);", "hash_data(req.url);"),
         ),
         "10-",
+    ),
+    "late-copy-believed": Sabotage(
+        "What was fetched under a tag of before is given away as it is.",
+        (("    if (req.restarts > 0 && obj.age < now - req.time) {", "    if (false) {"),),
+        "14-",
+    ),
+    "copy-outlives-pass": Sabotage(
+        "A read without a lease leaves the copy where it is.",
+        (("    purge.hard();\n", ""),),
+        "28-",
     ),
     "aliases-cached": Sabotage(
         "Every spelling of an object's URL is cached; a purge names only one.",
@@ -122,7 +128,7 @@ SABOTAGES = {
                 """    if (req.restarts > 0) {\n        call""",
                 """    if (req.http.Poky-Key) {\n        call""",
             ),
-            ("    unset req.http.Poky-Key;\n", ""),
+            ("    unset req.http.Poky-Key;\n    if (req.url", "    if (req.url"),
         ),
         "34-",
     ),

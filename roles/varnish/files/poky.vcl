@@ -14,6 +14,7 @@ vcl 4.1;
 
 import directors;
 import header;
+import purge;
 import std;
 import str;
 import var;
@@ -22,8 +23,9 @@ include "poky_values.vcl";
 
 # --- Requests ------------------------------------------------------------------------------------
 
-# A read comes here up to four times. The first time it looks for the epoch; after that
-# req.http.Poky-Key says for what: "lease", "none" (no lease: pass), or generation and tag.
+# A read comes here several times. The first time it looks for the epoch; after that req.http.Poky-Key
+# says for what: nothing = the epoch once more, "lease", "none" = it goes without a lease,
+# "pass" = to the service, else the object under this generation and tag.
 sub vcl_recv {
     if (req.restarts > 0) {
         call poky_recv_again;
@@ -38,7 +40,7 @@ sub vcl_recv {
 }
 
 sub poky_recv_again {
-    if (req.http.Poky-Key == "none") {
+    if (req.http.Poky-Key == "pass") {
         return (pass);
     }
     return (hash);
@@ -70,7 +72,7 @@ sub poky_recv_method {
 
 # On the URL, never on Host. The three kinds cannot meet: a generation begins with "=".
 sub vcl_hash {
-    if (req.restarts == 0) {
+    if (req.restarts == 0 || !req.http.Poky-Key || req.http.Poky-Key == "none") {
         hash_data("epoch" + req.url);
     } elseif (req.http.Poky-Key == "lease") {
         hash_data("lease");
@@ -81,17 +83,29 @@ sub vcl_hash {
 }
 
 sub vcl_hit {
-    if (req.restarts == 0) {
+    if (req.restarts == 0 || !req.http.Poky-Key) {
         call poky_hit_epoch;
         return (restart);
+    }
+    if (req.http.Poky-Key == "none") {
+        call poky_hit_without_lease;
     }
     call poky_hit_object;
     return (deliver);
 }
 
+# What the service answers may be a write that is not acknowledged yet: our copy must not come back
+# after that, when we hold a lease again.
+sub poky_hit_without_lease {
+    purge.hard();
+    return (pass);
+}
+
 sub vcl_miss {
     if (req.restarts == 0) {
         call poky_miss_epoch;
+    } elseif (req.http.Poky-Key == "none") {
+        return (pass);
     }
     return (fetch);
 }
@@ -385,10 +399,13 @@ sub vcl_deliver {
     if (req.restarts > 0 && (req.http.If-Match || req.http.X-If-Match)) {
         call poky_deliver_if_match;
     }
+    if (req.restarts > 0 && obj.age < now - req.time) {
+        call poky_deliver_new;
+    }
     if (req.http.If-None-Match) {
         call poky_deliver_if_none_match;
     }
-    if (obj.hits == 0) {
+    if (obj.hits == 0 || req.http.Poky-Missed == req.http.Poky-Key) {
         call poky_deliver_miss;
     }
     return (deliver);
@@ -405,15 +422,29 @@ sub poky_deliver_internal {
     return (restart);
 }
 
+# What was fetched after this read had begun may be a write that is not acknowledged yet. Unless its
+# tag is still the one in use, others may be given an older copy after us: so look again.
+sub poky_deliver_new {
+    if (obj.hits == 0) {
+        set req.http.Poky-Missed = req.http.Poky-Key;
+    }
+    if (req.http.Poky-Key != req.http.Poky-Checked && req.http.Poky-Key != "none" &&
+        req.http.Poky-Key != "pass" && req.http.Poky-Key !~ "^=revalidate" && req.restarts < 7) {
+        set req.http.Poky-Checked = req.http.Poky-Key;
+        unset req.http.Poky-Key;
+        return (restart);
+    }
+}
+
 # If-Match on a read: a match is answered from here, all else by the service.
 sub poky_deliver_if_match {
-    if (req.http.Poky-Key != "none") {
+    if (req.http.Poky-Key != "none" && req.http.Poky-Key != "pass") {
         set req.http.Poky-If-Match = req.http.If-Match + req.http.X-If-Match;
         if (resp.status != 200 || (req.http.Poky-If-Match != "*" && (
             req.http.Poky-If-Match !~ {"^\s*"[^"]*"(\s*,\s*"[^"]*")*\s*$"} || (
             !str.contains(req.http.Poky-If-Match, resp.http.ETag) &&
             !str.contains(req.http.Poky-If-Match, {"""} + resp.http.Last-Modified + {"""}))))) {
-            set req.http.Poky-Key = "none";
+            set req.http.Poky-Key = "pass";
             return (restart);
         }
     }
