@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from deployment import Deployment, machine
 
-# What every machine writes when it boots, and what Ansible writes to find its way.
-OF_NO_CONCERN = (
-    *("/var/log", "/var/tmp", "/tmp", "/run", "/root", "/var/lib/systemd", "/var/cache"),
-    *(
-        "/etc/ssh/ssh_host_",
-        "/etc/machine-id",
-        "/var/lib/dbus/machine-id",
-        "/etc/.pwd.lock",
-        "/etc/hosts",
-        "/etc/resolv.conf",
-    ),
+# What every machine writes when it boots, and Ansible to find its way.
+OF_NO_CONCERN = tuple(
+    """
+    /etc/.pwd.lock /etc/.updated /etc/hosts /etc/ld.so.cache /etc/machine-id /etc/resolv.conf
+    /etc/ssh/ssh_host_ /root /run /tmp /var/.updated /var/cache /var/lib/dbus/machine-id
+    /var/lib/systemd /var/log /var/tmp
+    """.split()
 )
 
 
