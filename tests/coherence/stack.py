@@ -117,6 +117,7 @@ class Stack:
         purge_timeout: float = 0.5,
         nodes: int = 2,
         instances: int = 2,
+        gated: bool = True,
         server: embedded.Embedded | None = None,
     ) -> None:
         self.folder = folder
@@ -128,6 +129,7 @@ class Stack:
         self.nginx_port = 0
         self._purge_timeout = purge_timeout
         self._counts = nodes, instances
+        self._gated = gated
         self._own_server = server is None
         self._server = server
         self._gates = Gates()
@@ -178,10 +180,11 @@ class Stack:
         (vcl / "poky.vcl").write_text(VCL.read_text())
         self.caches = [Cache(f"n{n + 1}", self.folder, vcl / "poky.vcl") for n in range(nodes)]
         self.purge_gates = [self._gates.open(cache.purge_port) for cache in self.caches]
+        purge_ports = [gate.port if self._gated else gate.target for gate in self.purge_gates]
         settings = {
             "POKY_CACHES": " ".join(
-                f"{cache.name}=http://127.0.0.1:{gate.port}"
-                for cache, gate in zip(self.caches, self.purge_gates, strict=True)
+                f"{cache.name}=http://127.0.0.1:{port}"
+                for cache, port in zip(self.caches, purge_ports, strict=True)
             ),
             "POKY_LEASE_SECONDS": str(self.lease_seconds),
             "POKY_PURGE_TIMEOUT": str(self._purge_timeout),
