@@ -196,7 +196,8 @@ def drop_bucket(name: str, keys: bool, dsn: str | None, as_json: bool) -> None:
             raise _Failed(error.detail + hint) from error
         if outbox_id is not None:
             with _caches(store) as caches:
-                caches.forget_bucket(outbox_id)
+                caches.forget()
+            store.confirm([outbox_id])
     _show_pairs({name: "dropped"}, as_json)
 
 

@@ -84,6 +84,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
             "connections": ("Client connections.", lambda: len(listeners[0].connections)),
             "database_busy": ("Busy connections to PostgreSQL.", lambda: store.connections[0]),
             "database_idle": ("Idle connections to PostgreSQL.", lambda: store.connections[1]),
+            **caches.gauges,
         },
         config.statsd_host,
         config.statsd_key_base,
