@@ -15,11 +15,12 @@ from tests.bench.load import Sample
 class Paced:
     """A contestant whose rates are known."""
 
-    def __init__(self, *rates: float) -> None:
-        self._rates = iter(rates)
+    def __init__(self, *rates: float, foreign: tuple[float, ...] = (0,) * 9) -> None:
+        self._slices = zip(rates, foreign, strict=False)
 
     def run(self, seconds: int) -> Sample:
-        return Sample(next(self._rates))
+        rate, foreign = next(self._slices)
+        return Sample(rate, foreign=foreign)
 
 
 @pytest.fixture
@@ -33,6 +34,15 @@ def row() -> contest.Row:
 
 def test_a_ratio_is_the_median_of_its_rounds(row: contest.Row) -> None:
     assert (row.value, row.yardstick_value, row.ratio, row.runs) == (30, 10, 3, 3)
+
+
+def test_spare_rounds_stand_in_for_disturbed_ones() -> None:
+    contestants = {
+        "get.direct": Paced(1, 20, 30, 40, foreign=(2, 0, 0, 0)),
+        "naive": Paced(10, 10, 10, 10),
+    }
+    (row,) = contest.run(Contest(contestants, [("get.direct", "naive")]), 2, 1, lambda: None, 2)
+    assert row.ratios == [2, 3]
 
 
 def test_rows_survive_being_saved(row: contest.Row, tmp_path: Path) -> None:

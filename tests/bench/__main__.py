@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import click
@@ -26,13 +27,20 @@ SUITES = USUAL | LONGER
 @click.argument("suites", nargs=-1, type=click.Choice([*SUITES, "all"]), metavar="[SUITE]...")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
 @click.option("--seconds", default=1, show_default=True, help="How long a slice is.")
+@click.option("--spare", default=2, show_default=True, help="Rounds for those that are disturbed.")
 @click.option("--large", is_flag=True, help="Also 10^7 keys and a million requests.")
 @click.option("--record", is_flag=True, help="Compare with this run from now on (docs/).")
 @click.option(
     "--json", "path", type=Path, default=ROOT / "build" / "bench.json", help="Where rows go."
 )
 def main(
-    suites: tuple[str, ...], rounds: int, seconds: int, large: bool, record: bool, path: Path
+    suites: tuple[str, ...],
+    rounds: int,
+    seconds: int,
+    spare: int,
+    large: bool,
+    record: bool,
+    path: Path,
 ) -> None:
     """Measure Poky side by side with its yardsticks.
 
@@ -56,7 +64,8 @@ def main(
                     for number, title in enumerate(each.contestants):
                         if number == 0:
                             progress.update(suites_done, description=f"{name}: {title}")
-                    rows += contest.run(each, rounds, seconds, lambda s=slices: progress.advance(s))
+                    step = partial(progress.advance, slices)
+                    rows += contest.run(each, rounds, seconds, step, spare)
                     progress.remove_task(slices)
                     contest.save(rows, path)
                 progress.advance(suites_done)
