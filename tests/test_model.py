@@ -136,7 +136,7 @@ class Model(RuleBasedStateMachine):
         ]
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_poky_answers_as_a_dictionary_would(service: Service) -> None:
     bound = type("BoundModel", (Model,), {"service": service})

@@ -12,7 +12,7 @@ import pytest
 from tests.service import Service
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_the_service_conforms_to_its_document(service: Service, tmp_path: Path) -> None:
     document = service.client().get("/openapi.json").json()
@@ -44,7 +44,7 @@ def test_the_service_conforms_to_its_document(service: Service, tmp_path: Path) 
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=280,
+        timeout=560,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
