@@ -47,7 +47,8 @@ PORTS = {
 
 @pytest.mark.parametrize(("who", "port"), PORTS)
 def test_listens_where_it_should(host: Host, who: str, port: int) -> None:
-    found = host.check_output(f"ss -Hltn 'sport = :{port}'").split()[3::6]
+    listed = host.check_output(f"ss -Hltn 'sport = :{port}'").splitlines()
+    found = [line.split()[3] for line in listed]
     assert found, f"{who} does not listen on {port}"
     outside = [address for address in found if not address.startswith(("127.0.0.1:", "[::1]:"))]
     assert bool(outside) == PORTS[who, port], found
