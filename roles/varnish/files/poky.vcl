@@ -405,7 +405,7 @@ sub vcl_deliver {
     if (req.http.If-None-Match) {
         call poky_deliver_if_none_match;
     }
-    if (obj.hits == 0 || req.http.Poky-Missed == req.http.Poky-Key) {
+    if (obj.hits == 0) {
         call poky_deliver_miss;
     }
     return (deliver);
@@ -423,8 +423,14 @@ sub poky_deliver_internal {
 }
 
 # What was fetched after this read had begun may be a write that is not acknowledged yet. Unless its
-# tag is still the one in use, others may be given an older copy after us: so look again.
+# tag is still the one in use, others may be given an older copy after us: so look again. The same
+# if it was passed for want of a lease, and now there is one.
 sub poky_deliver_new {
+    if (req.http.Poky-Key == "none" && req.restarts < 7 &&
+        std.real(var.global_get("poky_until"), 0.0) > std.time2real(now, 0.0)) {
+        unset req.http.Poky-Key;
+        return (restart);
+    }
     if (obj.hits == 0) {
         set req.http.Poky-Missed = req.http.Poky-Key;
     }
@@ -433,6 +439,9 @@ sub poky_deliver_new {
         set req.http.Poky-Checked = req.http.Poky-Key;
         unset req.http.Poky-Key;
         return (restart);
+    }
+    if (req.http.Poky-Missed == req.http.Poky-Key) {
+        call poky_deliver_miss;
     }
 }
 
