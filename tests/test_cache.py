@@ -143,6 +143,7 @@ def test_an_instance_that_was_told_of_no_cache_tells_them_all_the_same(
 # Who takes part.
 
 
+@pytest.mark.slow
 def test_a_node_takes_part_once_it_has_answered(
     start: Start, store: Store, node: FakeCache
 ) -> None:
@@ -170,6 +171,7 @@ def test_a_nameless_node_is_asked_for_its_name(start: Start, store: Store, node:
     assert only(store).name == "one"
 
 
+@pytest.mark.slow
 def test_a_node_at_a_new_address_is_suspended_first(
     leased: Caches, start: Start, store: Store
 ) -> None:
@@ -351,6 +353,7 @@ def test_a_node_whose_writer_died_waiting_comes_back(leased: Caches, store: Stor
     assert time.monotonic() - began >= GRANT
 
 
+@pytest.mark.slow
 def test_a_node_that_fails_again_and_again_pauses_longer(store: Store) -> None:
     store.register_node("one", "http://127.0.0.1:1")
     store.reinstate_node("one", only(store).generation)
@@ -405,6 +408,7 @@ def test_a_change_that_cannot_be_told_is_not_acknowledged(nowhere: Store, bucket
 # Changes whose writers did not tell.
 
 
+@pytest.mark.slow
 def test_a_change_whose_writer_died_is_told(
     leased: Caches, store: Store, bucket: str, node: FakeCache
 ) -> None:
@@ -413,6 +417,7 @@ def test_a_change_whose_writer_died_is_told(
     wait_until(lambda: not store.unconfirmed(0, 10))
 
 
+@pytest.mark.slow
 def test_a_dropped_bucket_whose_dropper_died_is_forgotten(
     leased: Caches, store: Store, bucket: str
 ) -> None:
@@ -468,6 +473,7 @@ def test_revalidate_has_nothing_to_purge(
 # For people.
 
 
+@pytest.mark.slow
 def test_a_suspended_node_stays_so_until_it_is_resumed(leased: Caches, store: Store) -> None:
     assert timed(leased.suspend, "one") >= GRANT - 0.3
     assert only(store).drained
@@ -500,6 +506,7 @@ def test_the_gauges_tell_what_happened(
     wait_until(lambda: leased.gauges["cache_nodes_suspended"][1]() == 1)
 
 
+@pytest.mark.slow
 def test_the_command(
     leased: Caches, database: Database, store: Store, bucket: str, node: FakeCache
 ) -> None:
