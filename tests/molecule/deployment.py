@@ -48,7 +48,7 @@ class Run:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def wait(self, timeout: float = 600) -> Run:
+    def wait(self, timeout: float = 1800) -> Run:
         self.process.wait(timeout)
         return self
 

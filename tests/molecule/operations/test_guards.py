@@ -34,7 +34,7 @@ def second_checkout() -> Path:
 def test_of_two_at_once_the_second_is_refused(deployment: Deployment) -> None:
     one = deployment.start("restart")
     try:
-        wait_until(deployment.lock, 120, "the first run has the lock")
+        wait_until(deployment.lock, 600, "the first run has the lock")
         deployment.fail("restart", f"The deploy lock is held by {getpass.getuser()}@")
         assert deployment.lock(), "the first run has ended too early to say anything"
     finally:
@@ -51,7 +51,7 @@ def test_the_next_run_repairs_what_a_killed_one_left(
     killed = deployment.start("deploy")
     try:
         wait_until(
-            lambda: len(deployment.releases() - {""}) == 2, 600, "half of the instances are rolled"
+            lambda: len(deployment.releases() - {""}) == 2, 1800, "half of the instances are rolled"
         )
     finally:
         killed.kill()
