@@ -37,7 +37,7 @@ def run(program: str, case: Path, *options: str) -> Result:
         [
             program,
             "-t",
-            "60",
+            "120",
             "-p",
             "max_restarts=12",
             f"-Dvcl=cd {shlex.quote(str(ROOT))}; {vcl}",
