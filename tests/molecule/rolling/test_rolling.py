@@ -145,8 +145,10 @@ def _second(deployment: Deployment) -> None:
     deployment.settings["poky_build_directory"] = str(BUILD / "molecule/releases")
 
 
-def test_a_release_with_a_migration(deployment: Deployment, first: str) -> None:
+def test_a_release_with_a_migration_and_another_vcl(deployment: Deployment, first: str) -> None:
     assert deployment.releases() == {first}
+    before = active_vcl(deployment)
+    deployment.settings["varnish_object_ttl"] = 7200
     with every_instance_is_restarted(deployment):
         deployment.succeed("deploy")
     (second,) = deployment.releases()
@@ -154,15 +156,17 @@ def test_a_release_with_a_migration(deployment: Deployment, first: str) -> None:
     last = deployment.journal()[-1]
     assert (last["from"], last["to"], last["outcome"]) == (first, second, "good")
     assert [name for name in last["migrations"] if name in MIGRATION]
+    assert active_vcl(deployment) != before
 
 
-def test_a_change_of_the_vcl(deployment: Deployment) -> None:
+@pytest.mark.long
+def test_a_change_of_the_vcl_alone(deployment: Deployment) -> None:
     before = active_vcl(deployment)
-    deployment.settings["varnish_object_ttl"] = 7200
+    deployment.settings["varnish_object_ttl"] = 3600
     with no_instance_is_restarted(deployment):
         deployment.succeed("deploy")
     assert active_vcl(deployment) != before
-    assert deployment.edge.file("/etc/varnish/poky_values.vcl").contains("7200")
+    assert deployment.edge.file("/etc/varnish/poky_values.vcl").contains("3600")
 
 
 @pytest.mark.long
