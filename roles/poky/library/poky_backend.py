@@ -62,13 +62,15 @@ def drain(module, names, peers, min_healthy):
 
 
 def restore(module, names, timeout):
-    """Hand health back to the probes, and wait until they call all of the backends healthy."""
+    """Hand health back to the probes; wait until they call all healthy, unless ``timeout`` is 0."""
     before = list_backends()
     todo = [name for name in names if before[name]["drained"]]
     if module.check_mode:
         return bool(todo)
     for name in todo:
         varnishadm("backend.set_health", name, "auto")
+    if not timeout:
+        return bool(todo)
     deadline = time.monotonic() + timeout
     while sick := [
         name for name, seen in list_backends().items() if name in names and not seen["healthy"]
