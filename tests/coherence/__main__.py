@@ -89,8 +89,13 @@ def _run(stack: Stack, fault: Fault, reads: int, seconds: float) -> Result:
         console.print(line())
     with Live(get_renderable=line, console=console, transient=True, refresh_per_second=2):
         result = run(stack, fault, reads=reads, seconds=seconds, watch=loads.append)
-    for sentence in result.verdict.findings[:5]:
-        console.print(f"  [red]{result.name}[/red]: {sentence}")
+    verdict = result.verdict
+    console.print(
+        f"  {verdict.reads:,} reads in {result.seconds:.0f} s: {verdict.stale} stale,"
+        f" {verdict.inversions} inversions, {verdict.unordered} keys without an order"
+    )
+    for sentence in verdict.findings[:5]:
+        console.print(f"  [red]{sentence}[/red]")
     return result
 
 
