@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -46,6 +47,7 @@ def main(
 
     Suites: get put batch cache buckets keys start memory (those by default), sizes, clients, all.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the stack is taken down
     console = Console(width=None if sys.stdout.isatty() else 180)
     chosen = list(SUITES) if "all" in suites else list(suites or USUAL)
     before = report.recorded(ROOT / "docs")
