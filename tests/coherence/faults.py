@@ -63,11 +63,12 @@ def leases_slow(stack: Stack) -> None:
 
 
 def leases_late(stack: Stack) -> None:
-    """Granted long before it arrives; and when the purges fail, the grant is what counts."""
+    """Granted long before it arrives; and when then all fails, the grant is what counts."""
     for gate in stack.lease_gates:
         gate.weather = Weather(delay=0.25 * stack.lease_seconds)
-    time.sleep(1)
-    for gate in stack.purge_gates:
+    # At any moment between two grants: the stack that has just become whole keeps time with us.
+    time.sleep((1 + random.random()) * stack.lease_seconds)
+    for gate in [*stack.purge_gates, *stack.lease_gates]:
         gate.weather = Weather(refused=True)
     time.sleep(stack.lease_seconds + 1)
     _clear_up(stack)
