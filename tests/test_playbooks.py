@@ -94,6 +94,8 @@ def told(*entries: str) -> list[dict[str, str]]:
         # A failed deploy has gone back already: its rollback completes that, and goes no further.
         (["deploy v1 good", "deploy v2 good", "deploy v3 bad"], "v2", "v2"),
         (["deploy v1 good", "deploy v2 good", "deploy v3 bad"], "v3", "v2"),
+        # Once it is completed, the next one goes further.
+        (["deploy v1 good", "deploy v2 good", "deploy v3 bad", "rollback v2 good"], "v2", "v1"),
         # Good once, bad since: never again by itself.
         (["deploy v1 good", "deploy v2 good", "deploy v2 bad", "deploy v3 good"], "v3", "v1"),
     ],
@@ -107,6 +109,12 @@ def test_rollback_goes_to_the_last_good_release(
 def test_rollback_of_a_run_that_never_finished_goes_to_what_was_good(releases: ModuleType) -> None:
     journal = told("deploy v1 good", "deploy v2 good")
     assert releases.poky_rollback_target(journal, "v2", unfinished=True) == "v2"
+
+
+def test_a_run_that_rolls_nothing_is_told_if_it_cures_a_failure(releases: ModuleType) -> None:
+    assert releases.poky_unsettled(told("deploy v1 good", "deploy v2 bad"))
+    assert not releases.poky_unsettled(told("deploy v1 good", "deploy v2 bad", "rollback v1 good"))
+    assert not releases.poky_unsettled([])
 
 
 def test_rollback_refuses_a_bad_release_and_an_empty_journal(releases: ModuleType) -> None:

@@ -49,6 +49,11 @@ def history(journal):
     return [release for release in stack if said[release] == "good"]
 
 
+def poky_unsettled(journal):
+    """Whether the last run that the journal tells of did not end well."""
+    return bool(journal) and journal[-1].get("outcome") != "good"
+
+
 def poky_rollback_target(journal, current, wanted="", unfinished=False):
     """The release to go back to: ``wanted``, or the last good one.
 
@@ -60,8 +65,7 @@ def poky_rollback_target(journal, current, wanted="", unfinished=False):
             raise ValueError(f"{wanted} is marked bad in the journal; choose another one.")
         return wanted
     stack = history(journal)
-    failed = unfinished or (journal and journal[-1].get("outcome") != "good")
-    while stack and stack[-1] == current and not failed:
+    while stack and stack[-1] == current and not (unfinished or poky_unsettled(journal)):
         stack.pop()
     if not stack:
         raise ValueError(
@@ -183,6 +187,7 @@ class FilterModule:
             function.__name__: function
             for function in (
                 poky_journal,
+                poky_unsettled,
                 poky_rollback_target,
                 poky_prunable,
                 poky_todo,

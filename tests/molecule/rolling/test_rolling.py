@@ -207,8 +207,8 @@ def test_a_broken_release_ends_at_the_first_instance(deployment: Deployment, fau
         appended={name: text, MIGRATION: ADDS},
     )
     untouched = {name: pid for name, pid in pids(deployment).items() if "service-2" in name}
-    run = deployment.fail("deploy", "is back on", poky_source=str(checkout))
-    assert f"poky-m-service-1 is back on {good}" in " ".join(run.output.split())
+    run = deployment.fail("deploy", "went back to", poky_source=str(checkout))
+    assert f"poky-m-service-1 went back to {good}" in " ".join(run.output.split())
     assert deployment.releases() == {good}
     assert untouched.items() <= pids(deployment).items()
     last = deployment.journal()[-1]
@@ -223,6 +223,8 @@ def test_nothing_is_left_of_a_broken_release(deployment: Deployment) -> None:
     with no_instance_is_restarted(deployment):
         deployment.succeed("rollback")
     assert deployment.releases() == {good}
+    last = deployment.journal()[-1]
+    assert (last["verb"], last["to"], last["outcome"]) == ("rollback", good, "good")
     assert deployment.lock() == {}
     deployment.succeed("status")
 
