@@ -11,13 +11,13 @@ import pytest
 
 from tests.coherence.faults import FAULTS, NONE, Fault
 from tests.coherence.load import Count
-from tests.coherence.run import run
-from tests.coherence.sabotage import SABOTAGES, Sabotage, broken
+from tests.coherence.run import altered, run
+from tests.coherence.sabotage import SABOTAGES, Sabotage
 from tests.coherence.stack import Stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-IN_SHORT = ("slow-reads", "purges-dropped", "varnish-restarted", "instance-killed")
+IN_SHORT = ("slow-reads", "stalls", "purges-dropped", "varnish-restarted", "instance-killed")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     "fault", [NONE, *(fault for fault in FAULTS if fault.name in IN_SHORT)], ids=lambda f: f.name
 )
 def test_no_read_is_stale(stack: Stack, fault: Fault) -> None:
-    result = run(stack, fault, reads=2000, seconds=5)
+    with altered(stack, fault):
+        result = run(stack, fault, reads=2000, seconds=5)
     assert result.ok, "\n".join(result.verdict.findings) or result.counts
     assert result.counts[Count.WRITES] > 20
     assert result.counts[Count.HITS] > 100
@@ -38,9 +39,9 @@ def test_no_read_is_stale(stack: Stack, fault: Fault) -> None:
 
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.name)
 def test_sabotage_is_seen(stack: Stack, sabotage: Sabotage) -> None:
-    with broken(stack, sabotage) as fault:
+    with altered(stack, sabotage.fault):
         for _ in range(25):  # chance decides when; a busy machine needs more of them
-            result = run(stack, fault, reads=500, seconds=4)
+            result = run(stack, sabotage.fault, reads=500, seconds=4)
             if result.verdict.stale:
                 return
     pytest.fail(f"not seen within {result.verdict.reads} reads: {sabotage.says}")

@@ -21,8 +21,8 @@ from rich.table import Table
 from tests.coherence import cost
 from tests.coherence.faults import FAULTS, NONE, Fault
 from tests.coherence.load import Count, Load
-from tests.coherence.run import Result, run
-from tests.coherence.sabotage import SABOTAGES, Sabotage, broken
+from tests.coherence.run import Result, altered, run
+from tests.coherence.sabotage import SABOTAGES, Sabotage
 from tests.coherence.stack import Stack
 
 Choice = TypeVar("Choice", Fault, Sabotage)
@@ -47,8 +47,7 @@ def main() -> int:
                 reads = READS_WITHOUT_FAULTS if fault is NONE else READS_WITH_EACH_FAULT
                 results.append(_run(stack, fault, reads, seconds))
             for sabotage in sabotages:
-                with broken(stack, sabotage) as fault:
-                    results.append(_run(stack, fault, READS_WITH_EACH_FAULT, seconds))
+                results.append(_run(stack, sabotage.fault, READS_WITH_EACH_FAULT, seconds))
     console.print(_table(results))
     if not os.environ.get("FAULT") and not sabotages:
         with tempfile.TemporaryDirectory(prefix="coherence-") as folder:
@@ -87,7 +86,8 @@ def _run(stack: Stack, fault: Fault, reads: int, seconds: float) -> Result:
 
     if not console.is_terminal:
         console.print(line())
-    with Live(get_renderable=line, console=console, transient=True, refresh_per_second=2):
+    live = Live(get_renderable=line, console=console, transient=True, refresh_per_second=2)
+    with live, altered(stack, fault):
         result = run(stack, fault, reads=reads, seconds=seconds, watch=loads.append)
     verdict = result.verdict
     console.print(

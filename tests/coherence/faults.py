@@ -21,7 +21,9 @@ class Fault:
     name: str
     says: str
     strike: Callable[[Stack], None]
-    alterations: str = ""  # of the service, while this fault is on
+    alterations: str = ""  # of the service (tests.coherence.instance), while this fault is on
+    vcl: str = ""  # what is broken in Varnish (tests.vcl.sabotage)
+    stalls: bool = False  # threads are held up anywhere, of the service and of Varnish
 
 
 def nothing(stack: Stack) -> None:
@@ -156,6 +158,7 @@ NONE = Fault("none", "No fault.", nothing)
 
 FAULTS = (
     Fault("slow-reads", "The service answers long after it has read.", nothing, "slow_reads"),
+    Fault("stalls", "Any thread may be held up between any two steps.", nothing, stalls=True),
     Fault("purges-lost", "One purge in fifty gets no answer.", purges_lost),
     Fault("purges-dropped", "One node hears no purge (a firewall drops).", purges_dropped),
     Fault("purges-refused", "No node accepts a purge.", purges_refused),

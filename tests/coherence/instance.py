@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from poky import app, cache, cli, store
+from poky import app, cache, cli, purge, store
 
 
 def slow_reads() -> None:
@@ -26,6 +27,31 @@ def slow_reads() -> None:
         return answer
 
     app.Api.get_object = get_object  # type: ignore[method-assign]
+
+
+def stalls() -> None:
+    """Before and after whatever is asked of the database or of the caches there may pass time."""
+    verbs = ("get", "put", "delete", "put_many", "delete_many", "nodes", "lease", "suspend_node")
+    for verb in (*verbs, "drain_node", "reinstate_node", "unconfirmed", "confirm"):
+        _hold_up(store.Store, verb)
+    _hold_up(purge.PurgeClient, "purge")
+
+
+def _hold_up(owner: type, verb: str) -> None:
+    original = getattr(owner, verb)
+
+    def held_up(*arguments: Any, **named: Any) -> Any:
+        _stall()
+        result = original(*arguments, **named)
+        _stall()
+        return result
+
+    setattr(owner, verb, held_up)
+
+
+def _stall() -> None:
+    if random.random() < 0.02:
+        time.sleep(random.random() * 0.05)
 
 
 def purge_before_commit() -> None:
@@ -50,6 +76,25 @@ def _before(verb: str) -> None:
         return original(self, bucket, keys, *rest)
 
     setattr(store.Store, verb, told_first)
+
+
+def nodes_before_commit() -> None:
+    """Who writes looks for the caches first, and then takes its time."""
+    early = threading.local()
+    nodes = store.Store.nodes
+    store.Store.nodes = lambda self: early.__dict__.pop("nodes", None) or nodes(self)  # type: ignore[method-assign]
+    for verb in ("put", "delete", "put_many", "delete_many"):
+        original = getattr(store.Store, verb)
+
+        def looks_first(self: Any, *arguments: Any, _original: Any = original) -> Any:
+            found = nodes(self)
+            if random.random() < 0.2:
+                time.sleep(random.random() * 2)
+            outcome = _original(self, *arguments)
+            early.nodes = found
+            return outcome
+
+        setattr(store.Store, verb, looks_first)
 
 
 def no_purge_on_insert() -> None:
@@ -78,7 +123,10 @@ def _forget_outbox(verb: str, chosen: Callable[[Any], bool]) -> None:
 
 ALTERATIONS = {
     each.__name__: each
-    for each in (slow_reads, purge_before_commit, no_purge_on_insert, no_purge_for_batches)
+    for each in (
+        *(slow_reads, stalls, purge_before_commit, nodes_before_commit),
+        *(no_purge_on_insert, no_purge_for_batches),
+    )
 }
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,23 @@ class Result:
         return self.counts[Count.HITS] / max(self.counts[Count.READS], 1)
 
 
+@contextmanager
+def altered(stack: Stack, fault: Fault) -> Iterator[None]:
+    """What of the fault is in the programs themselves is there inside, and gone afterwards."""
+    alterations = f"{fault.alterations}{' stalls' * fault.stalls}".strip()
+    try:
+        if alterations:
+            stack.alter(alterations)
+        if fault.vcl or fault.stalls:
+            stack.use_vcl(fault.vcl, stalls=fault.stalls)
+        yield
+    finally:
+        if alterations:
+            stack.alter("")
+        if fault.vcl or fault.stalls:
+            stack.use_vcl()
+
+
 def run(
     stack: Stack,
     fault: Fault,
@@ -46,13 +64,11 @@ def run(
     seconds: float = 0,
     watch: Callable[[Load], None] = lambda _: None,
 ) -> Result:
-    """Strike until there are so many reads and so many seconds have passed."""
+    """Strike an altered stack until there are so many reads and so many seconds have passed."""
     phase = next(_phases)
     bucket = stack.create_bucket(f"phase{phase}-{fault.name}")
     folder = stack.folder / bucket
     folder.mkdir()
-    if fault.alterations:
-        stack.alter(fault.alterations)
     stack.forgive()
     load = Load(plan(stack, bucket, folder))
     began = time.monotonic()
@@ -63,8 +79,6 @@ def run(
         load.stop()
     finally:
         load.kill()
-        if fault.alterations:
-            stack.alter("")
     took = time.monotonic() - began
     history = History()
     history.add(folder)

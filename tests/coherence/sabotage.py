@@ -5,14 +5,12 @@ What is broken in Varnish is in tests.vcl.sabotage, what is broken in the servic
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from tests.coherence.faults import FAULTS, NONE, Fault, leases_late
-from tests.coherence.stack import Stack
 
 _SLOW_READS = next(fault for fault in FAULTS if fault.name == "slow-reads")
+_PURGES_DROPPED = next(fault for fault in FAULTS if fault.name == "purges-dropped")
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,7 @@ class Sabotage:
             self.shows_with,
             name=self.name,
             says=self.says,
+            vcl=self.vcl,
             alterations=f"{self.shows_with.alterations} {self.alterations}".strip(),
         )
 
@@ -69,16 +68,10 @@ SABOTAGES = (
         Fault("", "", leases_late),
         vcl="lease-from-end",
     ),
+    Sabotage(
+        "nodes-before-commit",
+        "Who writes looks for the caches before the commit; one that joins meanwhile is not told.",
+        _PURGES_DROPPED,
+        alterations="nodes_before_commit",
+    ),
 )
-
-
-@contextmanager
-def broken(stack: Stack, sabotage: Sabotage) -> Iterator[Fault]:
-    """The fault to run while the stack is broken; its VCL is whole again afterwards."""
-    if sabotage.vcl:
-        stack.use_vcl(sabotage.vcl)
-    try:
-        yield sabotage.fault
-    finally:
-        if sabotage.vcl:
-            stack.use_vcl()

@@ -21,7 +21,7 @@ from poky import embedded, schema
 from poky.store import Node, Store, StoreError
 from tests.coherence.gate import Gate, Gates
 from tests.service import Client, Service, free_ports, wait_until
-from tests.vcl.sabotage import sabotaged
+from tests.vcl.sabotage import sabotaged, stalled
 from tests.vcl.values import parameters, values
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,6 @@ class Cache:
                     *("-a", f"purge=127.0.0.1:{self.purge_port}"),
                     *("-f", str(self._vcl), "-p", f"vcl_path={self._vcl.parent}"),
                     *("-s", "malloc,256m", "-p", "thread_pools=1", "-p", "thread_pool_min=50"),
-                    *parameters(),
                     *parameters(),
                 ],
                 stdout=log,
@@ -256,12 +255,16 @@ class Stack:
             service.settings["POKY_THREADS"] = "16" if alterations else "4"
             service.start()
 
-    def use_vcl(self, sabotage: str = "") -> None:
-        """Restart the nodes with a broken VCL (tests.vcl.sabotage), or with the true one."""
+    def use_vcl(self, sabotage: str = "", *, stalls: bool = False) -> None:
+        """Restart the nodes with an altered VCL (tests.vcl.sabotage), or with the true one."""
         vcl = VCL.read_text()
+        if sabotage:
+            vcl = sabotaged(vcl, sabotage)
+        if stalls:
+            vcl = stalled(vcl)
         for cache in self.caches:
             cache.stop()
-        (self.folder / "vcl" / "poky.vcl").write_text(sabotaged(vcl, sabotage) if sabotage else vcl)
+        (self.folder / "vcl" / "poky.vcl").write_text(vcl)
         for cache in self.caches:
             cache.start()
         self.wait_until_whole()

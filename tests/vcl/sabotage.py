@@ -7,6 +7,7 @@ change of poky.vcl cannot turn a negative control into a second positive one.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -181,3 +182,37 @@ def sabotaged(vcl: str, name: str) -> str:
             )
         vcl = vcl.replace(old, new)
     return vcl
+
+
+_STALL = """import vtc;
+
+sub poky_stall {
+    if (std.random(0.0, 100.0) < 1.0) {
+        vtc.sleep(std.duration(real=std.random(0.0, 0.02)));
+    }
+}
+
+sub vcl_purge {
+    if (std.random(0.0, 1000.0) < 1.0) {
+        vtc.sleep(std.duration(real=std.random(0.0, 1.0)));
+    }
+}
+"""
+_METHODS = ("recv", "hash", "hit", "miss", "pass", "purge", "deliver", "synth")
+_BACKEND_METHODS = ("backend_fetch", "backend_response", "backend_error")
+
+
+def stalled(vcl: str) -> str:
+    """Return the text of poky.vcl, as right as before, whose threads may be held up at each step.
+
+    One step in a hundred for up to 20 ms, and one purge in a thousand for up to a second.
+    """
+    methods = "".join(
+        f"sub vcl_{method} {{ call poky_stall; }}\n" for method in (*_METHODS, *_BACKEND_METHODS)
+    )
+    head, include, rest = vcl.partition('include "poky_values.vcl";\n')
+    assert include
+    steps = re.sub(
+        r"^( +(?:set|unset|call|var|purge)\b.*;)$", r"\1 call poky_stall;", rest, flags=re.M
+    )
+    return head + _STALL + methods + include + steps
