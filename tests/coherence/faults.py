@@ -74,7 +74,6 @@ def leases_late(stack: Stack) -> None:
         gate.weather = Weather(refused=True)
     time.sleep(stack.lease_seconds + 1)
     _clear_up(stack)
-    stack.forgive()
 
 
 def leases_cut(stack: Stack) -> None:
@@ -152,6 +151,7 @@ def _clear_up(stack: Stack) -> None:
     for gate in [*stack.purge_gates, *stack.lease_gates]:
         gate.fair()
     stack.wait_until_whole()
+    stack.forgive()  # another strike soon is no relapse, for which a node would pause for longer
 
 
 NONE = Fault("none", "No fault.", nothing)
