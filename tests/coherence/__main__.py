@@ -16,9 +16,10 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import Progress
 from rich.table import Table
 
-from tests.coherence import cost
+from tests.coherence import cost, working_set
 from tests.coherence.faults import FAULTS, NONE, Fault
 from tests.coherence.load import Count, Load
 from tests.coherence.run import Result, altered, run
@@ -50,13 +51,34 @@ def main() -> int:
                 results.append(_run(stack, sabotage.fault, READS_WITH_EACH_FAULT, seconds))
     console.print(_table(results))
     if not os.environ.get("FAULT") and not sabotages:
-        with tempfile.TemporaryDirectory(prefix="coherence-") as folder:
-            without, purged = cost.of_a_write(Path(folder))
-        console.print(
-            f"An undisturbed PUT takes {without:.2f} ms without caches, {purged:.2f} ms with one:"
-            f" {purged - without:+.2f} ms."
-        )
+        _cost()
+        _hit_ratio()
     return 0 if all(result.ok for result in results) else 1
+
+
+def _cost() -> None:
+    with tempfile.TemporaryDirectory(prefix="coherence-") as folder:
+        without, purged = cost.of_a_write(Path(folder))
+    console.print(
+        f"An undisturbed PUT takes {without:.2f} ms without caches, {purged:.2f} ms with one:"
+        f" {purged - without:+.2f} ms."
+    )
+
+
+def _hit_ratio() -> None:
+    seconds = working_set.SECONDS
+    with (
+        tempfile.TemporaryDirectory(prefix="coherence-") as folder,
+        Progress(console=console, transient=True) as progress,
+    ):
+        task = progress.add_task(f"Reading {working_set.KEYS:,} keys evenly", total=seconds)
+        reads, ratio = working_set.hit_ratio(
+            Path(folder), seconds, lambda done: progress.update(task, completed=done)
+        )
+    console.print(
+        f"{working_set.KEYS:,} keys read evenly for {seconds} s through a cache that was empty:"
+        f" {reads:,} reads, {100 * ratio:.1f} % hits."
+    )
 
 
 def _chosen(variable: str, there_are: Sequence[Choice]) -> list[Choice]:

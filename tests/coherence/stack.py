@@ -6,6 +6,7 @@ stand gates, which are the network that can be made to fail.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -31,8 +32,9 @@ VCL = ROOT / "roles" / "varnish" / "files" / "poky.vcl"
 class Cache:
     """A Varnish node."""
 
-    def __init__(self, name: str, folder: Path, vcl: Path) -> None:
+    def __init__(self, name: str, folder: Path, vcl: Path, storage: str) -> None:
         self.name = name
+        self._storage = storage
         self.port, self.purge_port = free_ports(2)
         self._folder = folder / name
         self._vcl = vcl
@@ -48,7 +50,7 @@ class Cache:
                     *("-a", f"http=127.0.0.1:{self.port}"),
                     *("-a", f"purge=127.0.0.1:{self.purge_port}"),
                     *("-f", str(self._vcl), "-p", f"vcl_path={self._vcl.parent}"),
-                    *("-s", "malloc,256m", "-p", "thread_pools=1", "-p", "thread_pool_min=50"),
+                    *("-s", self._storage, "-p", "thread_pools=1", "-p", "thread_pool_min=50"),
                     *parameters(),
                 ],
                 stdout=log,
@@ -81,6 +83,12 @@ class Cache:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def requests(self) -> int:
+        """How many requests it has had from clients."""
+        command = ["varnishstat", "-n", str(self._folder), "-j", "-f", "MAIN.client_req"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return int(json.loads(done.stdout)["counters"]["MAIN.client_req"]["value"])
 
     def pause(self) -> None:
         os.kill(self._child(), signal.SIGSTOP)
@@ -117,6 +125,7 @@ class Stack:
         nodes: int = 2,
         instances: int = 2,
         gated: bool = True,
+        storage: str = "malloc,256m",
         server: embedded.Embedded | None = None,
     ) -> None:
         self.folder = folder
@@ -129,6 +138,7 @@ class Stack:
         self._purge_timeout = purge_timeout
         self._counts = nodes, instances
         self._gated = gated
+        self._storage = storage
         self._own_server = server is None
         self._server = server
         self._gates = Gates()
@@ -177,7 +187,9 @@ class Stack:
         vcl = self.folder / "vcl"
         vcl.mkdir(exist_ok=True)
         (vcl / "poky.vcl").write_text(VCL.read_text())
-        self.caches = [Cache(f"n{n + 1}", self.folder, vcl / "poky.vcl") for n in range(nodes)]
+        self.caches = [
+            Cache(f"n{n + 1}", self.folder, vcl / "poky.vcl", self._storage) for n in range(nodes)
+        ]
         self.purge_gates = [self._gates.open(cache.purge_port) for cache in self.caches]
         purge_ports = [gate.port if self._gated else gate.target for gate in self.purge_gates]
         settings = {
