@@ -40,16 +40,16 @@ def main() -> int:
     if sabotages and "FAULT" not in os.environ:
         faults = []
     seconds = float(os.environ.get("MINUTES", "0")) * 60 / len([*faults, *sabotages])
-    results = []
-    with tempfile.TemporaryDirectory(prefix="coherence-") as folder:
-        console.print("Starting PostgreSQL, two instances, two Varnish nodes and nginx …")
-        with Stack(Path(folder)) as stack:
-            for fault in faults:
-                reads = READS_WITHOUT_FAULTS if fault is NONE else READS_WITH_EACH_FAULT
-                results.append(_run(stack, fault, reads, seconds))
-            for sabotage in sabotages:
-                results.append(_run(stack, sabotage.fault, READS_WITH_EACH_FAULT, seconds))
-    console.print(_table(results))
+    results: list[Result] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="coherence-") as folder:
+            console.print("Starting PostgreSQL, two instances, two Varnish nodes and nginx …")
+            with Stack(Path(folder)) as stack:
+                for fault in [*faults, *(sabotage.fault for sabotage in sabotages)]:
+                    reads = READS_WITHOUT_FAULTS if fault is NONE else READS_WITH_EACH_FAULT
+                    results.append(_run(stack, fault, reads, seconds))
+    finally:  # what was seen before something broke down
+        console.print(_table(results))
     if not os.environ.get("FAULT") and not sabotages:
         _cost()
         _hit_ratio()
