@@ -75,15 +75,18 @@ $$;
 COMMENT ON FUNCTION poky._bucket_for_writing IS
 'The bucket''s registry row; in the flat schema it is made when missing. PK400, PK404.';
 
+-- Not in SQL: PostgreSQL would inline it into every write and prepare it each time, used or not.
 CREATE OR REPLACE FUNCTION poky._matches(
     p_condition text, p_revision bigint, p_hash text, p_modified_at bigint
 )
 RETURNS boolean
-LANGUAGE sql IMMUTABLE
+LANGUAGE plpgsql IMMUTABLE
 AS $$
-    SELECT p_condition = '*'
+BEGIN
+    RETURN p_condition = '*'
         OR p_revision || '-' || p_hash = ANY (string_to_array(p_condition, ','))
-        OR '@' || p_modified_at = ANY (string_to_array(p_condition, ','))
+        OR '@' || p_modified_at = ANY (string_to_array(p_condition, ','));
+END;
 $$;
 COMMENT ON FUNCTION poky._matches IS
 'Whether an object is among those that a condition names (RFC 9110 13.1.1, and the seed''s dates).';
@@ -95,15 +98,13 @@ AS $$
 DECLARE
     v_id bigint;
 BEGIN
-    IF EXISTS (SELECT FROM poky.cache_node) THEN
-        INSERT INTO poky._outbox (bucket, key, revision) VALUES (p_bucket, p_key, p_revision)
-        RETURNING id INTO v_id;
-    END IF;
+    INSERT INTO poky._outbox (bucket, key, revision) VALUES (p_bucket, p_key, p_revision)
+    RETURNING id INTO v_id;
     RETURN v_id;
 END;
 $$;
 COMMENT ON FUNCTION poky._announce IS
-'Record, in the change''s own transaction, that caches must hear of it. Null without caches.';
+'Record, in the change''s own transaction, that caches must hear of it; for when there are any.';
 
 CREATE OR REPLACE FUNCTION poky.get(p_bucket text, p_key text) RETURNS SETOF poky.object
 LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1
@@ -135,52 +136,117 @@ $$;
 COMMENT ON FUNCTION poky.get IS
 'The object, or no row. unchanged_since: no older copy can be dated later. PK404: no such bucket.';
 
+CREATE OR REPLACE FUNCTION poky._own(
+    p_bucket poky.bucket, p_verb text, p_signature text, p_source text
+)
+RETURNS text
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_name text := p_verb || '_' || p_bucket.id;
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_proc AS p
+        WHERE p.proname = v_name AND p.pronamespace = 'poky'::regnamespace AND p.prosrc = p_source
+    ) THEN
+        -- One at a time, and not beside poky.drop_bucket.
+        PERFORM FROM poky.bucket WHERE id = p_bucket.id FOR UPDATE;
+        IF NOT FOUND THEN
+            RETURN NULL;
+        END IF;
+        EXECUTE format(
+            'CREATE OR REPLACE FUNCTION poky.%I%s LANGUAGE plpgsql SECURITY DEFINER'
+            ' SET search_path = poky, pg_temp AS %L',
+            v_name, p_signature, p_source
+        );
+        EXECUTE format('REVOKE ALL ON FUNCTION poky.%I FROM public', v_name);
+        EXECUTE format('GRANT EXECUTE ON FUNCTION poky.%I TO poky_service', v_name);
+        EXECUTE format(
+            'COMMENT ON FUNCTION poky.%I IS %L', v_name, 'poky.' || p_verb || ' for one bucket.'
+        );
+    END IF;
+    RETURN v_name;
+END;
+$$;
+COMMENT ON FUNCTION poky._own IS
+'Give a bucket a function of its own, unless it has it; its name, or null if the bucket is gone.';
+
 CREATE OR REPLACE FUNCTION poky.reader(p_bucket text) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = poky, pg_temp
 AS $$
 DECLARE
     v_bucket poky.bucket;
-    v_name text;
+BEGIN
+    SELECT * INTO v_bucket FROM poky.bucket WHERE name = p_bucket;
+    IF v_bucket.leaf IS NULL THEN
+        RETURN CASE WHEN poky._is_flat() THEN '' END;
+    END IF;
+    RETURN poky._own(
+        v_bucket, 'get', '(p_key text) RETURNS SETOF poky.object STABLE ROWS 1',
+        format(
+            'BEGIN RETURN QUERY SELECT o.key, o.revision, o.hash, o.modified_at,'
+            ' greatest(o.written_at, o.modified_at,'
+            ' (SELECT b.unsettled_until FROM poky.bucket AS b WHERE b.id = %1$s)),'
+            ' o.content_type, o.value'
+            ' FROM poky.%2$I AS o WHERE o.bucket_id = %1$s AND o.key = p_key; END',
+            v_bucket.id, v_bucket.leaf
+        )
+    );
+END;
+$$;
+COMMENT ON FUNCTION poky.reader IS
+'The name of a function that is poky.get for this bucket alone, at half the cost: its plan is kept. Made when first asked for, gone with the bucket. Null: no such bucket; empty: the schema is flat.';
+
+CREATE OR REPLACE FUNCTION poky.writer(p_bucket text, p_verb text) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_bucket poky.bucket;
+    v_parameters text;
     v_source text;
 BEGIN
     SELECT * INTO v_bucket FROM poky.bucket WHERE name = p_bucket;
     IF v_bucket.leaf IS NULL THEN
         RETURN CASE WHEN poky._is_flat() THEN '' END;
     END IF;
-    v_name := 'get_' || v_bucket.id;
-    v_source := format(
-        'BEGIN RETURN QUERY SELECT o.key, o.revision, o.hash, o.modified_at,'
-        ' greatest(o.written_at, o.modified_at,'
-        ' (SELECT b.unsettled_until FROM poky.bucket AS b WHERE b.id = %1$s)),'
-        ' o.content_type, o.value'
-        ' FROM poky.%2$I AS o WHERE o.bucket_id = %1$s AND o.key = p_key; END',
-        v_bucket.id, v_bucket.leaf
+    -- poky._put or poky._delete as they stand, but with this bucket's table, id and name.
+    SELECT
+        substring(pg_get_function_arguments(p.oid) FROM 'p_key .*'),
+        regexp_replace(
+            regexp_replace(
+                replace(p.prosrc, 'poky._object', format('poky.%I', v_bucket.leaf)),
+                '\mp_id\M', v_bucket.id::text, 'g'
+            ),
+            '\mp_bucket\M', quote_literal(p_bucket), 'g'
+        )
+    INTO STRICT v_parameters, v_source
+    FROM pg_catalog.pg_proc AS p
+    WHERE p.oid = to_regprocedure(
+        CASE p_verb
+            WHEN 'put' THEN
+                'poky._put(integer,text,boolean,text,bytea,text,bigint,text,text,text)'
+            WHEN 'delete' THEN 'poky._delete(integer,text,boolean,text,text,text,bigint)'
+        END
     );
-    IF NOT EXISTS (
-        SELECT FROM pg_catalog.pg_proc AS p
-        WHERE p.proname = v_name AND p.pronamespace = 'poky'::regnamespace AND p.prosrc = v_source
-    ) THEN
-        -- One at a time, and not beside poky.drop_bucket.
-        PERFORM FROM poky.bucket WHERE id = v_bucket.id FOR UPDATE;
-        IF NOT FOUND THEN
-            RETURN NULL;
-        END IF;
-        EXECUTE format(
-            'CREATE OR REPLACE FUNCTION poky.%I(p_key text) RETURNS SETOF poky.object'
-            ' LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1'
-            ' SET search_path = poky, pg_temp AS %L',
-            v_name, v_source
-        );
-        EXECUTE format('REVOKE ALL ON FUNCTION poky.%I FROM public', v_name);
-        EXECUTE format('GRANT EXECUTE ON FUNCTION poky.%I TO poky_service', v_name);
-        EXECUTE format('COMMENT ON FUNCTION poky.%I IS %L', v_name, 'poky.get for one bucket.');
-    END IF;
-    RETURN v_name;
+    RETURN poky._own(
+        v_bucket, p_verb, format('(%s) RETURNS poky.outcome', v_parameters),
+        format(
+            'DECLARE p_has_caches boolean; BEGIN'
+            ' IF poky._is_key(p_key) IS NOT TRUE THEN'
+            ' PERFORM poky._check_names(%L, ARRAY[p_key]); END IF;'
+            ' SELECT EXISTS (SELECT FROM poky.cache_node) INTO p_has_caches'
+            ' FROM poky.bucket AS b WHERE b.id = %s;'
+            ' IF NOT FOUND THEN RAISE undefined_table; END IF;'
+            '%sEND',
+            p_bucket, v_bucket.id, v_source
+        )
+    );
 END;
 $$;
-COMMENT ON FUNCTION poky.reader IS
-'The name of a function that is poky.get for this bucket alone, at half the cost: its plan is kept. Made when first asked for, gone with the bucket. Null: no such bucket; empty: the schema is flat.';
+COMMENT ON FUNCTION poky.writer IS
+'The name of a function that is poky.put or poky.delete for this bucket alone; as poky.reader. Error 42P01 from such a function: the bucket is gone, and nothing was done.';
 
 CREATE OR REPLACE FUNCTION poky.get_many(p_bucket text, p_keys text []) RETURNS SETOF poky.object
 LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -207,9 +273,38 @@ $$;
 COMMENT ON FUNCTION poky.get_many IS
 'Those of the objects that are there, each once, in no order. PK404: no such bucket.';
 
+CREATE OR REPLACE FUNCTION poky._draw_anew(p_id integer, p_key text) RETURNS bigint
+LANGUAGE plpgsql
+SET plan_cache_mode = force_custom_plan  -- one for all buckets would lock them all
+AS $$
+DECLARE
+    v_revision bigint;
+BEGIN
+    UPDATE poky._object SET revision = nextval('poky.revision')
+    WHERE bucket_id = p_id AND key = p_key
+    RETURNING revision INTO v_revision;
+    RETURN v_revision;
+END;
+$$;
+COMMENT ON FUNCTION poky._draw_anew IS
+'Another revision for an object that this transaction has just inserted.';
+
+CREATE OR REPLACE FUNCTION poky._plan_for_one_bucket(p_leaf text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF p_leaf IS NOT NULL THEN
+        PERFORM set_config('plan_cache_mode', 'force_custom_plan', true);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION poky._plan_for_one_bucket IS
+'To be called before poky._put with p_if_match and before poky._delete: their plan for all partitions would lock them all. Up to the end of the transaction.';
+
 CREATE OR REPLACE FUNCTION poky._put(
-    p_bucket poky.bucket, p_key text, p_value bytea, p_content_type text,
-    p_modified_at bigint, p_if_match text, p_if_none_match text
+    p_id integer, p_bucket text, p_has_caches boolean,
+    p_key text, p_value bytea, p_content_type text,
+    p_modified_at bigint, p_if_match text, p_if_none_match text, p_hash text
 )
 RETURNS poky.outcome
 LANGUAGE plpgsql
@@ -217,19 +312,17 @@ AS $$
 DECLARE
     v_drawn bigint := nextval('poky.revision');
     v_now bigint := floor(date_part('epoch', clock_timestamp()));
-    v_hash text := encode(substr(sha256(p_value), 1, 4), 'hex');
-    v_table text := coalesce(p_bucket.leaf, '_object');
-    v_old record;
+    v_hash text := coalesce(p_hash, encode(substr(sha256(p_value), 1, 4), 'hex'));
+    v_outcome text := 'updated';
     v_revision bigint;
     v_modified_at bigint;
-    v_outcome text := 'updated';
 BEGIN
-    IF p_if_match IS NULL AND p_if_none_match IS NULL THEN
+    IF p_if_match IS NULL THEN
         -- nextval again under the row's lock: excluded.revision was drawn before it and can be older.
         INSERT INTO poky._object AS o (
             bucket_id, key, revision, hash, modified_at, written_at, created_at, content_type, value
         ) VALUES (
-            p_bucket.id, p_key, v_drawn, v_hash, coalesce(p_modified_at, v_now), v_now, v_now,
+            p_id, p_key, v_drawn, v_hash, coalesce(p_modified_at, v_now), v_now, v_now,
             p_content_type, p_value
         )
         ON CONFLICT (bucket_id, key) DO UPDATE SET
@@ -240,97 +333,90 @@ BEGIN
             content_type = excluded.content_type,
             value = excluded.value
         -- >= and not >: dates have whole seconds, and the last writer within one second wins.
-        WHERE p_modified_at IS NULL OR p_modified_at >= o.modified_at
+        WHERE (p_modified_at IS NULL OR p_modified_at >= o.modified_at)
+            AND (
+                p_if_none_match IS NULL
+                OR NOT poky._matches(p_if_none_match, o.revision, o.hash, o.modified_at)
+            )
         RETURNING o.revision, o.modified_at INTO v_revision, v_modified_at;
-    ELSE
-        LOOP
-            EXECUTE 'SELECT revision, hash, modified_at FROM poky.' || v_table
-                || ' WHERE bucket_id = $1 AND key = $2 FOR UPDATE'
-                INTO v_old USING p_bucket.id, p_key;
-            IF v_old.revision IS NULL THEN
-                EXIT WHEN p_if_match IS NOT NULL;
-                INSERT INTO poky._object AS o (
-                    bucket_id, key, revision, hash, modified_at, written_at, created_at,
-                    content_type, value
-                ) VALUES (
-                    p_bucket.id, p_key, v_drawn, v_hash, coalesce(p_modified_at, v_now), v_now,
-                    v_now, p_content_type, p_value
-                )
-                ON CONFLICT (bucket_id, key) DO NOTHING
-                RETURNING o.revision, o.modified_at INTO v_revision, v_modified_at;
-                EXIT WHEN FOUND;
-                -- Somebody else created it meanwhile: look again.
-                CONTINUE;
+        IF v_revision = v_drawn THEN
+            v_outcome := 'inserted';
+            -- The number was drawn before the key was held. Had somebody drawn since, it could have
+            -- been for this key, inserted and deleted again: then draw anew, now that it is held.
+            IF (SELECT s.last_value FROM poky.revision AS s) <> v_drawn THEN
+                v_revision := poky._draw_anew(p_id, p_key);
             END IF;
-            EXIT WHEN p_modified_at < v_old.modified_at
-                OR NOT poky._matches(
-                    coalesce(p_if_match, '*'), v_old.revision, v_old.hash, v_old.modified_at
-                )
-                OR poky._matches(
-                    p_if_none_match, v_old.revision, v_old.hash, v_old.modified_at
-                );
-            EXECUTE 'UPDATE poky.' || v_table
-                || ' SET revision = nextval(''poky.revision''), hash = $3,'
-                ' modified_at = coalesce($4, modified_at), written_at = $5, content_type = $6,'
-                ' value = $7 WHERE bucket_id = $1 AND key = $2 RETURNING revision, modified_at'
-                INTO v_revision, v_modified_at
-                USING
-                    p_bucket.id, p_key, v_hash, p_modified_at, v_now, p_content_type, p_value;
-            EXIT;
-        END LOOP;
+        END IF;
+    ELSE
+        -- The number is drawn when the row to be replaced has been seen. If another one takes that
+        -- row's place first, PostgreSQL looks again: at the condition, and for a number.
+        UPDATE poky._object AS o SET
+            revision = nextval('poky.revision'),
+            hash = v_hash,
+            modified_at = coalesce(p_modified_at, o.modified_at),
+            written_at = v_now,
+            content_type = p_content_type,
+            value = p_value
+        WHERE o.bucket_id = p_id AND o.key = p_key
+            AND poky._matches(p_if_match, o.revision, o.hash, o.modified_at)
+            AND (p_modified_at IS NULL OR p_modified_at >= o.modified_at)
+            AND (
+                p_if_none_match IS NULL
+                OR NOT poky._matches(p_if_none_match, o.revision, o.hash, o.modified_at)
+            )
+        RETURNING o.revision, o.modified_at INTO v_revision, v_modified_at;
     END IF;
     IF v_revision IS NULL THEN
         RETURN (NULL, 'rejected', NULL, NULL, NULL, NULL)::poky.outcome;
     END IF;
-    IF v_revision = v_drawn THEN
-        v_outcome := 'inserted';
-        -- The number was drawn before the key was held. Had somebody drawn since, it could have
-        -- been for this key, inserted and deleted again: then draw anew, now that it is held.
-        IF (SELECT last_value FROM poky.revision) <> v_drawn THEN
-            EXECUTE 'UPDATE poky.' || v_table || ' SET revision = nextval(''poky.revision'')'
-                ' WHERE bucket_id = $1 AND key = $2 RETURNING revision'
-                INTO v_revision USING p_bucket.id, p_key;
-        END IF;
-    END IF;
-    RETURN (NULL, v_outcome, v_revision, v_hash, v_modified_at, NULL)::poky.outcome;
+    RETURN (
+        NULL, v_outcome, v_revision, v_hash, v_modified_at,
+        CASE WHEN p_has_caches THEN poky._announce(p_bucket, p_key, v_revision) END
+    )::poky.outcome;
 END;
 $$;
+
 COMMENT ON FUNCTION poky._put IS
-'One write into a known bucket, not yet announced; poky.put and poky.put_many.';
+'One write into a known bucket; poky.put, poky.put_many, and as text what poky.writer makes.';
 
 CREATE OR REPLACE FUNCTION poky.put(
     p_bucket text, p_key text, p_value bytea, p_content_type text,
     p_modified_at bigint DEFAULT NULL,
     p_if_match text DEFAULT NULL,
-    p_if_none_match text DEFAULT NULL
+    p_if_none_match text DEFAULT NULL,
+    p_hash text DEFAULT NULL
 )
 RETURNS poky.outcome
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = poky, pg_temp
 AS $$
 DECLARE
-    v_bucket poky.bucket;
-    v_outcome poky.outcome;
+    v_id integer;
+    v_leaf text;
+    v_has_caches boolean;
 BEGIN
-    SELECT * INTO v_bucket FROM poky.bucket WHERE name = p_bucket;
-    IF v_bucket.id IS NULL OR poky._is_key(p_key) IS NOT TRUE THEN
-        v_bucket := poky._bucket_for_writing(p_bucket, ARRAY[p_key]);
+    SELECT b.id, b.leaf, EXISTS (SELECT FROM poky.cache_node) INTO v_id, v_leaf, v_has_caches
+    FROM poky.bucket AS b WHERE b.name = p_bucket;
+    IF v_id IS NULL OR poky._is_key(p_key) IS NOT TRUE THEN
+        SELECT b.id, b.leaf, EXISTS (SELECT FROM poky.cache_node) INTO v_id, v_leaf, v_has_caches
+        FROM poky._bucket_for_writing(p_bucket, ARRAY[p_key]) AS b;
     END IF;
-    v_outcome := poky._put(
-        v_bucket, p_key, p_value, p_content_type, p_modified_at, p_if_match, p_if_none_match
+    IF p_if_match IS NOT NULL THEN
+        PERFORM poky._plan_for_one_bucket(v_leaf);
+    END IF;
+    RETURN poky._put(
+        v_id, p_bucket, v_has_caches, p_key, p_value, p_content_type,
+        p_modified_at, p_if_match, p_if_none_match, p_hash
     );
-    IF v_outcome.revision IS NOT NULL AND EXISTS (SELECT FROM poky.cache_node) THEN
-        v_outcome.outbox_id := poky._announce(p_bucket, p_key, v_outcome.revision);
-    END IF;
-    RETURN v_outcome;
 END;
 $$;
 COMMENT ON FUNCTION poky.put IS
-'Store an object: inserted, updated, or rejected because a condition is false or p_modified_at is older. PK400, PK404.';
+'Store an object: inserted, updated, or rejected because a condition is false or p_modified_at is older. p_hash: the first 8 hex digits of the value''s SHA-256, from those who have it. PK400, PK404.';
 
 CREATE OR REPLACE FUNCTION poky.put_many(
     p_bucket text, p_keys text [], p_values bytea [], p_content_types text [],
-    p_modified_at bigint [], p_if_match text [], p_if_none_match text [], p_atomic boolean
+    p_modified_at bigint [], p_if_match text [], p_if_none_match text [], p_atomic boolean,
+    p_hashes text [] DEFAULT NULL
 )
 RETURNS SETOF poky.outcome
 LANGUAGE plpgsql SECURITY DEFINER
@@ -338,11 +424,14 @@ SET search_path = poky, pg_temp
 AS $$
 DECLARE
     v_bucket poky.bucket := poky._bucket_for_writing(p_bucket, p_keys);
+    v_has_caches boolean := EXISTS (SELECT FROM poky.cache_node);
     v_outcome poky.outcome;
     v_outcomes poky.outcome [] := '{}';
     v_ordinal integer;
-    v_has_caches boolean;
 BEGIN
+    IF array_remove(p_if_match, NULL) <> '{}' THEN
+        PERFORM poky._plan_for_one_bucket(v_bucket.leaf);
+    END IF;
     BEGIN
         -- In key order, so that crossing batches cannot deadlock.
         FOR v_ordinal IN
@@ -350,8 +439,9 @@ BEGIN
             ORDER BY k.key COLLATE "C", k.ordinal
         LOOP
             v_outcome := poky._put(
-                v_bucket, p_keys[v_ordinal], p_values[v_ordinal], p_content_types[v_ordinal],
-                p_modified_at[v_ordinal], p_if_match[v_ordinal], p_if_none_match[v_ordinal]
+                v_bucket.id, p_bucket, v_has_caches, p_keys[v_ordinal], p_values[v_ordinal],
+                p_content_types[v_ordinal], p_modified_at[v_ordinal], p_if_match[v_ordinal],
+                p_if_none_match[v_ordinal], p_hashes[v_ordinal]
             );
             v_outcome.ordinal := v_ordinal;
             v_outcomes[v_ordinal] := v_outcome;
@@ -366,58 +456,59 @@ BEGIN
         )
         INTO v_outcomes FROM unnest(v_outcomes) AS o;
     END;
-    v_has_caches := EXISTS (SELECT FROM poky.cache_node);
-    RETURN QUERY SELECT
-        o.ordinal, o.outcome, o.revision, o.hash, o.modified_at,
-        CASE WHEN v_has_caches AND o.revision IS NOT NULL
-            THEN poky._announce(p_bucket, p_keys[o.ordinal], o.revision)
-        END
-    FROM unnest(v_outcomes) AS o;
+    RETURN QUERY SELECT * FROM unnest(v_outcomes);
 END;
 $$;
 COMMENT ON FUNCTION poky.put_many IS
 'Store objects, one outcome each by ordinal, in one transaction. Atomic: any rejected means nothing was written, and no outcome has a revision. PK400, PK404.';
 
 CREATE OR REPLACE FUNCTION poky._delete(
-    p_bucket poky.bucket, p_key text,
-    p_if_match text, p_if_none_match text, p_unmodified_since bigint
+    p_id integer, p_bucket text, p_has_caches boolean,
+    p_key text, p_if_match text, p_if_none_match text, p_unmodified_since bigint
 )
 RETURNS poky.outcome
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    v_table text := coalesce(p_bucket.leaf, '_object');
-    v_old record;
-    v_result poky.outcome;
+    v_modified_at bigint;
+    v_outcome text := CASE WHEN p_if_match IS NULL THEN 'missing' ELSE 'rejected' END;
+    v_outbox_id bigint;
 BEGIN
-    EXECUTE 'SELECT revision, hash, modified_at FROM poky.' || v_table
-        || ' WHERE bucket_id = $1 AND key = $2 FOR UPDATE'
-        INTO v_old USING p_bucket.id, p_key;
-    IF v_old.revision IS NULL THEN
-        v_result.outcome := CASE WHEN p_if_match IS NULL THEN 'missing' ELSE 'rejected' END;
-        RETURN v_result;
+    IF p_if_none_match IS NOT NULL OR p_unmodified_since IS NOT NULL THEN
+        -- Held, so that what is not there can be told from what does not match.
+        PERFORM FROM poky._object AS o WHERE o.bucket_id = p_id AND o.key = p_key FOR UPDATE;
+        IF NOT FOUND THEN
+            RETURN (NULL, v_outcome, NULL, NULL, NULL, NULL)::poky.outcome;
+        END IF;
+        v_outcome := 'rejected';
     END IF;
-    IF p_unmodified_since < v_old.modified_at
-        OR NOT poky._matches(
-            coalesce(p_if_match, '*'), v_old.revision, v_old.hash, v_old.modified_at
+    DELETE FROM poky._object AS o
+    WHERE o.bucket_id = p_id AND o.key = p_key
+        AND (
+            p_if_match IS NULL
+            OR poky._matches(p_if_match, o.revision, o.hash, o.modified_at)
         )
-        OR poky._matches(p_if_none_match, v_old.revision, v_old.hash, v_old.modified_at) THEN
-        v_result.outcome := 'rejected';
-        RETURN v_result;
+        AND (
+            p_if_none_match IS NULL
+            OR NOT poky._matches(p_if_none_match, o.revision, o.hash, o.modified_at)
+        )
+        AND (p_unmodified_since IS NULL OR p_unmodified_since >= o.modified_at)
+    RETURNING o.modified_at INTO v_modified_at;
+    IF v_modified_at IS NULL THEN
+        RETURN (NULL, v_outcome, NULL, NULL, NULL, NULL)::poky.outcome;
     END IF;
-    EXECUTE 'DELETE FROM poky.' || v_table || ' WHERE bucket_id = $1 AND key = $2'
-        USING p_bucket.id, p_key;
-    IF v_old.modified_at > extract(epoch FROM clock_timestamp()) THEN
-        UPDATE poky.bucket SET unsettled_until = greatest(unsettled_until, v_old.modified_at)
-        WHERE id = p_bucket.id;
+    IF v_modified_at > extract(epoch FROM clock_timestamp()) THEN
+        UPDATE poky.bucket SET unsettled_until = greatest(unsettled_until, v_modified_at)
+        WHERE id = p_id;
     END IF;
-    v_result.outcome := 'deleted';
-    v_result.outbox_id := poky._announce(p_bucket.name, p_key, nextval('poky.revision'));
-    RETURN v_result;
+    IF p_has_caches THEN
+        v_outbox_id := poky._announce(p_bucket, p_key, nextval('poky.revision'));
+    END IF;
+    RETURN (NULL, 'deleted', NULL, NULL, NULL, v_outbox_id)::poky.outcome;
 END;
 $$;
 COMMENT ON FUNCTION poky._delete IS
-'One delete from a known bucket; poky.delete and poky.delete_many.';
+'One delete from a known bucket; poky.delete, poky.delete_many, and as text what poky.writer makes.';
 
 CREATE OR REPLACE FUNCTION poky.delete(
     p_bucket text, p_key text,
@@ -429,10 +520,20 @@ RETURNS poky.outcome
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = poky, pg_temp
 AS $$
+DECLARE
+    v_id integer;
+    v_leaf text;
+    v_has_caches boolean;
 BEGIN
+    SELECT b.id, b.leaf, EXISTS (SELECT FROM poky.cache_node) INTO v_id, v_leaf, v_has_caches
+    FROM poky.bucket AS b WHERE b.name = p_bucket;
+    IF v_id IS NULL OR poky._is_key(p_key) IS NOT TRUE THEN
+        SELECT b.id, b.leaf, EXISTS (SELECT FROM poky.cache_node) INTO v_id, v_leaf, v_has_caches
+        FROM poky._bucket_for_writing(p_bucket, ARRAY[p_key]) AS b;
+    END IF;
+    PERFORM poky._plan_for_one_bucket(v_leaf);
     RETURN poky._delete(
-        poky._bucket_for_writing(p_bucket, ARRAY[p_key]), p_key,
-        p_if_match, p_if_none_match, p_unmodified_since
+        v_id, p_bucket, v_has_caches, p_key, p_if_match, p_if_none_match, p_unmodified_since
     );
 END;
 $$;
@@ -449,17 +550,19 @@ SET search_path = poky, pg_temp
 AS $$
 DECLARE
     v_bucket poky.bucket := poky._bucket_for_writing(p_bucket, p_keys);
+    v_has_caches boolean := EXISTS (SELECT FROM poky.cache_node);
     v_outcome poky.outcome;
     v_outcomes poky.outcome [] := '{}';
     v_ordinal integer;
 BEGIN
+    PERFORM poky._plan_for_one_bucket(v_bucket.leaf);
     BEGIN
         FOR v_ordinal IN
             SELECT k.ordinal FROM unnest(p_keys) WITH ORDINALITY AS k (key, ordinal)
             ORDER BY k.key COLLATE "C", k.ordinal
         LOOP
             v_outcome := poky._delete(
-                v_bucket, p_keys[v_ordinal],
+                v_bucket.id, p_bucket, v_has_caches, p_keys[v_ordinal],
                 p_if_match[v_ordinal], p_if_none_match[v_ordinal], p_unmodified_since[v_ordinal]
             );
             v_outcome.ordinal := v_ordinal;
@@ -562,6 +665,7 @@ AS $$
 DECLARE
     v_bucket poky.bucket;
     v_has_keys boolean;
+    v_function regprocedure;
 BEGIN
     SELECT * INTO v_bucket FROM poky.bucket WHERE name = p_bucket FOR UPDATE;
     IF v_bucket.leaf IS NOT NULL THEN
@@ -581,9 +685,15 @@ BEGIN
     END IF;
     IF v_bucket.leaf IS NOT NULL THEN
         EXECUTE format('DROP TABLE poky.%I', v_bucket.leaf);
-        IF to_regproc('poky.get_' || v_bucket.id) IS NOT NULL THEN
-            EXECUTE format('DROP FUNCTION poky.get_%s', v_bucket.id);
-        END IF;
+        FOR v_function IN
+            SELECT p.oid FROM pg_catalog.pg_proc AS p
+            WHERE p.pronamespace = 'poky'::regnamespace
+                AND p.proname IN (
+                    'get_' || v_bucket.id, 'put_' || v_bucket.id, 'delete_' || v_bucket.id
+                )
+        LOOP
+            EXECUTE format('DROP FUNCTION %s', v_function);
+        END LOOP;
         DELETE FROM poky.bucket WHERE id = v_bucket.id;
     ELSE
         -- The row stays: a writer may have read its id already.
@@ -591,7 +701,7 @@ BEGIN
         DELETE FROM poky._object WHERE bucket_id = v_bucket.id;
         v_has_keys := FOUND;
     END IF;
-    IF v_has_keys THEN
+    IF v_has_keys AND EXISTS (SELECT FROM poky.cache_node) THEN
         RETURN poky._announce(p_bucket, '', nextval('poky.revision'));
     END IF;
     RETURN NULL;

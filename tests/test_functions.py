@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import psycopg2
 import pytest
 
 from poky.store import Store, StoreError
-from tests.conftest import Database
+from tests.conftest import Cluster, Database
 
 INTERFACE = "n.nspname = 'poky' AND p.proname NOT LIKE '\\_%'"
 
@@ -114,7 +116,7 @@ def test_the_store_has_a_method_of_the_same_name_for_every_function(database: Da
         for (name,) in query(
             database,
             "SELECT DISTINCT p.proname FROM pg_proc AS p JOIN pg_namespace AS n"
-            f" ON n.oid = p.pronamespace WHERE {INTERFACE} AND p.proname !~ '^get_[0-9]+$'",
+            f" ON n.oid = p.pronamespace WHERE {INTERFACE} AND p.proname !~ '_[0-9]+$'",
         )
     }
     called = set(re.findall(r"poky\.([a-z_]+)\(", _source("store")))
@@ -152,6 +154,8 @@ def test_revisions_grow_in_the_order_of_changes(store: Store, bucket: str) -> No
                     store.delete(bucket, "key")
                 elif number == 3:
                     store.put(bucket, "key", b"created", "t", None, None, "*")
+                elif number == 2:
+                    store.put(bucket, "key", b"changed", "t", None, "*")
                 else:
                     store.put(bucket, "key", b"%d" % turn, "t")
         except BaseException as error:
@@ -180,19 +184,29 @@ def test_revisions_grow_in_the_order_of_changes(store: Store, bucket: str) -> No
     assert seen == sorted(seen)
 
 
-def test_an_insert_that_was_overtaken_draws_anew(database: Database, bucket: str) -> None:
+@pytest.mark.parametrize("own", [False, True], ids=["for all", "own"])
+def test_an_insert_that_was_overtaken_draws_anew(
+    database: Database, bucket: str, own: bool
+) -> None:
     """A holds the first number, then B inserts, C deletes, and only then A's insert lands."""
+    name = query(database, f"SELECT poky.writer('{bucket}', 'put')")[0][0] if own else ""
+    if own and database.kind == "flat":
+        assert name == ""
+        return
+    put = f"poky.{name}('k', %s, 't', NULL, NULL, NULL, NULL)" if own else (
+        f"poky.put('{bucket}', 'k', %s, 't')"
+    )  # fmt: skip
     a, b = database.connect(), database.connect()
     for connection in (a, b):
         connection.autocommit = True
     with a.cursor() as slow, b.cursor() as fast:
         # B's uncommitted insert makes A wait with its number already drawn.
         fast.execute("BEGIN")
-        fast.execute("SELECT (poky.put(%s, 'k', 'b', 't')).revision", [bucket])
+        fast.execute(f"SELECT revision FROM {put}", ["b"])
         landed: list[int] = []
 
         def insert() -> None:
-            slow.execute("SELECT (poky.put(%s, 'k', 'a', 't')).revision", [bucket])
+            slow.execute(f"SELECT revision FROM {put}", ["a"])
             landed.append(slow.fetchone()[0])
 
         waiting = threading.Thread(target=insert)
@@ -211,7 +225,7 @@ def test_an_insert_that_was_overtaken_draws_anew(database: Database, bucket: str
             else:
                 pytest.fail("the second insert does not wait for the first")
         watcher.close()
-        fast.execute("SELECT (poky.put(%s, 'k', 'b2', 't')).revision", [bucket])
+        fast.execute(f"SELECT revision FROM {put}", ["b2"])
         latest = fast.fetchone()[0]
         fast.execute("SELECT poky.delete(%s, 'k')", [bucket])
         fast.execute("COMMIT")
@@ -311,32 +325,190 @@ def test_large_values_are_compressed_with_lz4_where_there_is_lz4(database: Datab
     assert (compression == "l") is has_lz4
 
 
-def test_reads_of_a_bucket_survive_its_drop_and_its_return(database: Database) -> None:
-    """Each bucket has a poky.get of its own, which a connection may know longer than it lives."""
-    from contextlib import closing
+# A bucket's own functions, which a connection may know longer than they live.
 
-    from poky.store import StoreError
+OWN = "SELECT proname FROM pg_proc WHERE proname ~ '^(get|put|delete)_[0-9]+$'"
 
+
+def test_a_bucket_is_used_on_after_its_drop_and_its_return(database: Database) -> None:
     owner = Store(database.dsn_owner)
+    is_flat = database.kind == "flat"
     with closing(owner), closing(Store(database.dsn_service)) as store:
         for value in (b"1", b"2", b"3"):
             owner.ensure_bucket("returning")
             assert store.get("returning", "k") is None
-            store.put("returning", "k", value, "text/plain")
+            assert store.put("returning", "k", value, "text/plain").outcome == "inserted"
             found = store.get("returning", "k")
             assert found is not None
             assert found.value == value
-            named = query(database, "SELECT proname FROM pg_proc WHERE proname ~ '^get_[0-9]+$'")
-            assert (store.reader("returning") in {name for (name,) in named}) is (
-                database.kind == "partitioned"
-            )
+            assert store.delete("returning", "other").outcome == "missing"
+            assert store.delete("returning", "k").outcome == "deleted"
+            store.put("returning", "k", value, "text/plain")
+            names = {
+                store.reader("returning"),
+                store.writer("returning", "put"),
+                store.writer("returning", "delete"),
+            }
+            assert len(names) == (1 if is_flat else 3)
+            assert names <= ({""} if is_flat else {name for (name,) in query(database, OWN)})
             owner.drop_bucket("returning", keys=True)
-            if database.kind == "partitioned":
-                with pytest.raises(StoreError) as refused:
-                    store.get("returning", "k")
-                assert refused.value.status == 404
-            else:
+            if is_flat:
                 assert store.get("returning", "k") is None
-    left = "SELECT proname FROM pg_proc WHERE proname ~ '^get_[0-9]+$'"
-    buckets = "SELECT 'get_' || id FROM poky.bucket"
-    assert query(database, f"{left} EXCEPT {buckets}") == []
+                continue
+            for use in (
+                lambda: store.get("returning", "k"),
+                lambda: store.put("returning", "k", b"", "t"),
+                lambda: store.delete("returning", "k"),
+            ):
+                with pytest.raises(StoreError) as refused:
+                    use()
+                assert (refused.value.status, refused.value.unknown) == (404, False)
+    buckets = "SELECT unnest(ARRAY['get_', 'put_', 'delete_']) || id FROM poky.bucket"
+    assert query(database, f"{OWN} EXCEPT {buckets}") == []
+
+
+def test_a_bucket_that_returned_meanwhile_is_written_to(database: Database) -> None:
+    owner = Store(database.dsn_owner)
+    with closing(owner), closing(Store(database.dsn_service)) as store:
+        for _ in range(2):
+            owner.ensure_bucket("back")
+            assert store.put("back", "k", b"", "t").outcome == "inserted"
+            assert store.put("back", "k", b"", "t", None, "*").outcome == "updated"
+            assert store.delete("back", "k").outcome == "deleted"
+            store.put("back", "k", b"", "t")
+            owner.drop_bucket("back", keys=True)
+
+
+def test_a_writer_follows_the_function_that_it_is_made_of(own_database: Database) -> None:
+    if own_database.kind == "flat":
+        return
+    ours = "SELECT prosrc FROM pg_proc WHERE proname = 'put_1'"
+    query(own_database, "SELECT poky.ensure_bucket('b')")
+    query(own_database, "SELECT poky.writer('b', 'put')")
+    ((before,),) = query(own_database, ours)
+    assert "poky._o_1" in before
+    assert "poky._object" not in before
+    assert "p_id" not in before
+    assert "p_bucket" not in before
+    body = query(own_database, "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = '_put'")
+    changed = body[0][0].replace("'updated'", "'changed'")
+    query(own_database, f"{changed}; SELECT 1")
+    query(own_database, "SELECT poky.writer('b', 'put')")
+    assert query(own_database, ours) == [(before.replace("'updated'", "'changed'"),)]
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_buckets_without_functions_of_their_own_do_as_well(
+    store: Store,
+    bucket_names: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+) -> None:
+    monkeypatch.setattr("poky.store._MOST_OWN", dict.fromkeys(("get", "put", "delete"), most))
+    for _ in range(2):
+        name = bucket_names()
+        store.ensure_bucket(name)
+        assert store.put(name, "k", b"1", "t").outcome == "inserted"
+        assert store.put(name, "k", b"2", "t").outcome == "updated"
+        assert store.put(name, "k", b"3", "t", None, "*").outcome == "updated"
+        assert store.put(name, "k", b"4", "t", None, None, "*").outcome == "rejected"
+        found = store.get(name, "k")
+        assert found
+        assert found.value == b"3"
+        assert store.delete(name, "k", "0-00000000").outcome == "rejected"
+        assert store.delete(name, "k", None, None, 0).outcome == "rejected"
+        assert store.delete(name, "k").outcome == "deleted"
+        assert store.delete(name, "k").outcome == "missing"
+        assert store.delete(name, "k", "*").outcome == "rejected"
+        assert store.delete(name, "k", None, None, 0).outcome == "missing"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "poky.put('mine', 'k', '1', 't')",
+        "poky.put('mine', 'k', '1', 't', NULL, '*')",
+        "poky.put('mine', 'k', '1', 't', NULL, NULL, '*')",
+        "poky.delete('mine', 'k')",
+        "poky.delete('mine', 'k', NULL, NULL, 2000000000)",
+        "poky.put_many('mine', '{k}', '{1}', '{t}', '{NULL}', '{*}', '{NULL}', false)",
+        "poky.delete_many('mine', '{k}', '{*}', '{NULL}', '{NULL}', true)",
+        "poky._draw_anew((SELECT id FROM poky.bucket WHERE name = 'mine'), 'k')",
+    ],
+)
+def test_a_write_locks_no_other_bucket(database: Database, write: str) -> None:
+    """A plan that is kept for all partitions would lock them all: the store asks for such plans."""
+    if database.kind == "flat":
+        return
+    query(database, "SELECT poky.ensure_bucket('mine'), poky.ensure_bucket('yours')")
+    query(database, "SELECT poky.put('mine', 'k', '', 't')")
+    locked = query(
+        database,
+        f"SET plan_cache_mode = force_generic_plan; SELECT FROM {write};"
+        " SELECT b.name FROM pg_locks AS l JOIN poky.bucket AS b"
+        " ON l.relation = ('poky.' || b.leaf)::regclass WHERE l.pid = pg_backend_pid()",
+    )
+    assert set(locked) == {("mine",)}
+
+
+# Values on their way.
+
+VALUES = [
+    b"",
+    b"plain",
+    b"it's '' \\' \\\\' E'\\''",
+    b"\\",
+    b"\\x41",
+    b"\\101",
+    b"100 %s %(x)s %%",
+    b"$1 $$ ; -- /* */ \r\n\t",
+    "ä€😀\u0301".encode(),
+    "it's ä \\x".encode(),
+    b"\0",
+    b"a\0b'\\",
+    b"\xff\xfe'",
+    b"\xc3",
+    bytes(range(256)) * 3,
+]
+
+
+@pytest.mark.parametrize("encoding", ["UTF8", "SQL_ASCII"])
+def test_every_value_arrives_as_it_was_sent(
+    cluster: Cluster, empty_database: Database, encoding: str
+) -> None:
+    from poky import schema
+
+    name = empty_database.name
+    cluster.drop(empty_database)
+    cluster._execute(
+        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'"
+        " LC_COLLATE 'C' LC_CTYPE 'C'"
+    )
+    schema.migrate(f"{empty_database.dsn_owner}&client_encoding=UTF8", release="tests")
+    with closing(Store(empty_database.dsn_service)) as store:
+        store.ensure_bucket("b")
+        keys = [str(number) for number in range(len(VALUES))]
+        for key, value in zip(keys, VALUES, strict=True):
+            put = store.put("b", key, value, "t")
+            found = store.get("b", key)
+            assert found
+            assert (found.value, found.hash) == (value, put.hash)
+        assert put.hash == hashlib.sha256(VALUES[-1]).hexdigest()[:8]
+        nothing = [None] * len(keys)
+        store.put_many(
+            "b", keys, VALUES[::-1], ["t"] * len(keys), nothing, nothing, nothing, False
+        )  # fmt: skip
+        found_values = [store.get_many("b", keys)[key].value for key in keys]
+        assert found_values == VALUES[::-1]
+
+
+def test_the_database_finds_the_same_hash(database: Database, bucket: str) -> None:
+    """For those who do not bring it along."""
+    found = query(
+        database,
+        f"SELECT p.hash, m.hash FROM poky.put('{bucket}', 'k', 'value', 't') AS p,"
+        f" poky.put_many('{bucket}', '{{l}}', '{{value}}', '{{t}}', '{{NULL}}', '{{NULL}}',"
+        " '{NULL}', false) AS m",
+    )
+    digest = hashlib.sha256(b"value").hexdigest()[:8]
+    assert found == [(digest, digest)]

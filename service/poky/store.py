@@ -4,7 +4,9 @@ One method per function of schema ``poky``, same verb, same order of arguments. 
 SQLSTATEs; knows nothing of HTTP headers, and builds no SQL beyond the name of what it calls.
 """
 
+import binascii
 import contextlib
+import hashlib
 import logging
 import os
 import queue
@@ -14,26 +16,36 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import psycopg2
 import psycopg2.extensions
 
 log = logging.getLogger("poky.store")
 
-_GET = "SELECT revision, hash, modified_at, unchanged_since, content_type, value"
+# What a bucket's own functions are called with, and what is read of their answers.
+_OWN = {
+    "get": "(text) AS SELECT revision, hash, modified_at, unchanged_since, content_type, value"
+    " FROM poky.{}($1)",
+    "put": "(text, bytea, text, bigint, text, text, text) AS SELECT outcome, revision, hash,"
+    " modified_at, outbox_id FROM poky.{}($1, $2, $3, $4, $5, $6, $7)",
+    "delete": "(text, text, text, bigint) AS SELECT outcome, outbox_id"
+    " FROM poky.{}($1, $2, $3, $4)",
+}
+_PLACES = {"get": "(%s)", "put": "(%s, %s, %s, %s, %s, %s, %s)", "delete": "(%s, %s, %s, %s)"}
 # Prepared once per connection: PostgreSQL parses and analyses each of them only once.
 _STATEMENTS = {
-    "get": f"(text, text) AS {_GET} FROM poky.get($1, $2)",
-    "put": "(text, text, bytea, text, bigint, text, text) AS SELECT outcome, revision, hash,"
-    " modified_at, outbox_id FROM poky.put($1, $2, $3, $4, $5, $6, $7)",
+    "get": "(text, text) AS SELECT revision, hash, modified_at, unchanged_since, content_type,"
+    " value FROM poky.get($1, $2)",
+    "put": "(text, text, bytea, text, bigint, text, text, text) AS SELECT outcome, revision, hash,"
+    " modified_at, outbox_id FROM poky.put($1, $2, $3, $4, $5, $6, $7, $8)",
     "delete": "(text, text, text, text, bigint) AS SELECT outcome, outbox_id"
     " FROM poky.delete($1, $2, $3, $4, $5)",
     "get_many": "(text, text[]) AS SELECT key, revision, hash, modified_at, content_type, value"
     " FROM poky.get_many($1, $2)",
-    "put_many": "(text, text[], bytea[], text[], bigint[], text[], text[], boolean) AS"
+    "put_many": "(text, text[], bytea[], text[], bigint[], text[], text[], boolean, text[]) AS"
     " SELECT ordinal, outcome, revision, hash, modified_at, outbox_id"
-    " FROM poky.put_many($1, $2, $3, $4, $5, $6, $7, $8)",
+    " FROM poky.put_many($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     "delete_many": "(text, text[], text[], text[], bigint[], boolean) AS"
     " SELECT ordinal, outcome, revision, hash, modified_at, outbox_id"
     " FROM poky.delete_many($1, $2, $3, $4, $5, $6)",
@@ -44,7 +56,9 @@ _STATEMENTS = {
 }
 
 _MAX_AGE = 1800.0
-_MOST_READERS = 1000  # each costs PostgreSQL 50 kB per connection
+# How many buckets are read, written to, and deleted from by functions of their own: each costs
+# PostgreSQL memory in every connection, and other buckets are served as well, at a higher cost.
+_MOST_OWN = {"get": 1000, "put": 100, "delete": 50}
 _CONNECT_SECONDS = 3.0
 # What a peer that vanished may cost, and the primary of several hosts; the DSN may say otherwise.
 _DSN_DEFAULTS = {
@@ -55,6 +69,7 @@ _DSN_DEFAULTS = {
     "tcp_user_timeout": "10000",
     "target_session_attrs": "read-write",
     "application_name": "poky",
+    "client_encoding": "UTF8",
 }
 _ATTEMPTS = 3
 # The statement did nothing and may be sent again: the deadlock's victim and the like were rolled
@@ -191,7 +206,8 @@ class _Connection(psycopg2.extensions.connection):
     """A connection that knows whether it is still alive and how long its statement may take."""
 
     statement: psycopg2.extensions.cursor
-    readers: set[str]  #: those that are prepared
+    own: set[str]  #: the buckets' own functions that are prepared
+    takes_text: bool  #: whether UTF-8 arrives as it is sent
     was_cut = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -209,12 +225,15 @@ class _Connection(psycopg2.extensions.connection):
         self.autocommit = True
         self.statement = self.cursor()
         self.statement.execute(settings)
-        self.readers = set()
+        self.own = set()
+        encodings = {self.get_parameter_status(f"{side}_encoding") for side in ("client", "server")}
+        self.takes_text = encodings == {"UTF8"}
 
-    def prepare_reader(self, reader: str) -> None:
-        """Prepare a bucket's own poky.get."""
-        self.statement.execute(f"PREPARE poky_{reader} (text) AS {_GET} FROM poky.{reader}($1)")
-        self.readers.add(reader)
+    def prepare_own(self, name: str) -> None:
+        """Prepare a bucket's own function."""
+        verb = name.partition("_")[0]
+        self.statement.execute(f"PREPARE poky_{name} {_OWN[verb].format(name)}")
+        self.own.add(name)
 
     def is_old(self) -> bool:
         """Whether it is due for replacement."""
@@ -235,6 +254,47 @@ class _Connection(psycopg2.extensions.connection):
         with self._guard:
             self._socket.close()
         super().close()
+
+
+class _Value:
+    """A value as a literal, as short as may be: the server scans it byte by byte.
+
+    psycopg2's Binary has two characters for every byte. Text needs little more than one.
+    """
+
+    __slots__ = ("_connection", "_value")
+
+    def __init__(self, value: bytes) -> None:
+        self._value = value
+
+    def __conform__(self, protocol: object) -> Self:
+        return self
+
+    def prepare(self, connection: _Connection) -> None:
+        self._connection = connection
+
+    def getquoted(self) -> bytes:
+        """Text in bytea's escape format, where only the backslash has a meaning; or base 64."""
+        value = self._value
+        if _is_text(value) and (self._connection.takes_text or value.isascii()):
+            # Doubled backslashes and quotes: safe whatever standard_conforming_strings says.
+            return b"'%b'::bytea" % value.replace(b"\\", b"\\\\").replace(b"'", b"''")
+        return b"decode('%b','base64')" % binascii.b2a_base64(value, newline=False)
+
+
+def _is_text(value: bytes) -> bool:
+    """Whether PostgreSQL takes this for text: UTF-8 without NUL."""
+    if b"\0" in value:
+        return False
+    try:
+        return value.isascii() or bool(value.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def _hash(value: bytes) -> str:
+    """What poky.put would compute itself, at a higher cost."""
+    return hashlib.sha256(value).hexdigest()[:8]
 
 
 class Store:
@@ -261,15 +321,16 @@ class Store:
         self._settings = (
             # Generic plans: all that is kept is looked up by key, and with many buckets the five
             # plans that "auto" makes first would be most of the work.
-            "SET timezone = 'UTC'; SET plan_cache_mode = force_generic_plan;"
+            "SET standard_conforming_strings = on; SET timezone = 'UTC';"
+            " SET plan_cache_mode = force_generic_plan;"
             " SET synchronous_commit = on;"
             f" SET statement_timeout = {int(statement_timeout * 1000)};"
             f" SET lock_timeout = {int(lock_timeout * 1000)};"
             " SET idle_in_transaction_session_timeout = 5000;"
             + "".join(f"PREPARE poky_{name} {rest};" for name, rest in _STATEMENTS.items())
         )
+        self._own: dict[str, dict[str, str]] = {verb: {} for verb in _OWN}  # names by bucket
         # A semaphore in C: threading's own, in Python, would cost as much as parsing a request.
-        self._readers: dict[str, str] = {}  # by bucket
         self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(pool_size):
             self._places.put(None)
@@ -282,10 +343,7 @@ class Store:
 
     def get(self, bucket: str, key: str) -> Object | None:
         """The object, or None when there is none."""
-        reader = self._readers.get(bucket)
-        if reader is None:
-            reader = self.reader(bucket)
-        rows = self._ask(reader, bucket, key) if reader else None
+        rows = self._ask("get", bucket, (key,), is_write=False)
         if rows is None:
             rows = self._read("EXECUTE poky_get(%s, %s)", (bucket, key))
         if not rows:
@@ -293,29 +351,45 @@ class Store:
         *facts, value = rows[0]
         return Object._make((*facts, bytes(value)))
 
-    def reader(self, bucket: str) -> str:
-        """The function that reads this bucket alone, at half the cost; empty if there is none."""
-        if len(self._readers) >= _MOST_READERS:
-            return ""
-        try:
-            rows = self._try("SELECT poky.reader(%s)", (bucket,), is_write=False, look=False)
-        except (psycopg2.Error, ValueError):
-            rows = [("",)]  # poky.get will say what is wrong
-        reader: str | None = rows[0][0]
-        if reader is not None:
-            self._readers[bucket] = reader
-        return reader or ""
+    def reader(self, bucket: str) -> str | None:
+        """The name of this bucket's own poky.get; empty: it has none; None: there is no bucket."""
+        return self._name("SELECT poky.reader(%s)", (bucket,))
 
-    def _ask(self, reader: str, bucket: str, key: str) -> Rows | None:
-        """What a bucket's own function says; None if poky.get is to have the last word."""
+    def writer(self, bucket: str, verb: str) -> str | None:
+        """The name of this bucket's own poky.put or poky.delete; as reader."""
+        return self._name("SELECT poky.writer(%s, %s)", (bucket, verb))
+
+    def _name(self, statement: str, parameters: Sequence[str]) -> str | None:
         try:
-            return self._try(
-                f"EXECUTE poky_{reader}(%s)", (key,), is_write=False, look=False, reader=reader
-            )
+            rows = self._try(statement, parameters, is_write=False, look=True)
+        except (psycopg2.Error, ValueError):
+            return ""  # whoever comes next, poky.get or poky.put, will say what is wrong
+        name: str | None = rows[0][0]
+        return name
+
+    def _ask(
+        self, verb: str, bucket: str, parameters: Sequence[Any], *, is_write: bool
+    ) -> Rows | None:
+        """What the bucket's own function says; None if the one for all is to have the last word."""
+        own = self._own[verb]
+        name = own.get(bucket)
+        if name is None:
+            if len(own) >= _MOST_OWN[verb]:
+                return None
+            name = self.writer(bucket, verb) if is_write else self.reader(bucket)
+            if name is None:
+                return None
+            own[bucket] = name
+        if not name:
+            return None
+        try:
+            statement = f"EXECUTE poky_{name}{_PLACES[verb]}"
+            return self._try(statement, parameters, is_write=is_write, look=is_write, own=name)
         except (psycopg2.Error, ValueError) as error:
-            self._readers.pop(bucket, None)
-            if getattr(error, "pgcode", None) == "57014":
-                raise _translated(error, is_write=False) from error
+            own.pop(bucket, None)
+            code = getattr(error, "pgcode", None)
+            if code == "57014" or (is_write and not _may_retry(error, is_write=True)):
+                raise _translated(error, is_write=is_write) from error
             return None
 
     def put(
@@ -332,18 +406,12 @@ class Store:
 
         A refusal for a condition is an answer (``rejected``), an unknown bucket a StoreError.
         """
-        rows = self._write(
-            "EXECUTE poky_put(%s, %s, %s, %s, %s, %s, %s)",
-            (
-                bucket,
-                key,
-                psycopg2.Binary(value),
-                content_type,
-                modified_at,
-                if_match,
-                if_none_match,
-            ),
-        )
+        given = (
+            key, _Value(value), content_type, modified_at, if_match, if_none_match, _hash(value)
+        )  # fmt: skip
+        rows = self._ask("put", bucket, given, is_write=True)
+        if rows is None:
+            rows = self._write("EXECUTE poky_put(%s, %s, %s, %s, %s, %s, %s, %s)", (bucket, *given))
         return Put(*rows[0])
 
     def delete(
@@ -355,10 +423,10 @@ class Store:
         unmodified_since: int | None = None,
     ) -> Delete:
         """Delete an object if its conditions hold."""
-        rows = self._write(
-            "EXECUTE poky_delete(%s, %s, %s, %s, %s)",
-            (bucket, key, if_match, if_none_match, unmodified_since),
-        )
+        given = key, if_match, if_none_match, unmodified_since
+        rows = self._ask("delete", bucket, given, is_write=True)
+        if rows is None:
+            rows = self._write("EXECUTE poky_delete(%s, %s, %s, %s, %s)", (bucket, *given))
         return Delete(*rows[0])
 
     def get_many(self, bucket: str, keys: Sequence[str]) -> dict[str, Found]:
@@ -382,16 +450,17 @@ class Store:
         ``atomic``: if any is rejected nothing is written, and no outcome has a revision.
         """
         rows = self._write(
-            "EXECUTE poky_put_many(%s, %s, %s, %s, %s, %s, %s, %s)",
+            "EXECUTE poky_put_many(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
             (
                 bucket,
                 list(keys),
-                [psycopg2.Binary(value) for value in values],
+                [_Value(value) for value in values],
                 list(content_types),
                 list(modified_at),
                 list(if_match),
                 list(if_none_match),
                 atomic,
+                [_hash(value) for value in values],
             ),
         )
         return sorted(Outcome(*row) for row in rows)
@@ -538,7 +607,7 @@ class Store:
         *,
         is_write: bool,
         look: bool,
-        reader: str = "",
+        own: str = "",
     ) -> Rows:
         try:
             self._places.get(timeout=self._pool_timeout)
@@ -550,8 +619,8 @@ class Store:
             connection = self._checked_out(look)
             is_fit = False
             try:
-                if reader and reader not in connection.readers:
-                    connection.prepare_reader(reader)
+                if own and own not in connection.own:
+                    connection.prepare_own(own)
                 connection.statement.execute(statement, parameters)
                 rows = connection.statement.fetchall()
                 is_fit = True
@@ -615,7 +684,8 @@ class Store:
                 break
             else:
                 connection.deadline = time.monotonic() + self._patience
-                self._readers.clear()  # what is known may be old: a flat schema is flat no longer
+                for own in self._own.values():
+                    own.clear()  # what is known may be old: a flat schema is flat no longer
                 return connection
         log.warning("cannot use the database: %s", _first_line(failure))
         if failure.pgcode in ("3F000", "42883", "42704"):
