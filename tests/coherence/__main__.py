@@ -6,6 +6,7 @@ breaks the stack on purpose. Exit status 1 if anything was stale, went back or h
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -35,6 +36,7 @@ console = Console(width=None if sys.stdout.isatty() else 200)
 
 
 def main() -> int:
+    logging.getLogger("poky").setLevel(logging.CRITICAL)  # of the faults that we make
     faults = _chosen("FAULT", (NONE, *FAULTS))
     sabotages = _chosen("SABOTAGE", SABOTAGES) if "SABOTAGE" in os.environ else []
     if sabotages and "FAULT" not in os.environ:
