@@ -51,7 +51,7 @@ OnResponse = Callable[[Environ, int, int, float], None]
 RECEIVE_BYTES: Final = 16384
 REQUESTS_PER_TURN: Final = 8  # pipelined requests answered before others get their turn
 SLOWEST_TRANSFER: Final = 262144  # bytes per second, below which a body or an answer is given up
-JOINED_BYTES: Final = 65536  # a larger body is not copied behind its head, but sent as it is
+JOINED_BYTES: Final = 16384  # a larger body is not copied behind its head, but sent as it is
 PARKED_BYTES: Final = 64 * 1024 * 1024  # unsent answers of slow readers, before workers wait
 LINGER_SECONDS: Final = 2.0
 QUIET_SECONDS: Final = 1.0
@@ -71,6 +71,10 @@ _OURS: Final = frozenset(  # fields of an answer that are not for the applicatio
 
 def _overload() -> Refusal:
     return Refusal(503, "Try again in a moment", [("Retry-After", "1")])
+
+
+def _too_slow() -> Refusal:
+    return Refusal(408, "Send the whole request without long pauses")
 
 
 @lru_cache(maxsize=128)
@@ -129,7 +133,7 @@ class Connection:
         if self.state != LINGER and self._ready():
             return True  # the workers are late, not the client
         if self.state == READ_BODY or self._partial:
-            return self.refuse(Refusal(408, "Send the whole request without long pauses"))
+            return self.refuse(_too_slow())
         return False
 
     def refuse(self, refusal: Refusal) -> bool:
@@ -233,6 +237,8 @@ class Connection:
         if buffer and not self._partial:
             self._partial = True
             self.deadline = time.monotonic() + self.server.timeout
+        elif buffer and time.monotonic() >= self.deadline:
+            raise _too_slow()
 
     def _begin_body(self, environ: Environ, length: int, expects: bool) -> None:
         server = self.server
@@ -272,7 +278,10 @@ class Connection:
         if not count:
             raise Refusal(400, f"Send the {missing} bytes which Content-Length announces as well")
         if missing:
-            self.deadline = min(time.monotonic() + self.server.timeout, self._limit)
+            now = time.monotonic()
+            if now >= self._limit:  # a sweep may always find that a little has just come
+                raise _too_slow()
+            self.deadline = min(now + self.server.timeout, self._limit)
             return
         self._environ["wsgi.input"], self._body = self._body, None
         self.state = READ_HEAD
@@ -366,9 +375,11 @@ class Connection:
         return head + b"\r\n", body
 
     def _send(self, head: bytes, body: bytes) -> None:
-        pieces = (head + body,) if len(body) <= JOINED_BYTES else (head, body)
         try:
-            sent = self.socket.sendmsg(pieces)
+            if len(body) <= JOINED_BYTES:
+                sent = self.socket.send(head + body)
+            else:
+                sent = self.socket.sendmsg((head, body))
         except BlockingIOError:
             sent = 0
         self._sent = max(sent - len(head), 0)
@@ -395,7 +406,10 @@ class Connection:
         self._sent += sent
         self._output = self._output[sent:]
         if self._output:
-            self.deadline = min(time.monotonic() + self.server.timeout, self._limit)
+            now = time.monotonic()
+            if now >= self._limit:
+                raise TimeoutError
+            self.deadline = min(now + self.server.timeout, self._limit)
         else:
             self._output = None
             self._sent_all()
