@@ -519,7 +519,7 @@ def test_every_directive_of_the_unit_is_explained() -> None:
 
 # Given by the unit, by systemd's credentials, or by the release itself.
 NOT_IN_THE_FILE = {
-    *("dsn", "owner_dsn", "home", "port", "admin_port", "lease_port", "release", "instance"),
+    *("dsn", "owner_dsn", "home", "port", "admin_port", "lease_port", "cpu", "release", "instance"),
 }
 
 

@@ -191,6 +191,22 @@ def test_systemd_is_told_and_the_watchdog_is_fed(
     listener.close()
 
 
+@pytest.mark.parametrize("kind", ["partitioned"])
+@pytest.mark.parametrize("cpu", ["0", "8081"])
+def test_all_threads_stay_on_the_cpu_that_is_set(
+    own_database: Database, log: Path, kind: str, cpu: str
+) -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    service = Service(own_database.dsn_service, log, {"POKY_CPU": cpu}).start()
+    assert service.process
+    threads = os.listdir(f"/proc/{service.process.pid}/task")
+    assert len(threads) > 4
+    for thread in map(int, threads):
+        assert os.sched_getaffinity(thread) == {allowed[int(cpu) % len(allowed)]}
+        assert os.sched_getscheduler(thread) == os.SCHED_BATCH
+    assert service.stop() == 0
+
+
 def test_a_port_in_use_is_one_sentence(log: Path) -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     service = Service("host=/nowhere", log, port=taken.getsockname()[1]).start(wait=False)

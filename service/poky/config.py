@@ -100,6 +100,12 @@ class Config:
     threads: int = setting(
         4, "Threads that answer requests.", aliases=("MAX_THREADS",), at_least=1, at_most=512
     )
+    cpu: int = setting(
+        -1,
+        "The CPU to stay on, modulo how many there are; -1: any. Different for each process.",
+        at_least=-1,
+        at_most=65535,
+    )
     pool_size: int = setting(
         0,
         "Connections to PostgreSQL at most. 0: POKY_THREADS + 2.",

@@ -172,11 +172,11 @@ class Stack:
         threads: int = THREADS,
         cache: str = "",
     ) -> Service:
-        """Processes of ``poky serve``, each on ports of its own."""
+        """Processes of ``poky serve``, each with ports and a CPU of its own, as the role has it."""
         return self._service(
             [
-                self.poky_command(database, *ports, threads=threads, cache=cache)
-                for ports in (free_ports(3) for _ in range(processes))
+                self.poky_command(database, *free_ports(3), threads=threads, cache=cache, cpu=cpu)
+                for cpu in range(processes)
             ]
         )
 
@@ -189,6 +189,7 @@ class Stack:
         *,
         threads: int = THREADS,
         cache: str = "",
+        cpu: int = -1,
     ) -> Command:
         """How to start one process."""
         clean = {name: text for name, text in os.environ.items() if not name.startswith("POKY_")}
@@ -199,6 +200,7 @@ class Stack:
             "POKY_LEASE_PORT": str(lease_port),
             "POKY_THREADS": str(threads),
             "POKY_CACHES": cache,
+            "POKY_CPU": str(cpu),
         }
         return Command(port, [sys.executable, "-m", "poky", "serve"], clean | settings, lease_port)
 
