@@ -502,6 +502,35 @@ def test_every_value_arrives_as_it_was_sent(
         assert found_values == VALUES[::-1]
 
 
+TEXTS = ["", "plain", "NULL", "a,b", "{}", '"', "\\", '\\"', "it's", "%s", " blank ", "ä€😀", "\n"]
+
+
+def test_texts_arrive_in_batches_as_they_were_sent(store: Store, bucket: str) -> None:
+    """Keys and content types share one literal; nobody's quotes end another's text."""
+    keys = [f"k,{number}" for number in range(len(TEXTS))]
+    nothing = [None] * len(TEXTS)
+    empty = [b""] * len(TEXTS)
+    outcomes = store.put_many(bucket, keys, empty, TEXTS, nothing, nothing, nothing, False)
+    assert [outcome.outcome for outcome in outcomes] == ["inserted"] * len(TEXTS)
+    found = store.get_many(bucket, [*keys, "NULL"])
+    assert [found[key].content_type for key in keys] == TEXTS
+    assert len(found) == len(TEXTS)
+    assert store.get_many(bucket, []) == {}
+    assert _put_one(store, bucket, "NULL") == "inserted"
+    for key in ('a"', "a\\"):
+        with pytest.raises(StoreError) as refused:
+            _put_one(store, bucket, key)
+        assert refused.value.status == 400
+    nothing.append(None)
+    outcomes = store.delete_many(bucket, [*keys, "none"], nothing, nothing, nothing, True)
+    assert [outcome.outcome for outcome in outcomes] == ["deleted"] * len(TEXTS) + ["missing"]
+
+
+def _put_one(store: Store, bucket: str, key: str) -> str:
+    nothing = [None]
+    return store.put_many(bucket, [key], [b""], ["t"], nothing, nothing, nothing, False)[0].outcome
+
+
 def test_the_database_finds_the_same_hash(database: Database, bucket: str) -> None:
     """For those who do not bring it along."""
     found = query(

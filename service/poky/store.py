@@ -297,6 +297,17 @@ def _hash(value: bytes) -> str:
     return hashlib.sha256(value).hexdigest()[:8]
 
 
+def _array(texts: Sequence[str]) -> str:
+    """An array as one text: one literal for PostgreSQL to parse, not one for each element."""
+    escaped = [each.replace("\\", "\\\\").replace('"', '\\"') for each in texts]
+    return '{"' + '","'.join(escaped) + '"}' if escaped else "{}"
+
+
+def _unless_empty(items: Sequence[Any]) -> list[Any] | None:
+    """None, which is as good and cheaper, where no item has any."""
+    return None if items.count(None) == len(items) else list(items)
+
+
 class Store:
     """A bounded pool of connections and the interface of schema ``poky`` on top of it.
 
@@ -431,7 +442,7 @@ class Store:
 
     def get_many(self, bucket: str, keys: Sequence[str]) -> dict[str, Found]:
         """Those of the objects that are there, by key."""
-        rows = self._read("EXECUTE poky_get_many(%s, %s)", (bucket, list(keys)))
+        rows = self._read("EXECUTE poky_get_many(%s, %s)", (bucket, _array(keys)))
         return {key: Found._make((key, *facts, bytes(value))) for key, *facts, value in rows}
 
     def put_many(
@@ -453,14 +464,14 @@ class Store:
             "EXECUTE poky_put_many(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
             (
                 bucket,
-                list(keys),
+                _array(keys),
                 [_Value(value) for value in values],
-                list(content_types),
-                list(modified_at),
-                list(if_match),
-                list(if_none_match),
+                _array(content_types),
+                _unless_empty(modified_at),
+                _unless_empty(if_match),
+                _unless_empty(if_none_match),
                 atomic,
-                [_hash(value) for value in values],
+                _array([_hash(value) for value in values]),
             ),
         )
         return sorted(Outcome(*row) for row in rows)
@@ -479,10 +490,10 @@ class Store:
             "EXECUTE poky_delete_many(%s, %s, %s, %s, %s, %s)",
             (
                 bucket,
-                list(keys),
-                list(if_match),
-                list(if_none_match),
-                list(unmodified_since),
+                _array(keys),
+                _unless_empty(if_match),
+                _unless_empty(if_none_match),
+                _unless_empty(unmodified_since),
                 atomic,
             ),
         )
