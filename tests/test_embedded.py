@@ -129,6 +129,15 @@ def test_settings_protect_the_data_and_open_no_port(home: Path) -> None:
             assert query(server.dsn_owner, f"SHOW {name}") == [(expected,)], name
 
 
+def test_its_processes_do_not_interrupt_the_service(server: embedded.Embedded) -> None:
+    running = query(
+        server.dsn_owner, "SELECT pid FROM pg_stat_activity WHERE backend_type <> 'client backend'"
+    )
+    assert running
+    for pid in (server.pid, *(pid for (pid,) in running)):
+        assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+
+
 def test_nobody_else_can_enter(server: embedded.Embedded, home: Path) -> None:
     assert (home / "postgresql").stat().st_mode & 0o777 == 0o700
     sockets = Path(str(query(server.dsn_owner, "SHOW unix_socket_directories")[0][0]))

@@ -261,9 +261,13 @@ class Embedded:
         settings = "".join(f"{name} = {_quoted(value)}\n" for name, value in self._settings.items())
         self._write(self.data / "poky.conf", f"# Written by poky at every start.\n{settings}")
         with self._log.open("ab") as output:
-            return self._spawn(
+            child = self._spawn(
                 str(self._bin / "postgres"), "-D", str(self.data), output=output.fileno()
             )
+        # As the role has it: who is woken by the service does not interrupt it.
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(child.pid, os.SCHED_BATCH, os.sched_param(0))
+        return child
 
     def _raise_unless_passing(self, log_end: int) -> None:
         """Raise with the server's last words, unless an orphan of the one before stops it."""
