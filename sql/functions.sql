@@ -184,12 +184,12 @@ BEGIN
     END IF;
     RETURN poky._own(
         v_bucket, 'get', '(p_key text) RETURNS SETOF poky.object STABLE ROWS 1',
+        -- poky.bucket comes first, so that it is locked first (migrations/README.md, rule 4).
         format(
             'BEGIN RETURN QUERY SELECT o.key, o.revision, o.hash, o.modified_at,'
-            ' greatest(o.written_at, o.modified_at,'
-            ' (SELECT b.unsettled_until FROM poky.bucket AS b WHERE b.id = %1$s)),'
-            ' o.content_type, o.value'
-            ' FROM poky.%2$I AS o WHERE o.bucket_id = %1$s AND o.key = p_key; END',
+            ' greatest(o.written_at, o.modified_at, b.unsettled_until), o.content_type, o.value'
+            ' FROM poky.bucket AS b CROSS JOIN poky.%2$I AS o'
+            ' WHERE b.id = %1$s AND o.bucket_id = %1$s AND o.key = p_key; END',
             v_bucket.id, v_bucket.leaf
         )
     );

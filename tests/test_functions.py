@@ -14,6 +14,7 @@ import pytest
 
 from poky.store import Store, StoreError
 from tests.conftest import Cluster, Database
+from tests.service import wait_until
 
 INTERFACE = "n.nspname = 'poky' AND p.proname NOT LIKE '\\_%'"
 
@@ -395,6 +396,39 @@ def test_a_writer_follows_the_function_that_it_is_made_of(own_database: Database
     query(own_database, f"{changed}; SELECT 1")
     query(own_database, "SELECT poky.writer('b', 'put')")
     assert query(own_database, ours) == [(before.replace("'updated'", "'changed'"),)]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store, bucket: store.get(bucket, "k"),
+        lambda store, bucket: store.put(bucket, "k", b"", "t"),
+        lambda store, bucket: store.delete(bucket, "k"),
+        lambda store, bucket: store.list(bucket),
+    ],
+    ids=["get", "put", "delete", "list"],
+)
+def test_who_waits_for_a_migration_is_not_in_its_way(
+    database: Database, bucket: str, use: Callable[[Store, str], object]
+) -> None:
+    """A migration locks poky.bucket, and may then lock all tables without waiting (rule 4)."""
+    with closing(Store(database.dsn_service, pool_size=1, lock_timeout=9)) as store:
+        use(store, bucket)
+        (connection,) = store._idle
+        held = (
+            "SELECT array_agg(relation::regclass::text) FILTER (WHERE granted),"
+            " bool_or(NOT granted) FROM pg_locks"
+            f" WHERE pid = {connection.get_backend_pid()} AND locktype = 'relation'"
+        )
+        with closing(database.connect()) as migration, migration.cursor() as cursor:
+            cursor.execute("LOCK TABLE poky.bucket IN ACCESS EXCLUSIVE MODE")
+            waiting = threading.Thread(target=use, args=(store, bucket))
+            waiting.start()
+            wait_until(lambda: query(database, held)[0][1], what="the store waits")
+            ((relations, _),) = query(database, held)
+            migration.rollback()
+        waiting.join(20)
+        assert not [name for name in relations or () if name.startswith("poky._o")]
 
 
 @pytest.mark.parametrize("most", [0, 1])
