@@ -431,6 +431,20 @@ def test_who_waits_for_a_migration_is_not_in_its_way(
         assert not [name for name in relations or () if name.startswith("poky._o")]
 
 
+def test_many_buckets_share_a_plan_unless_there_is_a_condition(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if own_database.kind == "flat":
+        return
+    monkeypatch.setattr("poky.store._FEW", 1)
+    with closing(Store(own_database.dsn_service, pool_size=1)) as store:
+        for name in ("a", "b", "c", "d"):
+            store.ensure_bucket(name)
+            assert store.put(name, "k", b"", "t").outcome == "inserted"
+        store.put("d", "k", b"", "t", None, "*")
+        assert {name for (name,) in query(own_database, OWN)} == {"put_1", "put_2", "put_4"}
+
+
 @pytest.mark.parametrize("most", [0, 1])
 def test_buckets_without_functions_of_their_own_do_as_well(
     store: Store,
