@@ -209,11 +209,13 @@ def cache(stage: Stage) -> Contests:
     varnish, service = stage.cached
     plain: Service = stage.once(stage.stack.plain_varnish, service.ports[0])  # type: ignore[assignment]
     nginx: Service = stage.once(stage.stack.nginx, varnish.ports[0])  # type: ignore[assignment]
-    misses = 200_000
-    stage.stack.partitioned.fill("missed", misses, stage.stack.value(size).read_bytes())
+    misses, value = 200_000, stage.stack.value(size)
+    stage.stack.cached.fill(bucket, keys, value.read_bytes())
+    stage.stack.cached.fill("missed", misses, value.read_bytes())
+    stage.stack.cached.settle()
     hit = stage.http(varnish, bucket, 1000)
     direct = stage.http(service, bucket, keys)
-    put_direct = stage.http(stage.poky, bucket, keys, method="PUT", value=stage.stack.value(size))
+    put_direct = stage.http(stage.poky, bucket, keys, method="PUT", value=value)
     facts = {"clients": CLIENTS, "value_bytes": size}
     yield Contest(
         {
