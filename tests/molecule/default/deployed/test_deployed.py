@@ -102,6 +102,11 @@ def test_no_secret_is_in_the_environment_or_on_a_command_line(host: Host) -> Non
     assert [secret for secret in secrets if secret in said] == []
 
 
+@pytest.mark.parametrize("path", ["/var/lib/nginx/body", "/var/lib/nginx/proxy"])
+def test_nginx_has_room_for_large_bodies(host: Host, path: str) -> None:
+    assert host.file(path).user == "www-data"
+
+
 def test_the_service_may_not_touch_a_table(host: Host) -> None:
     dsn = host.check_output("cat /etc/poky/credentials/poky_dsn")
     done = host.run("psql %s -c 'SELECT * FROM poky._object'", dsn)
