@@ -40,11 +40,11 @@ MOLECULE := default@debian-12 rolling@debian-13
 MOLECULE_MORE := default@debian-13 operations@debian-12 rolling@debian-12
 
 .PHONY: molecule
-molecule: $(DEPLOY_VENV)/.deploy ## Deploy to machines made for it, and look (SCENARIO=rolling@debian-13)
+molecule: $(DEPLOY_VENV)/.deploy $(VENV)/.dev ## Deploy to machines made for it, and look (SCENARIO=rolling@debian-13)
 	tests/molecule/run $(or $(SCENARIO),$(MOLECULE))
 
 .PHONY: molecule-all
-molecule-all: $(DEPLOY_VENV)/.deploy ## The same with every scenario, on Debian 12 and 13: about an hour
+molecule-all: $(DEPLOY_VENV)/.deploy $(VENV)/.dev ## The same with every scenario, on Debian 12 and 13: about an hour
 	LONG=yes tests/molecule/run $(MOLECULE) $(MOLECULE_MORE)
 
 .PHONY: bench

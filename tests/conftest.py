@@ -1,12 +1,20 @@
 """What every test may ask for: a real PostgreSQL, a migrated database of its own, a bucket.
 
 There is no fake store and no skipping: without PostgreSQL the session fails with a sentence.
+
+The tests of the HTTP contract can be pointed at a Poky that was deployed, and what is before it:
+
+    POKY_TEST_URL=http://HOST POKY_TEST_ADMIN_URL=http://127.0.0.1:9081 \\
+        .venv/bin/pytest --schema partitioned tests/test_objects.py tests/test_batches.py …
+
+Tests marked `inside`, which look at more than HTTP, are left out then.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +24,7 @@ import psycopg2
 import pytest
 
 from poky import embedded
-from tests.service import Service, running
+from tests.service import Deployed, Service, deployed, running
 
 KINDS = ("partitioned", "flat")
 
@@ -47,6 +55,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     ):
         chosen = metafunc.config.getoption("--schema")
         metafunc.parametrize("kind", KINDS if chosen == "both" else [chosen], scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a Poky that was deployed, look at what HTTP shows."""
+    if deployed():
+        inside = [item for item in items if item.get_closest_marker("inside")]
+        config.hook.pytest_deselected(items=inside)
+        items[:] = [item for item in items if item not in inside]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -183,13 +199,19 @@ def empty_database(cluster: Cluster) -> Iterator[Database]:
 @pytest.fixture(scope="session")
 def bucket_names() -> Callable[[], str]:
     numbers = itertools.count(1)
-    return lambda: f"bucket-{next(numbers)}"
+    # What was deployed may remember the session before this one.
+    session = f"{time.time():.0f}-" if deployed() else ""
+    return lambda: f"bucket-{session}{next(numbers)}"
 
 
 @pytest.fixture
-def bucket(database: Database, bucket_names: Callable[[], str]) -> str:
+def bucket(request: pytest.FixtureRequest, kind: str, bucket_names: Callable[[], str]) -> str:
     """The name of a new bucket, this test's own: nothing has to be cleaned."""
     name = bucket_names()
+    if there := deployed():
+        assert there.admin().request("PUT", f"/buckets/{name}").status == 200
+        return name
+    database: Database = request.getfixturevalue("database")
     with database.connect() as connection, connection.cursor() as cursor:
         cursor.execute("SELECT poky.ensure_bucket(%s)", [name])
     connection.close()
@@ -197,8 +219,14 @@ def bucket(database: Database, bucket_names: Callable[[], str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def service(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A running ``poky serve`` that the tests of one module share."""
+def service(
+    request: pytest.FixtureRequest, kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service | Deployed]:
+    """A running ``poky serve`` that the tests of one module share; or one that was deployed."""
+    if there := deployed():
+        yield there
+        return
+    database: Database = request.getfixturevalue("database")
     log = tmp_path_factory.mktemp("service") / "log"
     # Patient: what is tested with it is not how long a busy machine takes.
     with running(database.dsn_service, log, statement_timeout="30") as service:

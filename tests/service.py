@@ -1,4 +1,7 @@
-"""A running ``poky serve`` as a black box, and a client that sends exactly what it is told."""
+"""A running ``poky serve`` as a black box, and a client that sends exactly what it is told.
+
+Or a Poky that was deployed, with what is in front of it: whoever tests HTTP alone need not know.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 Headers = dict[str, str]
 
@@ -57,8 +61,8 @@ class Response:
 class Client:
     """One kept-alive connection."""
 
-    def __init__(self, port: int, timeout: float = 30) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    def __init__(self, port: int, timeout: float = 30, host: str = "127.0.0.1") -> None:
+        self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
 
     def request(
         self,
@@ -166,6 +170,10 @@ class Service:
         except OSError:
             return False
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
     def client(self, timeout: float = 30) -> Client:
         return Client(self.port, timeout)
 
@@ -178,6 +186,33 @@ class Service:
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(40)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A Poky that runs somewhere: through nginx and Varnish, and one instance's admin listener."""
+
+    url: str
+    admin_url: str
+    # Its log is elsewhere; what must not be in it is looked for in an empty one.
+    log: Path = Path(os.devnull)
+
+    def client(self, timeout: float = 30) -> Client:
+        return self._client(self.url, timeout)
+
+    def admin(self) -> Client:
+        return self._client(self.admin_url)
+
+    @staticmethod
+    def _client(url: str, timeout: float = 30) -> Client:
+        parts = urlsplit(url)
+        return Client(parts.port or 80, timeout, parts.hostname or "127.0.0.1")
+
+
+def deployed() -> Deployed | None:
+    """The Poky that the environment names in place of services of our own."""
+    url = os.environ.get("POKY_TEST_URL")
+    return Deployed(url, os.environ["POKY_TEST_ADMIN_URL"]) if url else None
 
 
 @contextmanager

@@ -356,6 +356,7 @@ def test_an_empty_batch_is_no_error(client: Client, bucket: str) -> None:
 # One statement, and no deadlock.
 
 
+@pytest.mark.inside
 def test_one_statement_per_request(database: Any, service: Service, bucket: str) -> None:
     """A batch is one round trip, not one per item: PostgreSQL counts one transaction."""
     client = service.client()

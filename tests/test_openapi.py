@@ -31,7 +31,7 @@ def test_the_service_conforms_to_its_document(service: Service, tmp_path: Path) 
             "run",
             str(file),
             "--url",
-            f"http://127.0.0.1:{service.port}",
+            service.url,
             "--checks",
             "not_a_server_error,status_code_conformance,content_type_conformance,"
             "response_schema_conformance",

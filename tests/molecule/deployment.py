@@ -25,6 +25,12 @@ INGREDIENTS = (
     *("pyproject.toml", "README.md", "LICENSE", "service", "sql"),
     *("requirements.txt", "requirements-build.txt", ".gitignore"),
 )
+OUTPUT = {
+    # When each task began tells which one a failed request belongs to.
+    "ANSIBLE_CALLBACKS_ENABLED": "ansible.posix.profile_tasks",
+    # Molecule asks for colours, which would stand between the words.
+    "ANSIBLE_FORCE_COLOR": "false",
+}
 UNITS = "poky@*", "varnish", "nginx", "postgresql@*"
 
 
@@ -64,6 +70,7 @@ class Run:
     def changed(self) -> dict[str, int]:
         """How many tasks changed something, by host, as the recap says."""
         found = re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", self.output, re.MULTILINE)
+        assert found, f"no recap:\n{self}"
         return {host: int(count) for host, count in found}
 
     def __str__(self) -> str:
@@ -103,8 +110,7 @@ class Deployment:
             process = subprocess.Popen(
                 [*command, "--extra-vars", given, *arguments],
                 cwd=ROOT,
-                # When each task began tells which one a failed request belongs to.
-                env={**os.environ, "ANSIBLE_CALLBACKS_ENABLED": "ansible.posix.profile_tasks"},
+                env={**os.environ, **OUTPUT},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
