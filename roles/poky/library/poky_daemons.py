@@ -70,11 +70,14 @@ def stale_nginx(pid):
 
 
 def stale_postgresql():
-    """The settings that wait for a restart, and the lines that were refused."""
+    """The settings that wait for a restart, the lines that were refused, the files not read."""
     query = (
         "SELECT name || ' waits for a restart' FROM pg_settings WHERE pending_restart UNION ALL "
         "SELECT sourcefile || ': ' || error FROM pg_file_settings WHERE error IS NOT NULL "
-        "AND error <> 'setting could not be applied'"
+        "AND error <> 'setting could not be applied' UNION ALL "
+        "SELECT file || ' is newer than PostgreSQL' FROM (SELECT sourcefile FROM pg_file_settings "
+        "UNION SELECT current_setting('hba_file')) AS f (file) "
+        "WHERE (pg_stat_file(file)).modification > pg_conf_load_time()"
     )
     return output("runuser", "-u", "postgres", "--", "psql", "-XAtc", query).splitlines()
 

@@ -56,7 +56,12 @@ def test_the_next_run_repairs_what_a_killed_one_left(
     finally:
         killed.kill()
     assert deployment.lock()["what"].startswith("deploy ")
-    deployment.fail("status", "rows are marked")
+    # As if it had been killed between writing and reloading.
+    files = "/etc/nginx/conf.d/poky.conf /etc/postgresql/*/main/pg_hba.conf"
+    deployment.edge.check_output(f"touch {files}")
+    said = deployment.fail("status", "rows are marked").output
+    assert "poky.conf is newer than nginx" in said
+    assert "pg_hba.conf is newer than PostgreSQL" in said
 
     repaired = deployment.succeed("deploy")
     assert "its process is gone" in " ".join(repaired.output.split())
@@ -77,7 +82,24 @@ def test_going_back_is_possible_until_a_contract_migration(
     deployment.fail("rollback", "contract migration 3 took away what it needs")
     assert deployment.instances() == before
     deployment.fail("rollback", "is not on", poky_release="0.0+nothing")
+
+
+def test_what_was_stopped_is_started(deployment: Deployment) -> None:
+    deployment.edge.check_output("systemctl stop nginx varnish")
     deployment.succeed("deploy")
+    deployment.succeed("status")
+
+
+def test_objects_that_a_vcl_would_not_find_again_are_not_kept(deployment: Deployment) -> None:
+    """A cache that was filled under another hash scheme is emptied, or the deploy refused."""
+    edge = deployment.edge
+    edge.check_output("sed -i 's/^# Hash scheme .*/# Hash scheme 0./' /etc/varnish/poky.vcl")
+    edge.check_output("systemctl reload varnish")
+    before = edge.service("varnish").systemd_properties["MainPID"]
+    deployment.fail("deploy", "the cache holds objects of scheme 0")
+    assert edge.service("varnish").systemd_properties["MainPID"] == before
+    deployment.succeed("deploy", varnish_allow_restart=True)
+    assert edge.service("varnish").systemd_properties["MainPID"] != before
     deployment.succeed("status")
 
 

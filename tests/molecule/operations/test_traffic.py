@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from deployment import Deployment, Hammer
 
@@ -10,7 +11,8 @@ from deployment import Deployment, Hammer
 def backends(deployment: Deployment) -> dict[str, str]:
     """{port: the administrative state} of the instances, as Varnish has it."""
     listed = json.loads(deployment.edge.check_output("varnishadm backend.list -j"))[-1]
-    names = [name for name in listed if name.endswith(("_8081", "_8082"))]
+    # Their lease listeners, which are never drained, have longer names.
+    names = [name for name in listed if re.search(r"(^|\.)poky_\w+_808[12]$", name)]
     return {name.rpartition("_")[2]: listed[name]["admin_health"] for name in names}
 
 
