@@ -131,7 +131,7 @@ def put(stage: Stage) -> Contests:
     size, keys = KB, 10_000
     bucket, value = stage.bucket(size, keys), stage.stack.value(KB)
     direct = stage.http(stage.poky, bucket, keys, method="PUT", value=value)
-    stage.stack.partitioned.fill("deleted", 150_000, b"gone soon")
+    stage.stack.partitioned.fill("deleted", 300_000, b"gone soon")  # spare rounds, too
     delete = Http(
         stage.poky.ports, "/kv/deleted/key-", method="DELETE", watched=stage.poky.watched,
         first_key=itertools.count(1, 15_000).__next__,
