@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import io
 import json
@@ -581,6 +582,20 @@ def test_every_answer_is_dated_and_http_1_0_hears_keep_alive(service: Service) -
     assert answer.headers["connection"] == "keep-alive"
     assert answer.headers["date"].endswith(" GMT")
     assert answer.headers["server"] == "poky"
+
+
+@pytest.mark.parametrize("size", [0, 12, connection.JOINED_BYTES, 8_000_000])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_memoryview_is_sent_as_the_bytes_it_is(size: int, method: str) -> None:
+    numbers = array.array("I", range(size // 4))
+    with serving(simple_app(body=[memoryview(numbers)])) as service:
+        client = service.client()
+        client.send(get().replace(b"GET", method.encode()))
+        answer = client.answer(head_only=method == "HEAD")
+        assert answer is not None
+        assert int(answer.headers.get("content-length", 0)) == size
+        assert answer.body == (b"" if method == "HEAD" else numbers.tobytes())
+        assert client.is_open()
 
 
 def simple_app(

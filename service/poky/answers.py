@@ -16,7 +16,7 @@ class Answer(NamedTuple):
 
     status: str
     headers: Headers
-    body: bytes = b""
+    body: bytes | memoryview = b""
 
 
 class Refused(Exception):

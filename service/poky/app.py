@@ -111,7 +111,7 @@ class Application(bottle.Bottle):  # type: ignore[misc]
     Half of stock Bottle's time goes into binding a request and casting a response per request.
     """
 
-    def wsgi(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    def wsgi(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes | memoryview]:
         """Answer a request; only a defect of ours gets past this as an exception."""
         try:
             route, names = self.router.match(environ)

@@ -8,7 +8,8 @@ what can be done without waiting, and puts it back: so a slow client, in either 
 memory but no thread, and a kept-alive connection is never handed from one thread to another.
 
 The application is called only with a complete request, body included, and answers at once: a
-list of bytes, or an iterable that is joined before the first byte is sent.
+list of bytes, or an iterable that is joined before the first byte is sent. A memoryview may stand
+for the only piece: a large one is then not copied before it is sent.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ __all__ = ["Connection", "Server", "Workers"]
 
 log = logging.getLogger(__name__)
 
+Body = bytes | memoryview
 Admit = Callable[[Environ, int], Callable[[], None] | None]
 OnResponse = Callable[[Environ, int, int, float], None]
 
@@ -306,7 +308,9 @@ class Connection:
             if self._written:
                 body = b"".join([*self._written, body])
                 self._written = []
-            if self._status is None or type(body) is not bytes:
+            if type(body) is memoryview:
+                body = body.cast("B")  # so that its length is that of what is sent
+            if self._status is None or type(body) not in (bytes, memoryview):
                 raise TypeError("the application must call start_response and return bytes")
             head, body = self._compose(self._status, self._headers, body)
         except BaseException:  # also SystemExit: a request must not end a worker
@@ -338,7 +342,7 @@ class Connection:
         self._buffer = self._buffer or b"?"  # there may be more to come: close with care
         self._send(*self._compose(self._status, headers + refusal.headers, body))
 
-    def _compose(self, status: str, headers: Headers, body: bytes) -> tuple[bytes, bytes]:
+    def _compose(self, status: str, headers: Headers, body: Body) -> tuple[bytes, Body]:
         """The head of the answer, and the body as far as one may be sent."""
         assert self._environ is not None
         code, line = _status_line(status)
@@ -374,7 +378,7 @@ class Connection:
             raise ValueError("a control character in the head of the answer")
         return head + b"\r\n", body
 
-    def _send(self, head: bytes, body: bytes) -> None:
+    def _send(self, head: bytes, body: Body) -> None:
         try:
             if len(body) <= JOINED_BYTES:
                 sent = self.socket.send(head + body)
