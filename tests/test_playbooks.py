@@ -350,6 +350,7 @@ def test_settings_that_a_process_has_not_read_are_stale(tmp_path: Path) -> None:
     environment = {**instances.read_settings(file.read_text()), "POKY_GONE": "1"}
     with sleeping(env=environment) as pid:
         assert instances.stale_settings(file, pid) == ["POKY_GONE"]
+        assert instances.stale_settings(file, pid, "POKY_GONE=1 A=b") == []
         file.write_text(file.read_text().replace("4", "8") + "POKY_NEW=1\n")
         stale = instances.stale_settings(file, pid)
         assert stale == ["POKY_GONE", "POKY_NEW", "POKY_THREADS"]

@@ -19,6 +19,7 @@ PROPERTIES = (
     "NeedDaemonReload",
     "FragmentPath",
     "DropInPaths",
+    "Environment",
     "ExecMainStartTimestamp",
 )
 
@@ -36,15 +37,18 @@ def read_settings(text):
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
-def stale_settings(environment_file, pid):
-    """Names of the settings that differ between the file and the running process."""
+def stale_settings(environment_file, pid, of_the_unit=""):
+    """Names of the settings that differ between the file and the running process.
+
+    Those that the unit itself sets are not in the file.
+    """
     try:
         wanted = read_settings(environment_file.read_text())
         raw = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
     except OSError:
         return []
     running = dict(word.split("=", 1) for word in raw.split("\0") if "=" in word)
-    ours = {name for name in running if name.startswith("POKY_")}
+    ours = {name for name in running if name.startswith("POKY_")} - set(read_settings(of_the_unit))
     return sorted(name for name in ours | set(wanted) if running.get(name) != wanted.get(name))
 
 
@@ -90,7 +94,7 @@ def observe(port, home, listen, environment_file, credentials):
     stale = []
     if pid:
         stale += stale_units(shown)
-        stale += stale_settings(environment_file, pid)
+        stale += stale_settings(environment_file, pid, shown.get("Environment", ""))
         stale += stale_credentials(credentials, unit)
     return {
         "port": port,
