@@ -192,7 +192,7 @@ def test_systemd_is_told_and_the_watchdog_is_fed(
 
 
 @pytest.mark.parametrize("kind", ["partitioned"])
-@pytest.mark.parametrize("cpu", ["0", "8081"])
+@pytest.mark.parametrize("cpu", ["-1", "0", "8081"])
 def test_all_threads_stay_on_the_cpu_that_is_set(
     own_database: Database, log: Path, kind: str, cpu: str
 ) -> None:
@@ -202,8 +202,12 @@ def test_all_threads_stay_on_the_cpu_that_is_set(
     threads = os.listdir(f"/proc/{service.process.pid}/task")
     assert len(threads) > 4
     for thread in map(int, threads):
-        assert os.sched_getaffinity(thread) == {allowed[int(cpu) % len(allowed)]}
-        assert os.sched_getscheduler(thread) == os.SCHED_BATCH
+        if cpu == "-1":
+            assert os.sched_getaffinity(thread) == set(allowed)
+            assert os.sched_getscheduler(thread) == os.SCHED_OTHER
+        else:
+            assert os.sched_getaffinity(thread) == {allowed[int(cpu) % len(allowed)]}
+            assert os.sched_getscheduler(thread) == os.SCHED_BATCH
     assert service.stop() == 0
 
 

@@ -169,13 +169,15 @@ def schedule(cpu: int) -> None:
 
     Waking a thread on another CPU costs as much as answering a GET, and the interpreter's lock
     lets only one run anyway: so all may stay on one CPU, and PostgreSQL's processes follow them
-    there. SCHED_BATCH: who has been woken does not interrupt whoever is at work.
+    there. SCHED_BATCH: who has been woken does not interrupt whoever is at work. Below 0: as the
+    system has it.
     """
+    if cpu < 0:
+        return
     try:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        if cpu >= 0:
-            allowed = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, {allowed[cpu % len(allowed)]})
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[cpu % len(allowed)]})
     except OSError as error:
         log.warning("the system does not let us choose a CPU or how to run there: %s", error)
 
