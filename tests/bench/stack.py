@@ -141,7 +141,7 @@ class Stack:
         self.folder = folder
         self._exit = ExitStack()
         self._values: dict[int, Path] = {}
-        # A quarter of the memory, as the role does: 10^7 keys are to be read from PostgreSQL's cache.
+        # A quarter of the memory, as the role does: 10^7 keys fit into PostgreSQL's own cache.
         megabytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 22
         self._postgres = self._exit.enter_context(
             embedded.ensure_running(folder / "home", settings={"shared_buffers": f"{megabytes}MB"})
