@@ -1,5 +1,5 @@
 -- Who there is. Applied when one of them is missing, by somebody who may create roles; everything
--- else is done as poky_owner. Passwords are the administrator's business: ALTER ROLE … PASSWORD.
+-- else is done as poky_owner. Passwords are the administrator's business: ALTER ROLE ... PASSWORD.
 
 DO $$
 DECLARE
