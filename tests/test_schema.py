@@ -111,12 +111,12 @@ def dump(cluster: Cluster, database: Database) -> str:
 # Create and upgrade
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_sql_can_be_sent_in_any_encoding() -> None:
     for file in SQL.rglob("*.sql"):
         assert file.read_bytes().isascii(), f"{file} has a character that LATIN1 may not have"
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_empty_database_gets_everything_and_then_nothing(empty: Database, kind: str) -> None:
     files = ["schema.sql", f"{kind}.sql", "functions.sql", "grants.sql"]
     before = plan(empty.dsn_owner, kind=kind)
