@@ -121,7 +121,9 @@ def instances_restarted(stack: Stack) -> None:
 
 
 def database_killed(stack: Stack) -> None:
-    os.kill(stack.database.pid, signal.SIGQUIT)
+    killed = stack.database.pid
+    os.kill(killed, signal.SIGQUIT)
+    wait_until(lambda: stack.database.pid != killed, 60, "PostgreSQL is started again")
     wait_until(lambda: all(service.is_ready() for service in stack.services), 60, "database is up")
     _clear_up(stack)
 
