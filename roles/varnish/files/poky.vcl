@@ -34,7 +34,7 @@ sub vcl_recv {
         call poky_recv_purge;
     }
     if (req.method != "GET" && req.method != "HEAD") {
-        call poky_recv_method;
+        return (pass);
     }
     return (hash);
 }
@@ -59,13 +59,6 @@ sub poky_recv_purge {
         return (synth(405, "Method Not Allowed"));
     }
     return (synth(404, "Not Found"));
-}
-
-sub poky_recv_method {
-    if (req.method == "PURGE") {
-        return (synth(405, "Method Not Allowed"));
-    }
-    return (pass);
 }
 
 # --- Lookups -------------------------------------------------------------------------------------
@@ -459,8 +452,8 @@ sub poky_deliver_if_match {
     }
 }
 
-# Varnish compares a single tag, whatever the method; this adds "*" and lists for reads. A write's
-# conditions were the service's to judge.
+# Varnish compares a single tag, whatever the method; this adds "*" and lists for reads. What cannot be
+# read is the service's to refuse, and a write's conditions were its to judge.
 sub poky_deliver_if_none_match {
     if (req.method != "GET" && req.method != "HEAD") {
         unset req.http.If-None-Match;
@@ -468,16 +461,21 @@ sub poky_deliver_if_none_match {
         req.http.If-None-Match ~ {"^\s*(W/)?"[^"]*"(\s*,\s*(W/)?"[^"]*")*\s*$"} &&
         resp.http.ETag && str.contains(req.http.If-None-Match, resp.http.ETag))) {
         set req.http.If-None-Match = resp.http.ETag;
+    } elseif (req.http.If-None-Match !~ {"^\s*(W/)?"[^"]*"(\s*,\s*(W/)?"[^"]*")*\s*$"} &&
+        req.restarts > 0 && req.http.Poky-Key != "none" && req.http.Poky-Key != "pass") {
+        set req.http.Poky-Key = "pass";
+        return (restart);
     }
 }
 
-# Part of a value by the date that it had would be mixed with another value of that date. And Varnish
-# would cut the answer to a write, and (7.7) find bytes in an empty value.
+# Part of a value by the date that it had would be mixed with another value of that date. A unit that
+# nobody knows is ignored (RFC 9110 14.2). And Varnish would cut the answer to a write, and (7.7) find
+# bytes in an empty value.
 sub poky_deliver_range {
     if (req.http.If-Range && req.http.If-Range !~ {"^""}) {
         unset req.http.Range;
     }
-    if (req.method != "GET" || resp.http.Content-Length == "0") {
+    if (req.method != "GET" || resp.http.Content-Length == "0" || req.http.Range !~ "(?i)^bytes=") {
         unset req.http.Range;
     }
 }
