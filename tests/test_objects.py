@@ -277,7 +277,7 @@ def test_delete_takes_all_preconditions(client: Client, url: str) -> None:
 
 @pytest.mark.parametrize(
     ("header", "method"),
-    itertools.product(["If-Match", "If-None-Match"], ["GET", "PUT", "DELETE"]),
+    list(itertools.product(["If-Match", "If-None-Match"], ["GET", "PUT", "DELETE"])),
 )
 @pytest.mark.parametrize("value", ["", "unquoted", '"open', '"a" "b"', "W/x", ","])
 def test_a_precondition_that_cannot_be_parsed_is_400(
