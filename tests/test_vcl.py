@@ -17,11 +17,13 @@ from pathlib import Path
 import pytest
 
 from tests.vcl.sabotage import SABOTAGES, sabotaged
+from tests.vcl.values import parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = sorted(ROOT.glob("tests/vcl/*.vtc"))
 
 
+_RESTARTS = next(each for each in parameters() if each.startswith("max_restarts="))
 Result = subprocess.CompletedProcess[str]
 
 
@@ -39,7 +41,7 @@ def run(program: str, case: Path, *options: str) -> Result:
             "-t",
             "120",
             "-p",
-            "max_restarts=12",
+            _RESTARTS,
             f"-Dvcl=cd {shlex.quote(str(ROOT))}; {vcl}",
             str(case),
         ],

@@ -417,9 +417,10 @@ sub poky_deliver_internal {
 
 # What was fetched after this read had begun may be a write that is not acknowledged yet. Unless its
 # tag is still the one in use, others may be given an older copy after us: so look again. The same
-# if it was passed for want of a lease, and now there is one.
+# if it was passed for want of a lease, and now there is one. A round is two or three restarts, and
+# there is another only if the key was written meanwhile: seven in a row are enough (max_restarts: 30).
 sub poky_deliver_new {
-    if (req.http.Poky-Key == "none" && req.restarts < 7 &&
+    if (req.http.Poky-Key == "none" && req.restarts < 20 &&
         std.real(var.global_get("poky_until"), 0.0) > std.time2real(now, 0.0)) {
         unset req.http.Poky-Key;
         return (restart);
@@ -428,7 +429,7 @@ sub poky_deliver_new {
         set req.http.Poky-Missed = req.http.Poky-Key;
     }
     if (req.http.Poky-Key != req.http.Poky-Checked && req.http.Poky-Key != "none" &&
-        req.http.Poky-Key != "pass" && req.http.Poky-Key !~ "^=revalidate" && req.restarts < 7) {
+        req.http.Poky-Key != "pass" && req.http.Poky-Key !~ "^=revalidate" && req.restarts < 20) {
         set req.http.Poky-Checked = req.http.Poky-Key;
         unset req.http.Poky-Key;
         return (restart);
