@@ -297,7 +297,7 @@ def keys(stage: Stage) -> Contests:
 def sizes(stage: Stage) -> Contests:
     """Values from 100 B to 10 MB."""
     for size, number in (
-        (100, 1000), (KB, 1000), (10 * KB, 1000), (100 * KB, 100), (KB**2, 20), (10 * KB**2, 4),
+        (100, 1000), (KB, 10_000), (10 * KB, 1000), (100 * KB, 100), (KB**2, 20), (10 * KB**2, 4),
     ):  # fmt: skip
         bucket = stage.bucket(size, number)
         for method in ("GET", "PUT"):
