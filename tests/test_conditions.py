@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poky.conditions import format_date, matches, parse_date, parse_if_match, parse_if_none_match
+from poky.api.conditions import (
+    format_date,
+    matches,
+    parse_date,
+    parse_if_match,
+    parse_if_none_match,
+)
 
 
 @given(st.integers(0, 4_000_000_000))

@@ -23,9 +23,8 @@ from wsgiref.validate import validator
 import bottle
 import pytest
 
-from poky import connection
-from poky.connection import Server
-from poky.request_head import Refusal, parse_head
+from poky.http import Server, connection
+from poky.http.head import Refusal, parse_head
 
 GIVE_UP = 10.0  # seconds after which a test fails rather than waits
 MAX_BODY = 32 * 1024 * 1024

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from poky import openapi
-from poky.app import ADMIN_ROUTES, ROUTES
+from poky.api import ADMIN_ROUTES, ROUTES, openapi
 from poky.config import Config
 from tests.service import Client, Service
 

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from poky.conditions import format_date
+from poky.api.conditions import format_date
 from tests.service import Service
 
 KEYS = st.sampled_from(["a", "b", "c~@=+:", "k" * 1024])

@@ -283,7 +283,7 @@ def test_a_release_is_named_after_the_last_commit_that_touched_it(
     (checkout / "docs.md").write_text("other words\n")
     git(checkout, "commit", "-qam", "a document")
     assert builder.identify(checkout, allow_dirty=False)["id"] == first
-    (checkout / "service/poky/app.py").write_text("")
+    (checkout / "service/poky/process.py").write_text("")
     git(checkout, "add", ".")
     git(checkout, "commit", "-qm", "code")
     assert builder.identify(checkout, allow_dirty=False)["id"] != first

@@ -52,13 +52,13 @@ def poky() -> None:
 @click.option("--home", metavar="DIR", help="Where the embedded PostgreSQL keeps its data.")
 def serve(port: int | None, dsn: str | None, home: str | None) -> None:
     """Serve HTTP until SIGTERM."""
-    from poky import server  # noqa: PLC0415 - only this command needs it
+    from poky import process  # noqa: PLC0415 - only this command needs it
 
     config = _config(port=port, dsn=dsn, home=home)
     for sentence in unknown_settings():
         logging.getLogger("poky").warning(sentence)
     with _database(config, keep_up=True) as config:
-        status = server.serve(config, on_ready=lambda: _show_start(config, dsn))
+        status = process.serve(config, on_ready=lambda: _show_start(config, dsn))
     sys.exit(status)
 
 

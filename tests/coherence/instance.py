@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from poky import app, cache, cli, purge, store
+from poky import cache, cli, purge, store
+from poky.api import app
 
 
 def slow_reads() -> None:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from poky import conditions
-from poky.answers import refuse
-from poky.conditions import format_date, format_tag
-from poky.names import check_content_type, check_key, default_content_type
+from poky.api import conditions
+from poky.api.conditions import format_date, format_tag
+from poky.api.names import check_content_type, check_key, default_content_type
+from poky.http.answers import refuse
 from poky.store import Found, Outcome
 
 OBJECTS = "application/vnd.poky.objects+json"

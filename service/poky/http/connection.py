@@ -33,7 +33,7 @@ from typing import Any, Final
 
 from cheroot import wsgi
 
-from poky.request_head import (
+from poky.http.head import (
     CONTROLS,
     REQUEST_LINE_BYTES,
     Environ,

@@ -14,12 +14,12 @@ from urllib.parse import parse_qsl
 
 import bottle  # type: ignore[import-untyped]
 
-from poky import batch, conditions, openapi
-from poky.answers import Answer, Refused, bare, json, problem, refuse, text
-from poky.conditions import format_date, format_tag
+from poky.api import batches, conditions, openapi
+from poky.api.conditions import format_date, format_tag
+from poky.api.names import check_bucket, check_content_type, check_key, default_content_type
 from poky.config import Config
 from poky.health import Health
-from poky.names import check_bucket, check_content_type, check_key, default_content_type
+from poky.http.answers import Answer, Refused, bare, json, problem, refuse, text
 from poky.store import Store, StoreError
 
 Environ = dict[str, Any]
@@ -273,16 +273,16 @@ class Api:
 
     def get_many(self, environ: Environ, bucket: str) -> Answer:
         """The values of a batch by key, or whole objects if the client accepts them."""
-        wanted = batch.parse_wanted(self._batch_body(environ, bucket), self._max_items)
+        wanted = batches.parse_wanted(self._batch_body(environ, bucket), self._max_items)
         _query(environ)
         found = self._store.get_many(bucket, wanted.keys)
-        if batch.OBJECTS in environ.get("HTTP_ACCEPT", ""):
-            return json(batch.show_objects(wanted, found), content_type=batch.OBJECTS)
-        return json(batch.show_values(wanted, found))
+        if batches.OBJECTS in environ.get("HTTP_ACCEPT", ""):
+            return json(batches.show_objects(wanted, found), content_type=batches.OBJECTS)
+        return json(batches.show_values(wanted, found))
 
     def put_many(self, environ: Environ, bucket: str) -> Answer:
         """Store a batch in one transaction, item by item or all or nothing."""
-        given = batch.parse_given(
+        given = batches.parse_given(
             self._batch_body(environ, bucket),
             self._max_items,
             self._config.max_value_bytes,
@@ -295,7 +295,7 @@ class Api:
 
     def delete_many(self, environ: Environ, bucket: str) -> Answer:
         """Delete a batch in one transaction, item by item or all or nothing."""
-        wanted = batch.parse_wanted(self._batch_body(environ, bucket), self._max_items)
+        wanted = batches.parse_wanted(self._batch_body(environ, bucket), self._max_items)
         atomic = _atomic(environ)
         with self._caches.admit():
             outcomes = self._store.delete_many(
@@ -332,7 +332,9 @@ class Api:
             self._caches.purge(bucket, *zip(*changed, strict=True))
         rejected = sum(outcome.outcome == "rejected" for outcome in outcomes)
         environ["poky.outcome"] = f"{len(keys) - rejected}/{len(keys)}"
-        return json(batch.show_outcomes(keys, outcomes), status=412 if atomic and rejected else 200)
+        return json(
+            batches.show_outcomes(keys, outcomes), status=412 if atomic and rejected else 200
+        )
 
     # Buckets.
 

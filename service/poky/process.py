@@ -16,17 +16,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from poky.app import Api
+from poky.api import Api
 from poky.cache import Caches
 from poky.config import Config
-from poky.connection import Server
 from poky.health import Health
+from poky.http import Server
 from poky.metrics import Metrics
 from poky.store import Store
 
 Environ = dict[str, Any]
 
-log = logging.getLogger("poky.server")
+log = logging.getLogger("poky.process")
 
 _CONNECTION_HEADROOM = 65_536
 _STUCK_SECONDS = 20.0
