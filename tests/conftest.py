@@ -130,9 +130,9 @@ class Cluster:
     def _template(self, kind: str) -> str:
         if kind not in self._templates:
             database = self.create()
-            from poky import schema
+            from poky.schema.migrate import migrate
 
-            schema.migrate(database.dsn_owner, kind=kind, release="tests")
+            migrate(database.dsn_owner, kind=kind, release="tests")
             self._templates[kind] = database.name
         return self._templates[kind]
 

@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from poky import embedded, schema
+from poky import embedded
+from poky.schema.migrate import migrate
 from tests.service import Client, running
 
 BATCH = 500
@@ -121,7 +122,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         with embedded.ensure_running(Path(folder) / "home") as server:
-            schema.migrate(server.dsn_owner, release="demo")
+            migrate(server.dsn_owner, release="demo")
             with running(server.dsn_service, Path(folder) / "log") as service:
                 service.admin().request("PUT", "/buckets/demo")
                 client = service.client()

@@ -1,4 +1,4 @@
-"""From flat to partitioned while clients read and write (poky.conversion)."""
+"""From flat to partitioned while clients read and write (poky.schema.conversion)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any
 import psycopg2
 import pytest
 
-from poky.schema import Migrated, Progress, SchemaError, Scripts, migrate, plan
+from poky.schema import SchemaError, Scripts
+from poky.schema.migrate import Migrated, Progress, migrate, plan
 from tests.conftest import Cluster, Database
 from tests.test_schema import SQL, dump, run
 from tests.writers import Load
@@ -25,7 +26,7 @@ BUCKETS = ["a", "b", "c", "Long-." + "x" * 250]
 
 CONVERT = """
 import sys
-from poky.schema import migrate
+from poky.schema.migrate import migrate
 report = lambda progress: print(progress.step, flush=True)
 migrate(sys.argv[1], kind="partitioned", release="one", progress=report)
 """

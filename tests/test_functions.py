@@ -524,7 +524,7 @@ VALUES = [
 def test_every_value_arrives_as_it_was_sent(
     cluster: Cluster, empty_database: Database, encoding: str
 ) -> None:
-    from poky import schema
+    from poky.schema.migrate import migrate
 
     name = empty_database.name
     cluster.drop(empty_database)
@@ -532,7 +532,7 @@ def test_every_value_arrives_as_it_was_sent(
         f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'"
         " LC_COLLATE 'C' LC_CTYPE 'C'"
     )
-    schema.migrate(f"{empty_database.dsn_owner}&client_encoding=UTF8", release="tests")
+    migrate(f"{empty_database.dsn_owner}&client_encoding=UTF8", release="tests")
     with closing(Store(empty_database.dsn_service)) as store:
         store.ensure_bucket("b")
         keys = [str(number) for number in range(len(VALUES))]

@@ -19,7 +19,8 @@ from typing import Any
 import psycopg2
 import pytest
 
-from poky import embedded, schema
+from poky import embedded
+from poky.schema.migrate import migrate
 from tests.conftest import Database
 from tests.service import Client, Service, running, wait_until
 
@@ -35,7 +36,7 @@ def log(tmp_path: Path) -> Path:
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Embedded]:
     """A PostgreSQL of one test's own, with fsync, to be killed."""
     with embedded.ensure_running(tmp_path_factory.mktemp("own")) as server:
-        schema.migrate(server.dsn_owner, release="tests")
+        migrate(server.dsn_owner, release="tests")
         yield server
 
 
@@ -238,7 +239,7 @@ def test_several_processes_serve_one_database(own_database: Database, tmp_path: 
 @pytest.mark.slow
 def test_it_starts_and_stays_up_while_the_database_is_away(tmp_path: Path, log: Path) -> None:
     server = embedded.ensure_running(tmp_path / "home")
-    schema.migrate(server.dsn_owner, release="tests")
+    migrate(server.dsn_owner, release="tests")
     dsn = server.dsn_service
     server.close()
     service = Service(dsn, log).start(wait=False)

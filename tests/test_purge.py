@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from poky.purge import NotConfirmed, PurgeClient
+from poky.cache.purge import NotConfirmed, PurgeClient
 from tests.fake_cache import FakeCache
 from tests.service import free_ports
 

@@ -21,8 +21,9 @@ import psycopg2
 import pytest
 
 from poky import embedded, schema
-from poky.owner import Owner
-from poky.schema import SchemaError, Scripts, migrate, plan, state
+from poky.schema import SchemaError, Scripts, state
+from poky.schema.migrate import migrate, plan
+from poky.schema.owner import Owner
 from tests.conftest import HASTY, KINDS, Cluster, Database
 from tests.service import wait_until
 from tests.writers import Load

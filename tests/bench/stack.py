@@ -16,7 +16,8 @@ from urllib.request import urlopen
 
 import psycopg2
 
-from poky import embedded, schema
+from poky import embedded
+from poky.schema.migrate import migrate
 from tests.bench.load import Watched
 from tests.service import free_ports
 from tests.vcl.values import ROLE, parameters, values
@@ -292,7 +293,7 @@ class Stack:
         database = Database(
             *(dsn.replace("/poky?", f"/{name}?") for dsn in (everything.owner, everything.service))
         )
-        schema.migrate(database.owner, kind=kind, release="bench")
+        migrate(database.owner, kind=kind, release="bench")
         return database
 
 

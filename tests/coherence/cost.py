@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psycopg2
 
-from poky import schema
+from poky.schema.migrate import migrate
 from poky.store import Store
 from tests.coherence.stack import Stack
 from tests.service import Client, running
@@ -28,7 +28,7 @@ def of_a_write(folder: Path) -> tuple[float, float]:
         with closing(psycopg2.connect(dsn)) as connection:
             connection.autocommit = True
             connection.cursor().execute("CREATE DATABASE without OWNER poky_owner")
-        schema.migrate(dsn.replace("/poky?", "/without?"), release="coherence")
+        migrate(dsn.replace("/poky?", "/without?"), release="coherence")
         dsn = stack.database.dsn_service.replace("/poky?", "/without?")
         with running(dsn, folder / "without.log", log_level="warning") as without:
             for each in (dsn, stack.database.dsn_service):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from poky import cache, cli, purge, store
+from poky import cache, cli, store
 from poky.api import app
 
 
@@ -35,7 +35,7 @@ def stalls() -> None:
     verbs = ("get", "put", "delete", "put_many", "delete_many", "nodes", "lease", "suspend_node")
     for verb in (*verbs, "drain_node", "reinstate_node", "unconfirmed", "confirm"):
         _hold_up(store.Store, verb)
-    _hold_up(purge.PurgeClient, "purge")
+    _hold_up(cache.PurgeClient, "purge")
 
 
 def _hold_up(owner: type, verb: str) -> None:

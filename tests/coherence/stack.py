@@ -18,7 +18,8 @@ from typing import Self
 
 import psycopg2
 
-from poky import embedded, schema
+from poky import embedded
+from poky.schema.migrate import migrate
 from poky.store import Node, Store, StoreError
 from tests.coherence.gate import Gate, Gates
 from tests.service import Client, Service, free_ports, wait_until
@@ -177,7 +178,7 @@ class Stack:
         if self._server is None:
             self._server = embedded.ensure_running(self.folder / "home")
             self._server.supervise()
-        schema.migrate(self._server.dsn_owner, release="coherence")
+        migrate(self._server.dsn_owner, release="coherence")
         self._store = Store(self._server.dsn_service, pool_size=4)
         for node in self._store.nodes():  # of a run before
             self._store.suspend_node(node.name, hold=True)

@@ -1,35 +1,19 @@
-"""The schema: how a database gets to be one that this release works with.
+"""The plan: which SQL files a database needs, and why a release cannot work with it.
 
-``sql/`` holds the truth: what a new database gets (schema.sql and partitioned.sql or flat.sql), how
-an older one gets there (migrations/), and what both get whenever it has changed (functions.sql,
-grants.sql). This module decides which of the files a database needs, applies them, records them,
-and refuses what cannot work. It runs before the service does, never inside it; the service asks
-only ``state``. The rules of migrations are in sql/migrations/README.md.
+Pure: it knows the files of ``sql/`` and what was found in a database, and imports neither psycopg2
+nor the service, so that other programs (the Ansible role) plan by the same rules as ``migrate``.
+The rules of migrations are in sql/migrations/README.md.
 """
 
 import dataclasses
 import hashlib
 import importlib.resources
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Mapping
 from importlib.resources.abc import Traversable
 from typing import Literal
 
-from poky import __version__, conversion
-from poky.owner import Owner, Progress, SchemaError
-
-__all__ = [
-    "Migrated",
-    "Plan",
-    "Progress",
-    "SchemaError",
-    "Scripts",
-    "migrate",
-    "plan",
-    "script",
-    "state",
-    "versions",
-]
+from poky import __version__
 
 Kind = Literal["partitioned", "flat"]
 Phase = Literal["expand", "contract"]
@@ -37,6 +21,10 @@ State = Literal["ok", "missing", "outdated", "newer"]
 
 # Number 1 is schema.sql as it was before there were migrations.
 _MIGRATION = re.compile(r"(\d{4})_(expand|contract)_[a-z0-9_]+\.sql")
+
+
+class SchemaError(Exception):
+    """The schema cannot be created, changed or converted; the message is for the operator."""
 
 
 class Scripts:
@@ -85,12 +73,13 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Migrated:
-    """What ``migrate`` did."""
+class Found:
+    """What a database has of a schema; nothing at all by default."""
 
-    applied: list[str]  # the files, in order; empty: there was nothing to do
-    kind: Kind
-    converted: bool  # from flat to partitioned
+    recorded: Mapping[str, str] | None = None  # checksums by file name; None: no poky.migration
+    foreign: bool = False  # there is a schema poky that poky migrate did not make
+    flat: bool = False
+    converting: bool = False  # a conversion is unfinished
 
 
 def _is_migration(name: str) -> bool:
@@ -142,77 +131,45 @@ def state(applied: Collection[str] | None, scripts: Scripts = SCRIPTS) -> State:
 
 
 def plan(
-    dsn: str,
+    found: Found,
     *,
     kind: Kind | None = None,
     phase: Phase = "expand",
     scripts: Scripts = SCRIPTS,
 ) -> Plan:
-    """Look at a database and say what ``migrate`` would do; changes nothing."""
-    with Owner(dsn) as owner:
-        return _plan(owner, kind, phase, scripts)
-
-
-def migrate(
-    dsn: str,
-    *,
-    release: str,
-    kind: Kind | None = None,
-    phase: Phase = "expand",
-    progress: Callable[[Progress], None] | None = None,
-    revision_start: int = 1,
-    revision_increment: int = 1,
-    scripts: Scripts = SCRIPTS,
-) -> Migrated:
-    """Bring a database to this release's schema: create it, upgrade it, or do nothing.
-
-    All or nothing: the files are applied in one transaction. Clients can go on meanwhile, and the
-    previous release works before and after (phase expand). ``kind`` settles what a new database
-    becomes (partitioned unless told otherwise) and turns a flat one into a partitioned one;
-    flat gives an unfinished conversion up. ``revision_start`` and ``revision_increment`` are for a
-    new database that must never draw the revisions of another one. Raises SchemaError.
-    """
-    with Owner(dsn, progress) as owner:
-        owner.keep_others_out()
-        planned = _plan(owner, kind, phase, scripts)
-        gives_up = planned.converting and kind == "flat"
-        if planned.refusal:
-            raise SchemaError(planned.refusal)
-        if planned.pending or planned.converts or gives_up:
-            owner.become_owner(scripts.text("roles.sql"), creates_schema=planned.kind is None)
-
-        def apply() -> None:
-            for name in planned.pending:
-                owner.report(Progress(f"Applying {name}"))
-                owner.run(scripts.text(name))
-            if planned.kind is None:
-                owner.run(
-                    f"ALTER SEQUENCE poky.revision START WITH {revision_start:d}"
-                    f" INCREMENT BY {revision_increment:d} RESTART"
-                )
-                record(scripts.migrations)  # schema.sql has them
-            record(planned.pending)
-
-        def record(names: list[str]) -> None:
-            for name in names:
-                owner.run(
-                    "INSERT INTO poky.migration AS m (name, checksum, release) VALUES (%s, %s, %s)"
-                    " ON CONFLICT (name) DO UPDATE SET checksum = excluded.checksum,"
-                    " release = excluded.release, applied_at = clock_timestamp()",
-                    *(name, scripts.checksum(name), release),
-                )
-
-        if gives_up:
-            conversion.give_up(owner, scripts.text)
-        if planned.pending:
-            owner.atomically(apply)
-        if planned.converts:
-            conversion.convert(owner, scripts.text, lambda: record(["partitioned.sql"]))
-        return Migrated(
-            applied=planned.pending,
-            kind=kind or planned.kind or "partitioned",
-            converted=planned.converts,
+    """Say what ``migrate`` would do with a database in which this was found."""
+    recorded = found.recorded
+    if recorded is None:
+        return Plan(
+            state="missing",
+            kind=None,
+            pending=scripts.fresh(kind or "partitioned"),
+            postponed=[],
+            refusal=_FOREIGN_SCHEMA if found.foreign else None,
+            schema=0,
+            contracted=0,
+            converts=False,
+            converting=False,
         )
+    missing = [name for name in scripts.migrations if name not in recorded]
+    pending = missing if phase == "contract" else _of("expand", missing)
+    # A migration may have dropped functions, and new functions need their grants.
+    if pending or recorded.get("functions.sql") != scripts.checksum("functions.sql"):
+        pending = [*pending, "functions.sql", "grants.sql"]
+    elif recorded.get("grants.sql") != scripts.checksum("grants.sql"):
+        pending = ["grants.sql"]
+    planned = Plan(
+        state=state(recorded, scripts),
+        kind="flat" if found.flat else "partitioned",
+        pending=pending,
+        postponed=[name for name in missing if name not in pending],
+        refusal=None,
+        schema=max(map(_number, filter(_is_migration, recorded)), default=1),
+        contracted=max(map(_number, _of("contract", recorded)), default=1),
+        converts=found.flat and kind == "partitioned",
+        converting=found.converting,
+    )
+    return dataclasses.replace(planned, refusal=_refusal(planned, recorded, kind, scripts))
 
 
 def script(
@@ -237,51 +194,11 @@ def script(
     )
 
 
-def _plan(owner: Owner, kind: Kind | None, phase: Phase, scripts: Scripts) -> Plan:
-    recorded = _recorded(owner)
-    if recorded is None:
-        strange = owner.value("SELECT to_regnamespace('poky') IS NOT NULL")
-        return Plan(
-            state="missing",
-            kind=None,
-            pending=scripts.fresh(kind or "partitioned"),
-            postponed=[],
-            refusal=_STRANGE_SCHEMA if strange else None,
-            schema=0,
-            contracted=0,
-            converts=False,
-            converting=False,
-        )
-    missing = [name for name in scripts.migrations if name not in recorded]
-    pending = missing if phase == "contract" else _of("expand", missing)
-    # A migration may have dropped functions, and new functions need their grants.
-    if pending or recorded.get("functions.sql") != scripts.checksum("functions.sql"):
-        pending = [*pending, "functions.sql", "grants.sql"]
-    elif recorded.get("grants.sql") != scripts.checksum("grants.sql"):
-        pending = ["grants.sql"]
-    is_flat, converting = owner.run(
-        "SELECT c.relkind = 'r', to_regclass('poky._conversion') IS NOT NULL"
-        " FROM pg_class AS c WHERE c.oid = 'poky._object'::regclass"
-    )[0]
-    seen = Plan(
-        state=state(recorded, scripts),
-        kind="flat" if is_flat else "partitioned",
-        pending=pending,
-        postponed=[name for name in missing if name not in pending],
-        refusal=None,
-        schema=max(map(_number, filter(_is_migration, recorded)), default=1),
-        contracted=max(map(_number, _of("contract", recorded)), default=1),
-        converts=is_flat and kind == "partitioned",
-        converting=converting,
-    )
-    return dataclasses.replace(seen, refusal=_refusal(seen, recorded, kind, scripts))
-
-
-_STRANGE_SCHEMA = "The database has a schema named poky that poky migrate did not make."
+_FOREIGN_SCHEMA = "The database has a schema named poky that poky migrate did not make."
 
 
 def _refusal(
-    seen: Plan, recorded: dict[str, str], kind: Kind | None, scripts: Scripts
+    planned: Plan, recorded: Mapping[str, str], kind: Kind | None, scripts: Scripts
 ) -> str | None:
     if unknown := _unknown(recorded, scripts):
         return (
@@ -294,23 +211,12 @@ def _refusal(
                 f"{name} has changed since it was applied to the database."
                 " What is applied stays as it is: put the change into a new migration."
             )
-    if kind == "flat" and seen.kind == "partitioned":
+    if kind == "flat" and planned.kind == "partitioned":
         return "The database is partitioned, and there is no way back to flat."
-    if seen.converting and kind != "flat" and any(map(_is_migration, seen.pending)):
+    if planned.converting and kind != "flat" and any(map(_is_migration, planned.pending)):
         return (
             "A conversion to the partitioned schema is unfinished, and the tables cannot change"
             " under it. Finish it with the release that began it (poky migrate --schema"
             " partitioned), or give it up (poky migrate --schema flat)."
         )
     return None
-
-
-def _recorded(owner: Owner) -> dict[str, str] | None:
-    """Checksums by name of what the database has; None without a schema."""
-    # Not to_regclass, which minds whether one may look into the schema.
-    if not owner.value(
-        "SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'migration'"
-        " AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'poky'))"
-    ):
-        return None
-    return dict(owner.run("SELECT name, checksum FROM poky.migration ORDER BY name"))

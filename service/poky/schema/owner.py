@@ -16,6 +16,8 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 
+from poky.schema.plan import SchemaError
+
 T = TypeVar("T")
 
 # Clients queue behind a lock that we wait for: well below their own lock timeout, and below
@@ -32,10 +34,6 @@ _CONNECTION: dict[str, Any] = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
 }
-
-
-class SchemaError(Exception):
-    """The schema cannot be created, changed or converted; the message is for the operator."""
 
 
 class Progress(NamedTuple):

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from poky.owner import Owner, Progress, SchemaError
+from poky.schema.owner import Owner, Progress
+from poky.schema.plan import SchemaError
 
 # A batch locks its rows against writers: they should hardly notice.
 _BATCH_SECONDS = 0.05

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
+from poky.cache.purge import NotConfirmed, PurgeClient
 from poky.config import CacheNode, Config
-from poky.purge import NotConfirmed, PurgeClient
 from poky.store import Node, Store, StoreError
 
 log = logging.getLogger("poky.cache")

@@ -18,6 +18,8 @@ import msgspec
 
 from poky import __version__, schema
 from poky.config import Config, ConfigError, unknown_settings
+from poky.schema.migrate import migrate as run_migration
+from poky.schema.migrate import plan
 from poky.store import Node, Store, StoreError
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ def migrate(
     config = _config(dsn=dsn, owner_dsn=dsn)
     with _database(config, migrated=False) as config:
         if only_plan:
-            planned = schema.plan(config.owner_dsn, kind=kind, phase=phase)
+            planned = plan(config.owner_dsn, kind=kind, phase=phase)
             if as_json:
                 _print_json(asdict(planned))
             else:
@@ -108,7 +110,7 @@ def migrate(
                     click.echo("The flat schema would become a partitioned one.")
             return
         with _progress() as progress:
-            migrated = schema.migrate(
+            migrated = run_migration(
                 config.owner_dsn,
                 kind=kind,
                 phase=phase,
@@ -330,7 +332,7 @@ def _database(config: Config, *, keep_up: bool = False, migrated: bool = True) -
                 server.supervise()
             config = replace(config, dsn=server.dsn_service, owner_dsn=server.dsn_owner)
             if migrated:
-                schema.migrate(config.owner_dsn, release=config.release)
+                run_migration(config.owner_dsn, release=config.release)
             yield config
     except embedded.EmbeddedError as error:
         raise _Failed(f"{error}. Or name a database: POKY_DSN, or -d.") from error
