@@ -1,16 +1,19 @@
 """HTTP/1.1 on sockets for any WSGI application, and the shapes of answers. Knows nothing of ours.
 
-Reading order: `head`, `connection`, `answers`.
+Reading order: `answers`, `head`, `connection`, `workers`, `server`.
 """
 
 from poky.http.answers import Answer, Refused, bare, json, problem, refuse, text
-from poky.http.connection import Connection, Server, Workers
-from poky.http.head import Refusal, parse_head
+from poky.http.connection import Connection
+from poky.http.head import Environ, Headers, parse_head
+from poky.http.server import Server
+from poky.http.workers import Workers
 
 __all__ = [
     "Answer",
     "Connection",
-    "Refusal",
+    "Environ",
+    "Headers",
     "Refused",
     "Server",
     "Workers",

@@ -15,34 +15,17 @@ for the only piece: a large one is then not copied before it is sent.
 from __future__ import annotations
 
 import io
-import json
 import logging
-import os
 import re
-import resource
 import select
 import socket
-import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from email.utils import formatdate
+from collections.abc import Callable, MutableSet
 from functools import lru_cache
-from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from cheroot import wsgi
-
-from poky.http.head import (
-    CONTROLS,
-    REQUEST_LINE_BYTES,
-    Environ,
-    Headers,
-    Refusal,
-    parse_head,
-)
-
-__all__ = ["Connection", "Server", "Workers"]
+from poky.http.answers import Answer, Refused, refuse
+from poky.http.head import CONTROLS, REQUEST_LINE_BYTES, Environ, Headers, parse_head
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +39,6 @@ SLOWEST_TRANSFER: Final = 262144  # bytes per second, below which a body or an a
 JOINED_BYTES: Final = 16384  # a larger body is not copied behind its head, but sent as it is
 PARKED_BYTES: Final = 64 * 1024 * 1024  # unsent answers of slow readers, before workers wait
 LINGER_SECONDS: Final = 2.0
-QUIET_SECONDS: Final = 1.0
-SWEEP_SECONDS: Final = 0.5
 CLIENT_GONE: Final = 499  # nginx's number for a request whose client did not wait for the answer
 
 WAIT_INPUT: Final = select.EPOLLIN | select.EPOLLONESHOT
@@ -71,12 +52,13 @@ _OURS: Final = frozenset(  # fields of an answer that are not for the applicatio
 )
 
 
-def _overload() -> Refusal:
-    return Refusal(503, "Try again in a moment", [("Retry-After", "1")])
+def overload() -> Refused:
+    """The refusal of what there is no room for now."""
+    return refuse(503, "Try again in a moment.")
 
 
-def _too_slow() -> Refusal:
-    return Refusal(408, "Send the whole request without long pauses")
+def _too_slow() -> Refused:
+    return refuse(408, "Send the whole request without long pauses.")
 
 
 @lru_cache(maxsize=128)
@@ -88,10 +70,42 @@ def _status_line(status: str) -> tuple[int, str]:
     return code, f"HTTP/1.1 {status}\r\n"
 
 
+class Host(Protocol):
+    """What a connection needs of the server that accepted it; `Server` says what each is for."""
+
+    max_body_bytes: int
+    max_header_bytes: int
+    max_headers: int
+    closing: bool
+    environ: Environ
+
+    @property
+    def timeout(self) -> Any: ...
+
+    @property
+    def wsgi_app(self) -> Any: ...
+
+    @property
+    def admit(self) -> Admit | None: ...
+
+    @property
+    def on_response(self) -> OnResponse | None: ...
+
+    @property
+    def connections(self) -> MutableSet[Connection]: ...
+
+    @property
+    def busy(self) -> set[Connection]: ...
+
+    def parked_bytes(self) -> int: ...
+
+    def stamp(self) -> str: ...
+
+
 class Connection:
     """One client. cheroot makes it; from then on it belongs to whoever took it from `Workers`."""
 
-    def __init__(self, server: Server, sock: socket.socket, makefile: object = None) -> None:
+    def __init__(self, server: Host, sock: socket.socket, makefile: object = None) -> None:
         sock.setblocking(False)
         self.server = server
         self.socket = sock
@@ -124,8 +138,8 @@ class Connection:
         """Do what can be done without waiting. True: wait for `events` again; False: close."""
         try:
             self._proceed()
-        except Refusal as refusal:
-            return self.refuse(refusal)
+        except Refused as refused:
+            return self.refuse(refused.answer)
         except OSError:  # the client has gone; the application's own errors do not come here
             self.state = CLOSED
         return self.state != CLOSED
@@ -135,13 +149,13 @@ class Connection:
         if self.state != LINGER and self._ready():
             return True  # the workers are late, not the client
         if self.state == READ_BODY or self._partial:
-            return self.refuse(_too_slow())
+            return self.refuse(_too_slow().answer)
         return False
 
-    def refuse(self, refusal: Refusal) -> bool:
+    def refuse(self, answer: Answer) -> bool:
         """Answer in place of the application. True: wait for the client's end; False: close."""
         try:
-            self._refuse(refusal)
+            self._refuse(answer)
         except OSError:
             self.state = CLOSED
         return self.state != CLOSED
@@ -193,7 +207,7 @@ class Connection:
         if data:
             self._buffer = self._buffer + data if self._buffer else data
         elif self._buffer:
-            raise Refusal(400, "Send the whole head of the request before closing")
+            raise refuse(400, "Send the whole head of the request before closing.")
         else:
             self.state = CLOSED
 
@@ -231,11 +245,11 @@ class Connection:
         """Refuse what cannot become a request; else wait, but not longer than the first time."""
         if buffer and (not b"A" <= buffer[:1] <= b"Z" or _BARE_LF.search(buffer)):
             if buffer != b"\r":
-                raise Refusal(400, "Send an HTTP/1.1 request, its lines ended with CR LF")
+                raise refuse(400, "Send an HTTP/1.1 request, its lines ended with CR LF.")
         elif len(buffer) >= self.server.max_header_bytes:
             if b"\r\n" in buffer:
-                raise Refusal(431, f"Send at most {self.server.max_header_bytes} bytes of headers")
-            raise Refusal(414, f"Send a request line of at most {REQUEST_LINE_BYTES} bytes")
+                raise refuse(431, f"Send at most {self.server.max_header_bytes} bytes of headers.")
+            raise refuse(414, f"Send a request line of at most {REQUEST_LINE_BYTES} bytes.")
         if buffer and not self._partial:
             self._partial = True
             self.deadline = time.monotonic() + self.server.timeout
@@ -245,11 +259,11 @@ class Connection:
     def _begin_body(self, environ: Environ, length: int, expects: bool) -> None:
         server = self.server
         if length > server.max_body_bytes:
-            raise Refusal(413, f"Send a body of at most {server.max_body_bytes} bytes")
+            raise refuse(413, f"Send a body of at most {server.max_body_bytes} bytes.")
         if server.admit is not None:
             self._release = server.admit(environ, length)
             if self._release is None:
-                raise _overload()
+                raise overload()
         here = self._buffer[:length]
         self._buffer = self._buffer[length:]
         if len(here) == length:
@@ -278,7 +292,7 @@ class Connection:
             self._received += count
             missing = len(view) - self._received
         if not count:
-            raise Refusal(400, f"Send the {missing} bytes which Content-Length announces as well")
+            raise refuse(400, f"Send the {missing} bytes which Content-Length announces as well.")
         if missing:
             now = time.monotonic()
             if now >= self._limit:  # a sweep may always find that a little has just come
@@ -315,7 +329,7 @@ class Connection:
             head, body = self._compose(self._status, self._headers, body)
         except BaseException:  # also SystemExit: a request must not end a worker
             log.exception("%s %s failed", environ["REQUEST_METHOD"], environ["REQUEST_URI"])
-            raise Refusal(500, "Try again, and tell the operator if it fails again") from None
+            raise refuse(500, "Try again, and tell the operator if it fails again.") from None
         self._send(head, body)
 
     def _start_response(
@@ -327,20 +341,15 @@ class Connection:
         self._headers = headers
         return self._written.append
 
-    def _refuse(self, refusal: Refusal) -> None:
-        """Answer with problem details (RFC 9457) in place of the application."""
+    def _refuse(self, answer: Answer) -> None:
         if self._environ is None:
             self._started = time.monotonic()
             self._new_environ()
         self._keep = False
         self._written = []
-        title = HTTPStatus(refusal.status).phrase
-        problem = {"type": "about:blank", "title": title, "status": refusal.status}
-        body = json.dumps({**problem, "detail": refusal.detail + "."}).encode()
-        headers = [("Content-Type", "application/problem+json"), ("Cache-Control", "no-store")]
-        self._status = f"{refusal.status} {title}"
+        self._status = answer.status
         self._buffer = self._buffer or b"?"  # there may be more to come: close with care
-        self._send(*self._compose(self._status, headers + refusal.headers, body))
+        self._send(*self._compose(*answer))
 
     def _compose(self, status: str, headers: Headers, body: Body) -> tuple[bytes, Body]:
         """The head of the answer, and the body as far as one may be sent."""
@@ -367,7 +376,7 @@ class Connection:
             if declared is not None and int(declared) != len(body):
                 raise ValueError(f"Content-Length is {declared}, but the body has {len(body)}")
             parts.append(f"Content-Length: {len(body)}\r\n")
-        if self.server.draining:
+        if self.server.closing:
             self._keep = False
         if not self._keep:
             parts.append("Connection: close\r\n")
@@ -463,269 +472,3 @@ class Connection:
             code = int(self._status[:3]) if self._status else CLIENT_GONE
             seconds = time.monotonic() - self._started
             self.server.on_response(environ, code, self._sent, seconds)
-
-
-class Workers:
-    """The threads, and the connections that wait for one (cheroot's thread pool interface).
-
-    Whoever takes a connection out of `_waiting` owns it until it is put back or closed; taking is
-    one `dict.pop`, so no lock is needed.
-    """
-
-    def __init__(self, server: Server, threads: int) -> None:
-        self.min = threads
-        self.heartbeat = time.monotonic()
-        self._server = server
-        self._threads: list[threading.Thread] = []
-        self._waiting: dict[int, Connection] = {}
-        self._next_sweep = 0.0
-        self._stopping = False
-
-    def start(self) -> None:
-        """Start the threads."""
-        self._epoll = select.epoll()
-        self._wake = os.eventfd(0)
-        self._epoll.register(self._wake, select.EPOLLIN)
-        for number in range(self.min):
-            thread = threading.Thread(target=self._work, name=f"http-{number}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
-
-    @property
-    def alive(self) -> int:
-        """How many threads are running."""
-        return sum(thread.is_alive() for thread in self._threads)
-
-    def add(self, conn: Connection) -> None:
-        """Take in a new connection."""
-        # Not yet armed: nobody can be told of it before it waits.
-        self._epoll.register(conn.fd, select.EPOLLONESHOT)
-        self.put(conn)
-
-    def put(self, conn: Connection) -> None:
-        """Let a connection wait for its `events`."""
-        self._waiting[conn.fd] = conn
-        self._epoll.modify(conn.fd, conn.events)
-
-    def get(self) -> Connection | None:
-        """Wait for a ready connection and take it; None to stop."""
-        while not self._stopping:
-            ready = self._epoll.poll(SWEEP_SECONDS, 1)
-            self.heartbeat = now = time.monotonic()
-            if now >= self._next_sweep:
-                self._next_sweep = now + SWEEP_SECONDS
-                self._sweep(now)
-            for fd, _ in ready:
-                conn = self._waiting.pop(fd, None)
-                if conn is not None:
-                    return conn
-        return None
-
-    def stop(self, timeout: float = 5) -> None:
-        """Finish the requests that have begun, close the rest, and end, all within `timeout`.
-
-        An idle connection is closed once it has been quiet for a second. One in use is closed by
-        its next answer, which says so: its client loses nothing.
-        """
-        end = time.monotonic() + timeout
-        while self._server.connections and (now := time.monotonic()) < end:
-            self._take_each(lambda conn: conn.quiet_for(QUIET_SECONDS), Connection.expire)
-            self._sweep(now)
-            time.sleep(0.02)
-        if self._server.busy:
-            log.warning("stopped with %d requests unanswered", len(self._server.busy))
-        self._stopping = True
-        os.eventfd_write(self._wake, 1)
-        for thread in self._threads:
-            thread.join(max(0.1, end - time.monotonic()))
-        self._take_each(lambda conn: True, lambda conn: False)
-        if not self.alive:
-            self._epoll.close()
-            os.close(self._wake)
-
-    def _work(self) -> None:
-        while (conn := self.get()) is not None:
-            self._run(conn, Connection.communicate)
-
-    def _run(self, conn: Connection, step: Callable[[Connection], bool]) -> None:
-        """Take one step of a connection we own, then put it back or close it."""
-        try:
-            if step(conn):
-                self.put(conn)
-                return
-        except Exception:
-            log.exception("a connection failed")
-        try:
-            conn.close()
-        except Exception:
-            log.exception("a connection failed to close")
-
-    def _sweep(self, now: float) -> None:
-        self._take_each(lambda conn: conn.deadline <= now, Connection.expire)
-
-    def _take_each(
-        self, which: Callable[[Connection], bool], step: Callable[[Connection], bool]
-    ) -> None:
-        for fd, seen in self._waiting.copy().items():
-            if which(seen):
-                conn = self._waiting.pop(fd, None)
-                if conn is not None:
-                    self._run(conn, step if which(conn) else lambda conn: True)
-
-
-class _ErrorLog:
-    """The `wsgi.errors` of PEP 3333, written to the log."""
-
-    def write(self, text: str) -> int:
-        if text.strip():
-            log.error("%s", text.rstrip())
-        return len(text)
-
-    def writelines(self, lines: list[str]) -> None:
-        self.write("".join(lines))
-
-    def flush(self) -> None:
-        pass
-
-
-class Server(wsgi.Server):
-    """A WSGI server: `prepare()` binds, `serve()` runs until `stop()` is called elsewhere.
-
-    `bind_addr` is (host, port) or the path of a Unix socket, as in cheroot; after `prepare()` it
-    is the real one. Times are in seconds.
-
-    `admit(environ, length)` is asked before a body is read and answers with a function to call
-    when the request is over, or None: then the client gets 503. `on_response(environ, status,
-    body_bytes_sent, seconds)` is called after every answer, also one given by this module: there
-    REQUEST_METHOD and REQUEST_URI are "-" unless they could be read. Status 499 stands for a
-    client that has gone. Both hooks must be quick and must not raise.
-    """
-
-    ConnectionClass = Connection
-
-    def __init__(
-        self,
-        bind_addr: tuple[str, int] | str,
-        wsgi_app: Callable[..., Any],
-        *,
-        max_body_bytes: int,
-        threads: int = 4,
-        max_header_bytes: int = 16384,
-        max_headers: int = 100,
-        max_connections: int = 4096,
-        timeout: float = 10,
-        shutdown_timeout: float = 30,
-        backlog: int = 512,
-        server_name: str = "poky",
-        admit: Admit | None = None,
-        on_response: OnResponse | None = None,
-    ) -> None:
-        super().__init__(
-            bind_addr,
-            wsgi_app,
-            server_name=server_name,
-            request_queue_size=backlog,
-            timeout=timeout,  # type: ignore[arg-type]  # the stubs say int, the code takes both
-            shutdown_timeout=shutdown_timeout,  # type: ignore[arg-type]
-        )
-        self.requests: Workers = Workers(self, threads)
-        self.max_body_bytes = max_body_bytes
-        self.max_header_bytes = max_header_bytes
-        self.max_headers = max_headers
-        open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.max_connections = min(max_connections, max(open_files - 128, 16))
-        self.admit = admit
-        self.on_response = on_response
-        self.connections: set[Connection] = set()
-        self.busy: set[Connection] = set()  # those with a request: head read, answer not yet sent
-        self.draining = False
-        self.environ: Environ = {}
-        self._stamp = (0, "")
-
-    def prepare(self) -> None:
-        """Bind, listen and start the threads."""
-        super().prepare()
-        unix = isinstance(self.bind_addr, str)
-        self.environ = {
-            "REQUEST_METHOD": "-",
-            "REQUEST_URI": "-",
-            "SCRIPT_NAME": "",
-            "PATH_INFO": "",
-            "QUERY_STRING": "",
-            "SERVER_NAME": "localhost" if unix else self.bind_addr[0],
-            "SERVER_PORT": "" if unix else str(self.bind_addr[1]),
-            "SERVER_PROTOCOL": "HTTP/1.1",
-            "SERVER_SOFTWARE": self.server_name,
-            "wsgi.version": (1, 0),
-            "wsgi.url_scheme": "http",
-            "wsgi.errors": _ErrorLog(),
-            "wsgi.input_terminated": True,
-            "wsgi.multithread": True,
-            "wsgi.multiprocess": False,
-            "wsgi.run_once": False,
-        }
-
-    def process_conn(self, conn: Connection) -> None:
-        """Take in a connection that cheroot has accepted, unless there are too many."""
-        excess = len(self.connections) - self.max_connections
-        keep = excess <= 64  # beyond that, not even an answer
-        if keep and excess > 0:
-            keep = conn.refuse(_overload())
-        if keep:
-            self.requests.add(conn)
-        else:
-            conn.close()
-
-    def drain(self) -> None:
-        """From now on let every answer end its connection, but accept new ones still."""
-        self.draining = True
-
-    def stop(self) -> None:
-        """Stop accepting, finish what has begun, return within `shutdown_timeout`.
-
-        To be called in another thread than `serve()`.
-        """
-        self.draining = True
-        if self.ready:
-            self._connections.stop()  # type: ignore[attr-defined]  # cheroot's accepting
-            self._accept_rest()
-        super().stop()
-
-    def _accept_rest(self) -> None:
-        """Take in who has already connected, which closing the listener would reset."""
-        listener, self.socket = self.socket, None
-        listener.settimeout(0)
-        with suppress(BlockingIOError), listener:
-            for _ in range(self.request_queue_size):
-                client, address = listener.accept()
-                conn = Connection(self, client)
-                if isinstance(address, tuple):
-                    conn.remote_addr, conn.remote_port = address[:2]
-                self.process_conn(conn)
-
-    @property
-    def in_flight(self) -> int:
-        """Requests whose head has been read and whose answer has not been sent."""
-        return len(self.busy)
-
-    @property
-    def heartbeat(self) -> float:
-        """When a worker last looked for work, by `time.monotonic()`."""
-        return self.requests.heartbeat
-
-    def parked_bytes(self) -> int:
-        """Bytes of answers that wait for slow readers."""
-        return sum(conn.unsent for conn in self.busy.copy())
-
-    def stamp(self) -> str:
-        """The header fields which all answers of this second share."""
-        now = int(time.time())
-        second, text = self._stamp
-        if second != now:
-            text = f"Date: {formatdate(now, usegmt=True)}\r\nServer: {self.server_name}\r\n"
-            self._stamp = (now, text)
-        return text
-
-    def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
-        """Write what cheroot has to say to the log."""
-        log.log(level, "%s", msg, exc_info=traceback)

@@ -11,10 +11,11 @@ import re
 from functools import lru_cache
 from typing import Any, Final
 
-__all__ = ["CONTROLS", "REQUEST_LINE_BYTES", "Environ", "Headers", "Refusal", "parse_head"]
+from poky.http.answers import Headers, refuse
+
+__all__ = ["CONTROLS", "REQUEST_LINE_BYTES", "Environ", "Headers", "parse_head"]
 
 Environ = dict[str, Any]
-Headers = list[tuple[str, str]]
 
 # What no head may hold, in or out, besides the CR LF at the end of each line.
 CONTROLS: Final = bytes(set(range(0x20)) - {0x09} | {0x7F})
@@ -32,49 +33,39 @@ _FRAMING: Final = frozenset({"CONTENT_LENGTH", "TRANSFER_ENCODING", "HOST"})
 _ONCE: Final = frozenset({"HTTP_HOST", "CONTENT_LENGTH", "CONTENT_TYPE"})
 
 
-class Refusal(Exception):
-    """A request that is answered here: status, and one sentence that says what to do."""
-
-    def __init__(self, status: int, detail: str, headers: Headers | None = None) -> None:
-        super().__init__(status, detail)
-        self.status = status
-        self.detail = detail
-        self.headers = headers or []
-
-
 def parse_head(head: bytes, environ: Environ, max_headers: int = 100) -> tuple[int, bool, bool]:
     """Read a request's head, without its final empty line, into `environ` (PEP 3333).
 
     Returns the length of the body, whether the connection may be kept, and whether the client
-    waits for "100 Continue". Raises `Refusal`. `REQUEST_URI` is the target just as it was sent;
+    waits for "100 Continue". Raises `Refused`. `REQUEST_URI` is the target just as it was sent;
     `PATH_INFO` is decoded except for "%2F", which is a character of a name and not a separator.
     """
     lines = head.decode("latin-1").split("\r\n")
     if len(head) - len(head.translate(None, CONTROLS)) != 2 * len(lines) - 2:
-        raise Refusal(400, "Send no control characters, and end every line with CR LF")
+        raise refuse(400, "Send no control characters, and end every line with CR LF.")
     if len(lines[0]) > REQUEST_LINE_BYTES:
-        raise Refusal(414, f"Send a request line of at most {REQUEST_LINE_BYTES} bytes")
+        raise refuse(414, f"Send a request line of at most {REQUEST_LINE_BYTES} bytes.")
     if len(lines) - 1 > max_headers:
-        raise Refusal(431, f"Send at most {max_headers} header fields")
+        raise refuse(431, f"Send at most {max_headers} header fields.")
     line = _REQUEST_LINE.fullmatch(lines[0])
     if line is None:
-        raise Refusal(400, "Send a request line of METHOD, target and HTTP/1.1, one space between")
+        raise refuse(400, "Send a request line of METHOD, target and HTTP/1.1, one space between.")
     method, target, major, minor = line.groups()
     environ["REQUEST_METHOD"] = method
     environ["REQUEST_URI"] = target
     if major != "1" or minor > "1":
-        raise Refusal(505, "Send HTTP/1.1 or HTTP/1.0")
+        raise refuse(505, "Send HTTP/1.1 or HTTP/1.0.")
     environ["SERVER_PROTOCOL"] = "HTTP/1.1" if minor == "1" else "HTTP/1.0"
 
     for field in lines[1:]:
         name, colon, value = field.partition(":")
         key = _environ_key(name)
         if not colon:
-            raise Refusal(400, "Send header fields as name, colon, value")
+            raise refuse(400, "Send header fields as name, colon, value.")
         value = value.strip(" \t")
         if key in environ:
             if key in _ONCE:
-                raise Refusal(400, f"Send {name} only once")
+                raise refuse(400, f"Send {name} only once.")
             value = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ', '}{value}"
         if key:
             environ[key] = value
@@ -83,11 +74,11 @@ def parse_head(head: bytes, environ: Environ, max_headers: int = 100) -> tuple[i
     if "HTTP_TRANSFER_ENCODING" in environ:
         coding = environ["HTTP_TRANSFER_ENCODING"].lower()
         if coding != "chunked" or minor == "0" or "CONTENT_LENGTH" in environ:
-            raise Refusal(400, "Send Content-Length, and no Transfer-Encoding")
-        raise Refusal(411, "Send the body with Content-Length in place of Transfer-Encoding")
+            raise refuse(400, "Send Content-Length, and no Transfer-Encoding.")
+        raise refuse(411, "Send the body with Content-Length in place of Transfer-Encoding.")
     length = environ.get("CONTENT_LENGTH", "0")
     if not _LENGTH.fullmatch(length):
-        raise Refusal(400, "Send Content-Length as one decimal number of bytes")
+        raise refuse(400, "Send Content-Length as one decimal number of bytes.")
     return int(length), _keeps(environ, minor), _expects(environ, minor)
 
 
@@ -96,7 +87,7 @@ def _environ_key(name: str) -> str:
     """The CGI variable of a header field; empty for a name to be ignored."""
     key = name.upper().replace("-", "_")
     if not _TOKEN.fullmatch(name) or ("_" in name and key in _FRAMING):
-        raise Refusal(400, "Send header names of letters, digits and hyphens, right before a colon")
+        raise refuse(400, "Send header names of letters, digits and hyphens, right before a colon.")
     if "_" in name:
         return ""  # CGI cannot tell it from a hyphen: X_Y would pass for X-Y (nginx drops it, too)
     return key if key in ("CONTENT_LENGTH", "CONTENT_TYPE") else "HTTP_" + key
@@ -107,15 +98,15 @@ def _read_target(target: str, environ: Environ) -> None:
     host = environ.get("HTTP_HOST")
     if host is None:
         if environ["SERVER_PROTOCOL"] == "HTTP/1.1":
-            raise Refusal(400, "Send one Host header field")
+            raise refuse(400, "Send one Host header field.")
     elif not _HOST.fullmatch(host):
-        raise Refusal(400, "Send Host as a name or address, and optionally a colon and a port")
+        raise refuse(400, "Send Host as a name or address, and optionally a colon and a port.")
     if target[0] != "/":
         absolute = _ABSOLUTE.fullmatch(target)
         if absolute is None or not _HOST.fullmatch(absolute[1]):
-            raise Refusal(400, "Send a target which is a path that begins with a slash")
+            raise refuse(400, "Send a target which is a path that begins with a slash.")
         if host is not None and host.lower() != absolute[1].lower():
-            raise Refusal(400, "Send the same host in the target and in Host")
+            raise refuse(400, "Send the same host in the target and in Host.")
         environ["HTTP_HOST"] = absolute[1]
         target = absolute[2]
         if not target.startswith("/"):
@@ -123,7 +114,7 @@ def _read_target(target: str, environ: Environ) -> None:
     path, _, environ["QUERY_STRING"] = target.partition("?")
     if "%" in target:
         if _BAD_ESCAPE.search(target):
-            raise Refusal(400, "Send a target without control characters, escaped as %XX or not")
+            raise refuse(400, "Send a target without control characters, escaped as %XX or not.")
         path = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), path)
     environ["PATH_INFO"] = path
 
@@ -143,5 +134,5 @@ def _expects(environ: Environ, minor: str) -> bool:
     if value is None or minor == "0":
         return False
     if value.lower() != "100-continue":
-        raise Refusal(417, "Send no Expect other than 100-continue")
+        raise refuse(417, "Send no Expect other than 100-continue.")
     return True

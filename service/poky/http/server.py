@@ -1,0 +1,177 @@
+"""The server: a WSGI server on cheroot's listening socket, with our connections and workers."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from email.utils import formatdate
+from typing import Any
+
+from cheroot import wsgi
+
+from poky.http.connection import Admit, Connection, OnResponse, overload
+from poky.http.head import Environ
+from poky.http.workers import Workers
+
+log = logging.getLogger(__name__)
+
+
+class _ErrorLog:
+    """The `wsgi.errors` of PEP 3333, written to the log."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            log.error("%s", text.rstrip())
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        pass
+
+
+class Server(wsgi.Server):
+    """A WSGI server: `prepare()` binds, `serve()` runs until `stop()` is called elsewhere.
+
+    `bind_addr` is (host, port) or the path of a Unix socket, as in cheroot; after `prepare()` it
+    is the real one. Times are in seconds.
+
+    `admit(environ, length)` is asked before a body is read and answers with a function to call
+    when the request is over, or None: then the client gets 503. `on_response(environ, status,
+    body_bytes_sent, seconds)` is called after every answer, also one given by this module: there
+    REQUEST_METHOD and REQUEST_URI are "-" unless they could be read. Status 499 stands for a
+    client that has gone. Both hooks must be quick and must not raise.
+    """
+
+    ConnectionClass = Connection
+
+    def __init__(
+        self,
+        bind_addr: tuple[str, int] | str,
+        wsgi_app: Callable[..., Any],
+        *,
+        max_body_bytes: int,
+        threads: int = 4,
+        max_header_bytes: int = 16384,
+        max_headers: int = 100,
+        max_connections: int = 4096,
+        timeout: float = 10,
+        shutdown_timeout: float = 30,
+        backlog: int = 512,
+        server_name: str = "poky",
+        admit: Admit | None = None,
+        on_response: OnResponse | None = None,
+    ) -> None:
+        super().__init__(
+            bind_addr,
+            wsgi_app,
+            server_name=server_name,
+            request_queue_size=backlog,
+            timeout=timeout,  # type: ignore[arg-type]  # the stubs say int, the code takes both
+            shutdown_timeout=shutdown_timeout,  # type: ignore[arg-type]
+        )
+        self.requests: Workers = Workers(self, threads)
+        self.max_body_bytes = max_body_bytes
+        self.max_header_bytes = max_header_bytes
+        self.max_headers = max_headers
+        open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.max_connections = min(max_connections, max(open_files - 128, 16))
+        self.admit = admit
+        self.on_response = on_response
+        self.connections: set[Connection] = set()
+        self.busy: set[Connection] = set()  # those with a request: head read, answer not yet sent
+        self.closing = False
+        self.environ: Environ = {}
+        self._stamp = (0, "")
+
+    def prepare(self) -> None:
+        """Bind, listen and start the threads."""
+        super().prepare()
+        unix = isinstance(self.bind_addr, str)
+        self.environ = {
+            "REQUEST_METHOD": "-",
+            "REQUEST_URI": "-",
+            "SCRIPT_NAME": "",
+            "PATH_INFO": "",
+            "QUERY_STRING": "",
+            "SERVER_NAME": "localhost" if unix else self.bind_addr[0],
+            "SERVER_PORT": "" if unix else str(self.bind_addr[1]),
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "SERVER_SOFTWARE": self.server_name,
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.errors": _ErrorLog(),
+            "wsgi.input_terminated": True,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": False,
+            "wsgi.run_once": False,
+        }
+
+    def process_conn(self, conn: Connection) -> None:
+        """Take in a connection that cheroot has accepted, unless there are too many."""
+        excess = len(self.connections) - self.max_connections
+        keep = excess <= 64  # beyond that, not even an answer
+        if keep and excess > 0:
+            keep = conn.refuse(overload().answer)
+        if keep:
+            self.requests.add(conn)
+        else:
+            conn.close()
+
+    def close_connections(self) -> None:
+        """From now on let every answer end its connection, but accept new ones still."""
+        self.closing = True
+
+    def stop(self) -> None:
+        """Stop accepting, finish what has begun, return within `shutdown_timeout`.
+
+        To be called in another thread than `serve()`.
+        """
+        self.closing = True
+        if self.ready:
+            self._connections.stop()  # type: ignore[attr-defined]  # cheroot's accepting
+            self._accept_rest()
+        super().stop()
+
+    def _accept_rest(self) -> None:
+        """Take in who has already connected, which closing the listener would reset."""
+        listener, self.socket = self.socket, None
+        listener.settimeout(0)
+        with suppress(BlockingIOError), listener:
+            for _ in range(self.request_queue_size):
+                client, address = listener.accept()
+                conn = Connection(self, client)
+                if isinstance(address, tuple):
+                    conn.remote_addr, conn.remote_port = address[:2]
+                self.process_conn(conn)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests whose head has been read and whose answer has not been sent."""
+        return len(self.busy)
+
+    @property
+    def heartbeat(self) -> float:
+        """When a worker last looked for work, by `time.monotonic()`."""
+        return self.requests.heartbeat
+
+    def parked_bytes(self) -> int:
+        """Bytes of answers that wait for slow readers."""
+        return sum(conn.unsent for conn in self.busy.copy())
+
+    def stamp(self) -> str:
+        """The header fields which all answers of this second share."""
+        now = int(time.time())
+        second, text = self._stamp
+        if second != now:
+            text = f"Date: {formatdate(now, usegmt=True)}\r\nServer: {self.server_name}\r\n"
+            self._stamp = (now, text)
+        return text
+
+    def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
+        """Write what cheroot has to say to the log."""
+        log.log(level, "%s", msg, exc_info=traceback)
