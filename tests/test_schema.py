@@ -53,8 +53,10 @@ NEXT_FILES = {
         (r"(TYPE poky.listed AS \([^)]*content_type text)", r"\1,\n    note text"),
         (r",\n    registered_at timestamptz [^\n]*", ""),
     ],
-    "functions.sql": [
+    "functions/objects.sql": [
         (r"(octet_length\(value\), revision, hash, modified_at, content_type)", r"\1, note"),
+    ],
+    "functions/buckets.sql": [
         (r"poky.ensure_bucket\(p_bucket text\)", "poky.ensure_bucket(p_bucket text, p_note text)"),
         (r"FUNCTION poky.ensure_bucket IS", "FUNCTION poky.ensure_bucket(text, text) IS"),
     ],
@@ -482,3 +484,11 @@ def test_an_upgrade_goes_unnoticed(migrated: Database, next_scripts: Scripts) ->
         load.wait_for_calls(200)
         assert plan(migrated.dsn_owner, scripts=next_scripts).schema == 2
     load.check()
+
+
+def test_no_sql_file_is_long() -> None:
+    assert {
+        str(file): n
+        for file in SQL.rglob("*.sql")
+        if (n := len(file.read_text().splitlines())) > 350
+    } == {}

@@ -2,7 +2,7 @@
 
 Knows RFC 9110 and the seed's rules; knows nothing of requests, answers or PostgreSQL.
 A condition becomes ``None`` (not there), ``"*"``, or comma-separated entity tags
-(``revision-hash``) and dates (``@seconds``), as ``sql/functions.sql`` takes them.
+(``revision-hash``) and dates (``@seconds``), as ``sql/functions`` takes them.
 """
 
 import re

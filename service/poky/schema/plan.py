@@ -19,6 +19,8 @@ Kind = Literal["partitioned", "flat"]
 Phase = Literal["expand", "contract"]
 State = Literal["ok", "missing", "outdated", "newer"]
 
+# functions.sql is these files of sql/functions, one after the other.
+_FUNCTIONS = ("names", "objects", "bucket_functions", "batches", "buckets", "caches")
 # Number 1 is schema.sql as it was before there were migrations.
 _MIGRATION = re.compile(r"(\d{4})_(expand|contract)_[a-z0-9_]+\.sql")
 
@@ -32,6 +34,9 @@ class Scripts:
 
     def __init__(self, root: Traversable) -> None:
         self._root = root
+        found = sorted(file.name for file in (root / "functions").iterdir())
+        if found != sorted(f"{noun}.sql" for noun in _FUNCTIONS):
+            raise SchemaError(f"functions/ should have {', '.join(_FUNCTIONS)}, not {found}.")
         #: the names of the numbered files, in order
         self.migrations = sorted(
             file.name for file in (root / "migrations").iterdir() if file.name.endswith(".sql")
@@ -45,6 +50,10 @@ class Scripts:
 
     def text(self, name: str) -> str:
         """Give a file's SQL by the name that poky.migration has for it."""
+        if name == "functions.sql":
+            return "\n".join(
+                (self._root / "functions" / f"{noun}.sql").read_text("utf-8") for noun in _FUNCTIONS
+            )
         folder = self._root / "migrations" if _is_migration(name) else self._root
         return (folder / name).read_text("utf-8")
 

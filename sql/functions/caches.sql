@@ -1,0 +1,196 @@
+-- The caches (docs/cache.md). A node may use its copies while it holds a lease of its generation;
+-- a node that may have missed a purge is suspended, and its copies die with the generation.
+
+CREATE OR REPLACE FUNCTION poky.nodes() RETURNS SETOF poky.node
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+    SELECT
+        n.name, n.url, n.generation, n.lease_seconds,
+        extract(epoch FROM n.leased_at)::bigint, extract(epoch FROM n.suspended_at)::bigint,
+        n.drained, n.held, extract(epoch FROM n.purged_at)::bigint
+    FROM poky.cache_node AS n ORDER BY n.name
+$$;
+COMMENT ON FUNCTION poky.nodes IS
+'All caches by name. Whoever changed something asks after the commit, never before.';
+
+CREATE OR REPLACE FUNCTION poky.register_node(p_node text, p_url text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_url text;
+BEGIN
+    IF p_node IS NULL OR p_node !~ '^[A-Za-z0-9_.-]+$' OR length(p_node) > 256 THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PK400',
+            MESSAGE = 'A cache''s name is 1 to 256 characters of A-Z a-z 0-9 _ . -';
+    END IF;
+    -- Waits for the writers that looked for caches, found none, and have not committed yet:
+    -- nobody would tell this node of their changes.
+    LOCK TABLE poky.cache_node IN ACCESS EXCLUSIVE MODE;
+    SELECT url INTO v_url FROM poky.cache_node WHERE name = p_node;
+    IF v_url = p_url THEN
+        RETURN false;
+    END IF;
+    IF v_url IS NULL THEN
+        INSERT INTO poky.cache_node (name, url, generation, suspended_at, drained)
+        VALUES (p_node, p_url, gen_random_uuid(), clock_timestamp(), true);
+    ELSE
+        -- Whoever answered at the old address may still hold a lease.
+        PERFORM poky.suspend_node(p_node);
+        UPDATE poky.cache_node SET url = p_url WHERE name = p_node;
+    END IF;
+    RETURN true;
+END;
+$$;
+COMMENT ON FUNCTION poky.register_node IS
+'Make a cache known, or its new address; it starts suspended. False if nothing changed. PK400.';
+
+CREATE OR REPLACE FUNCTION poky.lease(p_node text, p_seconds double precision) RETURNS text
+LANGUAGE sql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+    -- An update, so that it takes its turn with poky.suspend_node.
+    UPDATE poky.cache_node
+    SET lease_seconds = greatest(lease_seconds, p_seconds), leased_at = clock_timestamp()
+    WHERE name = p_node AND suspended_at IS NULL
+    RETURNING generation
+$$;
+COMMENT ON FUNCTION poky.lease IS
+'The generation under which a cache may use its copies for p_seconds from when it asked; null is no.';
+
+CREATE OR REPLACE FUNCTION poky.suspend_node(p_node text, p_hold boolean DEFAULT false)
+RETURNS SETOF poky.node
+LANGUAGE plpgsql SECURITY DEFINER ROWS 1
+SET search_path = poky, pg_temp
+AS $$
+BEGIN
+    UPDATE poky.cache_node
+    SET
+        suspended_at = clock_timestamp(),
+        generation = gen_random_uuid(),
+        drained = false,
+        relapses = CASE
+            WHEN reinstated_at > clock_timestamp() - make_interval(secs => 4 * lease_seconds)
+                THEN least(relapses + 1, 5)
+            ELSE 0
+        END
+    WHERE name = p_node AND suspended_at IS NULL;
+    IF p_hold THEN
+        UPDATE poky.cache_node SET held = true WHERE name = p_node;
+    END IF;
+    RETURN QUERY SELECT * FROM poky.nodes() AS n WHERE n.name = p_node;
+END;
+$$;
+COMMENT ON FUNCTION poky.suspend_node IS
+'Grant a cache no more leases, whoever did it first; no row if there is no such cache. Unless it is drained, what it missed is to be acknowledged only when its leases have run out.';
+
+CREATE OR REPLACE FUNCTION poky.drain_node(p_node text, p_generation text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+BEGIN
+    UPDATE poky.cache_node SET drained = true
+    WHERE name = p_node AND generation = p_generation AND suspended_at IS NOT NULL;
+    RETURN FOUND;
+END;
+$$;
+COMMENT ON FUNCTION poky.drain_node IS
+'Say that the leases of a suspended cache have run out: for those who waited for it by a clock that is never set.';
+
+CREATE OR REPLACE FUNCTION poky.reinstate_node(p_node text, p_generation text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+BEGIN
+    UPDATE poky.cache_node
+    SET
+        suspended_at = NULL,
+        drained = false,
+        lease_seconds = 0,
+        reinstated_at = clock_timestamp()
+    WHERE name = p_node AND generation = p_generation AND drained AND NOT held
+        -- A cache that only some instances can reach would make their writers wait again and again.
+        AND suspended_at
+        <= clock_timestamp() - make_interval(secs => lease_seconds * (2 ^ relapses - 1));
+    RETURN FOUND;
+END;
+$$;
+COMMENT ON FUNCTION poky.reinstate_node IS
+'Let a cache take part again, unless its pause is not over or people hold it; whether it does now.';
+
+CREATE OR REPLACE FUNCTION poky.resume_node(p_node text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+BEGIN
+    UPDATE poky.cache_node SET held = false WHERE name = p_node;
+    RETURN FOUND;
+END;
+$$;
+COMMENT ON FUNCTION poky.resume_node IS
+'Hold a cache no longer: it is reinstated once it answers. False if there is no such cache.';
+
+CREATE OR REPLACE FUNCTION poky.remove_node(p_node text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+BEGIN
+    DELETE FROM poky.cache_node WHERE name = p_node AND drained;
+    IF FOUND THEN
+        RETURN true;
+    END IF;
+    IF EXISTS (SELECT FROM poky.cache_node WHERE name = p_node) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PK409',
+            MESSAGE = format('The cache %s may hold a lease: suspend it and wait first.', p_node);
+    END IF;
+    RETURN false;
+END;
+$$;
+COMMENT ON FUNCTION poky.remove_node IS
+'Forget a cache that is suspended and drained. False if there is no such cache; PK409 if it may hold a lease.';
+
+CREATE OR REPLACE FUNCTION poky.renew_generations() RETURNS double precision
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_seconds double precision;
+BEGIN
+    UPDATE poky.cache_node SET generation = gen_random_uuid() WHERE suspended_at IS NULL;
+    SELECT max(lease_seconds) INTO v_seconds FROM poky.cache_node WHERE NOT drained;
+    RETURN coalesce(v_seconds, 0);
+END;
+$$;
+COMMENT ON FUNCTION poky.renew_generations IS
+'Let every cache forget all it has. The longest lease that may be out: once it has passed, nobody uses an old copy.';
+
+CREATE OR REPLACE FUNCTION poky.unconfirmed(p_seconds double precision, p_limit integer)
+RETURNS SETOF poky.change
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+    SELECT o.id, o.bucket, o.key FROM poky._outbox AS o
+    WHERE o.created_at <= clock_timestamp() - make_interval(secs => p_seconds)
+    ORDER BY o.id LIMIT p_limit
+$$;
+COMMENT ON FUNCTION poky.unconfirmed IS
+'The oldest changes that nobody has confirmed to be purged for so long: their writer died, or is not the service.';
+
+CREATE OR REPLACE FUNCTION poky.confirm(p_ids bigint []) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+BEGIN
+    -- Nothing is lost if this is: another purge does no harm.
+    PERFORM set_config('synchronous_commit', 'off', true);
+    DELETE FROM poky._outbox WHERE id = ANY (p_ids);
+    UPDATE poky.cache_node SET purged_at = clock_timestamp()
+    WHERE suspended_at IS NULL
+        AND coalesce(purged_at < clock_timestamp() - interval '5 seconds', true);
+END;
+$$;
+COMMENT ON FUNCTION poky.confirm IS
+'Every cache has heard of these changes, or was suspended since.';

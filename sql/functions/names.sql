@@ -1,0 +1,76 @@
+-- What may be done: the whole interface, applied again at every migrate.
+-- Answers are rows; refusals are errors whose SQLSTATE is PK and the HTTP status.
+-- Times are whole seconds since 1970. A condition is null (none), '*', or a comma-separated list of
+-- entity tags (revision-hash) and dates (@seconds). Private functions start with an underscore; they
+-- run under the search_path that the interface has set: to set it again would cost 5 us a call.
+
+CREATE OR REPLACE FUNCTION poky._is_flat() RETURNS boolean
+LANGUAGE sql STABLE
+AS $$
+    SELECT c.relkind = 'r' FROM pg_catalog.pg_class AS c WHERE c.oid = 'poky._object'::regclass
+$$;
+COMMENT ON FUNCTION poky._is_flat IS 'Whether all buckets share one table.';
+
+CREATE OR REPLACE FUNCTION poky._refuse_bucket(p_bucket text) RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RAISE EXCEPTION USING
+        ERRCODE = 'PK404',
+        MESSAGE = format('There is no bucket named %s.', p_bucket);
+END;
+$$;
+COMMENT ON FUNCTION poky._refuse_bucket IS 'PK404: no such bucket.';
+
+CREATE OR REPLACE FUNCTION poky._is_key(p_key text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT p_key ~ '^[A-Za-z0-9_.,~:@=+-]+$' AND length(p_key) <= 1024 AND p_key NOT IN ('.', '..')
+$$;
+COMMENT ON FUNCTION poky._is_key IS 'Whether this may be a key; null for null.';
+
+CREATE OR REPLACE FUNCTION poky._check_names(p_bucket text, p_keys text []) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    v_key text;
+BEGIN
+    IF p_bucket IS NULL OR p_bucket !~ '^[A-Za-z0-9_.,-]+$' OR length(p_bucket) > 256 THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PK400',
+            MESSAGE = 'A bucket''s name is 1 to 256 characters of A-Z a-z 0-9 _ . , -';
+    END IF;
+    FOREACH v_key IN ARRAY p_keys LOOP
+        IF poky._is_key(v_key) IS NOT TRUE THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'PK400',
+                MESSAGE = 'A key is 1 to 1024 characters of A-Z a-z 0-9 _ . , ~ : @ = + -, '
+                    'but not . or ..';
+        END IF;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION poky._check_names IS 'PK400 unless the bucket''s name and all keys are legal.';
+
+CREATE OR REPLACE FUNCTION poky._bucket_for_writing(p_bucket text, p_keys text [])
+RETURNS poky.bucket
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_bucket poky.bucket;
+BEGIN
+    PERFORM poky._check_names(p_bucket, p_keys);
+    SELECT * INTO v_bucket FROM poky.bucket WHERE name = p_bucket;
+    IF v_bucket.id IS NULL THEN
+        IF NOT poky._is_flat() THEN
+            PERFORM poky._refuse_bucket(p_bucket);
+        END IF;
+        INSERT INTO poky.bucket (name, declared) VALUES (p_bucket, false)
+        ON CONFLICT DO NOTHING;
+        SELECT * INTO STRICT v_bucket FROM poky.bucket WHERE name = p_bucket;
+    END IF;
+    RETURN v_bucket;
+END;
+$$;
+COMMENT ON FUNCTION poky._bucket_for_writing IS
+'The bucket''s registry row; in the flat schema it is made when missing. PK400, PK404.';

@@ -1,0 +1,308 @@
+-- Objects, one at a time.
+
+-- Not in SQL: PostgreSQL would inline it into every write and prepare it each time, used or not.
+CREATE OR REPLACE FUNCTION poky._matches(
+    p_condition text, p_revision bigint, p_hash text, p_modified_at bigint
+)
+RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+BEGIN
+    RETURN p_condition = '*'
+        OR p_revision || '-' || p_hash = ANY (string_to_array(p_condition, ','))
+        OR '@' || p_modified_at = ANY (string_to_array(p_condition, ','));
+END;
+$$;
+COMMENT ON FUNCTION poky._matches IS
+'Whether an object is among those that a condition names (RFC 9110 13.1.1, and the seed''s dates).';
+
+CREATE OR REPLACE FUNCTION poky._announce(p_bucket text, p_key text, p_revision bigint)
+RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_id bigint;
+BEGIN
+    INSERT INTO poky._outbox (bucket, key, revision) VALUES (p_bucket, p_key, p_revision)
+    RETURNING id INTO v_id;
+    RETURN v_id;
+END;
+$$;
+COMMENT ON FUNCTION poky._announce IS
+'Record, in the change''s own transaction, that caches must hear of it; for when there are any.';
+
+CREATE OR REPLACE FUNCTION poky.get(p_bucket text, p_key text) RETURNS SETOF poky.object
+LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_id integer;
+    v_leaf text;
+    v_unsettled bigint;
+BEGIN
+    SELECT id, leaf, unsettled_until INTO v_id, v_leaf, v_unsettled
+    FROM poky.bucket WHERE name = p_bucket;
+    IF v_leaf IS NOT NULL THEN
+        -- The bucket's own table: a plan through the parent would lock and plan every partition.
+        RETURN QUERY EXECUTE
+            'SELECT key, revision, hash, modified_at, greatest(written_at, modified_at, $3),'
+            ' content_type, value FROM poky.' || v_leaf || ' WHERE bucket_id = $1 AND key = $2'
+            USING v_id, p_key, v_unsettled;
+    ELSIF v_id IS NOT NULL THEN
+        RETURN QUERY SELECT
+            o.key, o.revision, o.hash, o.modified_at,
+            greatest(o.written_at, o.modified_at, v_unsettled), o.content_type, o.value
+        FROM poky._object AS o WHERE o.bucket_id = v_id AND o.key = p_key;
+    ELSIF NOT poky._is_flat() THEN
+        PERFORM poky._refuse_bucket(p_bucket);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION poky.get IS
+'The object, or no row. unchanged_since: no older copy can be dated later. PK404: no such bucket.';
+
+CREATE OR REPLACE FUNCTION poky._draw_anew(p_id integer, p_key text) RETURNS bigint
+LANGUAGE plpgsql
+SET plan_cache_mode = force_custom_plan  -- one for all buckets would lock them all
+AS $$
+DECLARE
+    v_revision bigint;
+BEGIN
+    UPDATE poky._object SET revision = nextval('poky.revision')
+    WHERE bucket_id = p_id AND key = p_key
+    RETURNING revision INTO v_revision;
+    RETURN v_revision;
+END;
+$$;
+COMMENT ON FUNCTION poky._draw_anew IS
+'Another revision for an object that this transaction has just inserted.';
+
+CREATE OR REPLACE FUNCTION poky._plan_for_one_bucket(p_leaf text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF p_leaf IS NOT NULL THEN
+        PERFORM set_config('plan_cache_mode', 'force_custom_plan', true);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION poky._plan_for_one_bucket IS
+'To be called before poky._put with p_if_match and before poky._delete: their plan for all partitions would lock them all. Up to the end of the transaction.';
+
+CREATE OR REPLACE FUNCTION poky._put(
+    p_id integer, p_bucket text, p_has_caches boolean,
+    p_key text, p_value bytea, p_content_type text,
+    p_modified_at bigint, p_if_match text, p_if_none_match text, p_hash text
+)
+RETURNS poky.outcome
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_drawn bigint := nextval('poky.revision');
+    v_now bigint := floor(date_part('epoch', clock_timestamp()));
+    v_hash text := coalesce(p_hash, encode(substr(sha256(p_value), 1, 4), 'hex'));
+    v_outcome text := 'updated';
+    v_revision bigint;
+    v_modified_at bigint;
+BEGIN
+    IF p_if_match IS NULL THEN
+        -- nextval again under the row's lock: excluded.revision was drawn before it and can be older.
+        INSERT INTO poky._object AS o (
+            bucket_id, key, revision, hash, modified_at, written_at, created_at, content_type, value
+        ) VALUES (
+            p_id, p_key, v_drawn, v_hash, coalesce(p_modified_at, v_now), v_now, v_now,
+            p_content_type, p_value
+        )
+        ON CONFLICT (bucket_id, key) DO UPDATE SET
+            revision = nextval('poky.revision'),
+            hash = excluded.hash,
+            modified_at = coalesce(p_modified_at, o.modified_at),
+            written_at = excluded.written_at,
+            content_type = excluded.content_type,
+            value = excluded.value
+        -- >= and not >: dates have whole seconds, and the last writer within one second wins.
+        WHERE (p_modified_at IS NULL OR p_modified_at >= o.modified_at)
+            AND (
+                p_if_none_match IS NULL
+                OR NOT poky._matches(p_if_none_match, o.revision, o.hash, o.modified_at)
+            )
+        RETURNING o.revision, o.modified_at INTO v_revision, v_modified_at;
+        IF v_revision = v_drawn THEN
+            v_outcome := 'inserted';
+            -- The number was drawn before the key was held. Had somebody drawn since, it could have
+            -- been for this key, inserted and deleted again: then draw anew, now that it is held.
+            IF (SELECT s.last_value FROM poky.revision AS s) <> v_drawn THEN
+                v_revision := poky._draw_anew(p_id, p_key);
+            END IF;
+        END IF;
+    ELSE
+        -- The number is drawn when the row to be replaced has been seen. If another one takes that
+        -- row's place first, PostgreSQL looks again: at the condition, and for a number.
+        UPDATE poky._object AS o SET
+            revision = nextval('poky.revision'),
+            hash = v_hash,
+            modified_at = coalesce(p_modified_at, o.modified_at),
+            written_at = v_now,
+            content_type = p_content_type,
+            value = p_value
+        WHERE o.bucket_id = p_id AND o.key = p_key
+            AND poky._matches(p_if_match, o.revision, o.hash, o.modified_at)
+            AND (p_modified_at IS NULL OR p_modified_at >= o.modified_at)
+            AND (
+                p_if_none_match IS NULL
+                OR NOT poky._matches(p_if_none_match, o.revision, o.hash, o.modified_at)
+            )
+        RETURNING o.revision, o.modified_at INTO v_revision, v_modified_at;
+    END IF;
+    IF v_revision IS NULL THEN
+        RETURN (NULL, 'rejected', NULL, NULL, NULL, NULL)::poky.outcome;
+    END IF;
+    RETURN (
+        NULL, v_outcome, v_revision, v_hash, v_modified_at,
+        CASE WHEN p_has_caches THEN poky._announce(p_bucket, p_key, v_revision) END
+    )::poky.outcome;
+END;
+$$;
+
+COMMENT ON FUNCTION poky._put IS
+'One write into a known bucket; poky.put, poky.put_many, and as text what poky.writer makes.';
+
+CREATE OR REPLACE FUNCTION poky.put(
+    p_bucket text, p_key text, p_value bytea, p_content_type text,
+    p_modified_at bigint DEFAULT NULL,
+    p_if_match text DEFAULT NULL,
+    p_if_none_match text DEFAULT NULL,
+    p_hash text DEFAULT NULL
+)
+RETURNS poky.outcome
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_id integer;
+    v_leaf text;
+    v_has_caches boolean;
+BEGIN
+    SELECT b.id, b.leaf, EXISTS (SELECT FROM poky.cache_node) INTO v_id, v_leaf, v_has_caches
+    FROM poky.bucket AS b WHERE b.name = p_bucket;
+    IF v_id IS NULL OR poky._is_key(p_key) IS NOT TRUE THEN
+        SELECT b.id, b.leaf, EXISTS (SELECT FROM poky.cache_node) INTO v_id, v_leaf, v_has_caches
+        FROM poky._bucket_for_writing(p_bucket, ARRAY[p_key]) AS b;
+    END IF;
+    IF p_if_match IS NOT NULL THEN
+        PERFORM poky._plan_for_one_bucket(v_leaf);
+    END IF;
+    RETURN poky._put(
+        v_id, p_bucket, v_has_caches, p_key, p_value, p_content_type,
+        p_modified_at, p_if_match, p_if_none_match, p_hash
+    );
+END;
+$$;
+COMMENT ON FUNCTION poky.put IS
+'Store an object: inserted, updated, or rejected because a condition is false or p_modified_at is older. p_hash: the first 8 hex digits of the value''s SHA-256, from those who have it. PK400, PK404.';
+
+CREATE OR REPLACE FUNCTION poky._delete(
+    p_id integer, p_bucket text, p_has_caches boolean,
+    p_key text, p_if_match text, p_if_none_match text, p_unmodified_since bigint
+)
+RETURNS poky.outcome
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_modified_at bigint;
+    v_outcome text := CASE WHEN p_if_match IS NULL THEN 'missing' ELSE 'rejected' END;
+    v_outbox_id bigint;
+BEGIN
+    IF p_if_none_match IS NOT NULL OR p_unmodified_since IS NOT NULL THEN
+        -- Held, so that what is not there can be told from what does not match.
+        PERFORM FROM poky._object AS o WHERE o.bucket_id = p_id AND o.key = p_key FOR UPDATE;
+        IF NOT FOUND THEN
+            RETURN (NULL, v_outcome, NULL, NULL, NULL, NULL)::poky.outcome;
+        END IF;
+        v_outcome := 'rejected';
+    END IF;
+    DELETE FROM poky._object AS o
+    WHERE o.bucket_id = p_id AND o.key = p_key
+        AND (
+            p_if_match IS NULL
+            OR poky._matches(p_if_match, o.revision, o.hash, o.modified_at)
+        )
+        AND (
+            p_if_none_match IS NULL
+            OR NOT poky._matches(p_if_none_match, o.revision, o.hash, o.modified_at)
+        )
+        AND (p_unmodified_since IS NULL OR p_unmodified_since >= o.modified_at)
+    RETURNING o.modified_at INTO v_modified_at;
+    IF v_modified_at IS NULL THEN
+        RETURN (NULL, v_outcome, NULL, NULL, NULL, NULL)::poky.outcome;
+    END IF;
+    IF v_modified_at > extract(epoch FROM clock_timestamp()) THEN
+        UPDATE poky.bucket SET unsettled_until = greatest(unsettled_until, v_modified_at)
+        WHERE id = p_id;
+    END IF;
+    IF p_has_caches THEN
+        v_outbox_id := poky._announce(p_bucket, p_key, nextval('poky.revision'));
+    END IF;
+    RETURN (NULL, 'deleted', NULL, NULL, NULL, v_outbox_id)::poky.outcome;
+END;
+$$;
+COMMENT ON FUNCTION poky._delete IS
+'One delete from a known bucket; poky.delete, poky.delete_many, and as text what poky.writer makes.';
+
+CREATE OR REPLACE FUNCTION poky.delete(
+    p_bucket text, p_key text,
+    p_if_match text DEFAULT NULL,
+    p_if_none_match text DEFAULT NULL,
+    p_unmodified_since bigint DEFAULT NULL
+)
+RETURNS poky.outcome
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_id integer;
+    v_leaf text;
+    v_has_caches boolean;
+BEGIN
+    SELECT b.id, b.leaf, EXISTS (SELECT FROM poky.cache_node) INTO v_id, v_leaf, v_has_caches
+    FROM poky.bucket AS b WHERE b.name = p_bucket;
+    IF v_id IS NULL OR poky._is_key(p_key) IS NOT TRUE THEN
+        SELECT b.id, b.leaf, EXISTS (SELECT FROM poky.cache_node) INTO v_id, v_leaf, v_has_caches
+        FROM poky._bucket_for_writing(p_bucket, ARRAY[p_key]) AS b;
+    END IF;
+    PERFORM poky._plan_for_one_bucket(v_leaf);
+    RETURN poky._delete(
+        v_id, p_bucket, v_has_caches, p_key, p_if_match, p_if_none_match, p_unmodified_since
+    );
+END;
+$$;
+COMMENT ON FUNCTION poky.delete IS
+'Delete an object: deleted, missing, or rejected because a condition is false. PK400, PK404.';
+
+CREATE OR REPLACE FUNCTION poky.list(
+    p_bucket text, p_prefix text DEFAULT '', p_after text DEFAULT '', p_limit integer DEFAULT 100
+)
+RETURNS SETOF poky.listed
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_id integer;
+    v_leaf text;
+BEGIN
+    SELECT id, leaf INTO v_id, v_leaf FROM poky.bucket WHERE name = p_bucket;
+    IF v_id IS NOT NULL THEN
+        -- chr(127) sorts after every character of a key.
+        RETURN QUERY EXECUTE
+            'SELECT key, octet_length(value), revision, hash, modified_at, content_type FROM poky.'
+            || coalesce(v_leaf, '_object')
+            || ' WHERE bucket_id = $1 AND key >= $2 AND key < $2 || chr(127) AND key > $3'
+            ' ORDER BY key LIMIT $4'
+            USING v_id, p_prefix, p_after, p_limit;
+    ELSIF NOT poky._is_flat() THEN
+        PERFORM poky._refuse_bucket(p_bucket);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION poky.list IS
+'Up to p_limit objects whose key starts with p_prefix and sorts after p_after, in key order. PK404: no such bucket.';
