@@ -1,0 +1,87 @@
+"""What PostgreSQL refuses, as an HTTP status and a sentence; what may be tried again.
+
+The only place that knows SQLSTATEs.
+"""
+
+import logging
+
+import psycopg2
+
+log = logging.getLogger("poky.store")
+
+# The statement did nothing and may be sent again: the deadlock's victim and the like were rolled
+# back, the rest never started. FATAL is no such word: it also follows a commit.
+_UNDONE = {"40001", "40P01", "26000", "0A000", "42883"}
+# The bucket was dropped between two statements of a function: the next try says so (PK404).
+_BUCKET_GONE = {"23514", "42P01"}
+# After these the connection is not used again.
+_UNFIT = {"08", "57", "0A", "26", "42"}
+_BAD_INPUT = {"22021", "22P05", "54000"}
+
+
+class StoreError(Exception):
+    """PostgreSQL said no, or nothing: the HTTP status and a sentence of our own for the client.
+
+    ``unknown`` is true when a change may have been made although nobody confirmed it.
+    """
+
+    def __init__(self, status: int, detail: str, *, unknown: bool = False) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.unknown = unknown
+
+
+def may_retry(error: Exception, *, is_write: bool) -> bool:
+    """Whether a statement that failed surely did nothing, or may be done twice."""
+    if not isinstance(error, psycopg2.Error):
+        return False
+    if error.pgcode in _UNDONE or error.pgcode in _BUCKET_GONE:
+        return True
+    # A lost connection: a read can be asked again, a write may have been done.
+    return not is_write and error.pgcode is None and isinstance(error, psycopg2.DatabaseError)
+
+
+def is_fit_after(error: psycopg2.Error) -> bool:
+    """Whether the connection may be used again: PostgreSQL refused only the statement."""
+    return error.pgcode is not None and error.pgcode[:2] not in _UNFIT
+
+
+def translated(error: Exception, *, is_write: bool) -> StoreError:
+    """The error as a client may read it: no text of PostgreSQL's that is not ours."""
+    if isinstance(error, ValueError):
+        return StoreError(400, "A text has a character that cannot be stored, such as NUL.")
+    code = getattr(error, "pgcode", None) or ""
+    if code.startswith("PK"):
+        return StoreError(int(code[2:]), first_line(error))
+    if code in _BUCKET_GONE:
+        return StoreError(404, "The bucket was dropped meanwhile.")
+    if code in _BAD_INPUT:
+        return StoreError(400, "The request has a text that PostgreSQL cannot store.")
+    log.error("the database failed: %s %s", code, first_line(error))
+    if code == "57014":
+        return StoreError(503, "The database took too long. Try again shortly.")
+    if code == "55P03":
+        return StoreError(503, "The object is locked by another transaction. Try again shortly.")
+    # No SQLSTATE, or a crash of the server: the change may have been committed before.
+    unknown = is_write and (not code or code in ("57P02", "08007") or code.startswith("08"))
+    return StoreError(503, "The database failed. Try again shortly.", unknown=unknown)
+
+
+def refuse_unreplicated(notices: list[str]) -> None:
+    """PostgreSQL warns, and says COMMIT all the same, when a wait for the standby is cancelled.
+
+    FATAL is no doubt: the server answered, and then went.
+    """
+    said = " ".join(notice for notice in notices if not notice.startswith("FATAL:")).strip()
+    del notices[:]
+    if not said:
+        return
+    log.error("a write was not confirmed: %s", said)
+    raise StoreError(503, "The change is not confirmed by the standby.", unknown=True)
+
+
+def first_line(error: BaseException) -> str:
+    """The message without its details: lines of SQL, and in them perhaps values."""
+    lines = str(error).strip().splitlines()
+    return lines[0].removeprefix("ERROR:  ") if lines else type(error).__name__

@@ -1,0 +1,290 @@
+"""The pool: a bounded number of connections, every wait bounded, every failure a StoreError.
+
+Knows psycopg2 and connections; knows no function of schema ``poky`` beyond the name it is given.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+
+from poky.store.errors import (
+    StoreError,
+    first_line,
+    is_fit_after,
+    may_retry,
+    refuse_unreplicated,
+    translated,
+)
+from poky.store.statements import BUCKET_FUNCTIONS, STATEMENTS
+
+log = logging.getLogger("poky.store")
+
+Rows = list[tuple[Any, ...]]
+
+_MAX_AGE = 1800.0
+_CONNECT_SECONDS = 3.0
+# What a peer that vanished may cost, and the primary of several hosts; the DSN may say otherwise.
+_DSN_DEFAULTS = {
+    "connect_timeout": "3",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+    "target_session_attrs": "read-write",
+    "application_name": "poky",
+    "client_encoding": "UTF8",
+}
+_ATTEMPTS = 3
+
+
+class Connection(psycopg2.extensions.connection):
+    """A connection with a deadline for its statement, and a cheap check that it is alive."""
+
+    statement: psycopg2.extensions.cursor
+    bucket_functions: set[str]  #: those that are prepared
+    takes_text: bool  #: whether UTF-8 arrives as it is sent
+    was_cut = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.born = time.monotonic()
+        self.deadline = self.born + _CONNECT_SECONDS
+        # A duplicate descriptor, closed here: cut() must never act on a number that was reused.
+        self._socket = socket.socket(fileno=os.dup(self.fileno()))
+        self._guard = threading.Lock()
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+
+    def prepare(self, settings: str) -> None:
+        """Make a new connection ready for use."""
+        self.autocommit = True
+        self.statement = self.cursor()
+        self.statement.execute(settings)
+        self.bucket_functions = set()
+        encodings = {self.get_parameter_status(f"{side}_encoding") for side in ("client", "server")}
+        self.takes_text = encodings == {"UTF8"}
+
+    def prepare_bucket_function(self, name: str) -> None:
+        """Prepare a bucket's own function, by its name in schema poky."""
+        verb = name.partition("_")[0]
+        self.statement.execute(f"PREPARE poky_{name} {BUCKET_FUNCTIONS[verb].format(name)}")
+        self.bucket_functions.add(name)
+
+    def is_old(self) -> bool:
+        """Whether it is due for replacement."""
+        return time.monotonic() - self.born > _MAX_AGE
+
+    def is_lost(self) -> bool:
+        """Whether the server has closed it: a poll of the socket, 1 us."""
+        return bool(self._poll.poll(0))
+
+    def cut(self) -> None:
+        """From another thread: end the wait for the server's answer with an error."""
+        self.was_cut = True
+        with self._guard, contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close it, in whatever state it is."""
+        with self._guard:
+            self._socket.close()
+        super().close()
+
+
+class Pool:
+    """A bounded pool of connections that executes statements, with retries and a watchdog."""
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        pool_size: int = 6,
+        pool_timeout: float = 2.0,
+        statement_timeout: float = 4.0,
+        lock_timeout: float = 1.5,
+    ) -> None:
+        self.dsn = dsn
+        self.pool_size = pool_size
+        self._dsns = _one_per_host(dsn)
+        self._pool_timeout = pool_timeout
+        self._patience = statement_timeout + 1.0
+        self._settings = (
+            # Generic plans: all that is kept is looked up by key, and with many buckets the five
+            # plans that "auto" makes first would be most of the work.
+            "SET standard_conforming_strings = on; SET timezone = 'UTC';"
+            " SET plan_cache_mode = force_generic_plan;"
+            " SET synchronous_commit = on;"
+            f" SET statement_timeout = {int(statement_timeout * 1000)};"
+            f" SET lock_timeout = {int(lock_timeout * 1000)};"
+            " SET idle_in_transaction_session_timeout = 5000;"
+            + "".join(f"PREPARE poky_{name} {rest};" for name, rest in STATEMENTS.items())
+        )
+        # Per verb: the name of each bucket's own function.
+        self._bucket_functions: dict[str, dict[str, str]] = {verb: {} for verb in BUCKET_FUNCTIONS}
+        # A semaphore in C: threading's own, in Python, would cost as much as parsing a request.
+        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(pool_size):
+            self._places.put(None)
+        self._idle: deque[Connection] = deque()
+        self._busy: set[Connection] = set()
+        self._closed = threading.Event()
+        threading.Thread(target=self._cut_overdue, name="poky-overdue", daemon=True).start()
+
+    def close(self) -> None:
+        """Close every idle connection, and watch the others no longer."""
+        self._closed.set()
+        while self._idle:
+            self._idle.pop().close()
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many connections are busy and how many idle."""
+        return len(self._busy), len(self._idle)
+
+    def _read(self, statement: str, parameters: Sequence[Any]) -> Rows:
+        return self._execute(statement, parameters, is_write=False)
+
+    def _write(self, statement: str, parameters: Sequence[Any]) -> Rows:
+        return self._execute(statement, parameters, is_write=True)
+
+    def _execute(self, statement: str, parameters: Sequence[Any], *, is_write: bool) -> Rows:
+        attempt = 1
+        while True:
+            try:
+                # A read whose connection is lost is retried, so its first attempt skips the check.
+                check_alive = is_write or attempt > 1
+                return self._execute_once(
+                    statement, parameters, is_write=is_write, check_alive=check_alive
+                )
+            except (psycopg2.Error, ValueError) as error:
+                if attempt >= _ATTEMPTS or not may_retry(error, is_write=is_write):
+                    raise translated(error, is_write=is_write) from error
+                log.info("trying again after: %s", first_line(error))
+                attempt += 1
+
+    def _execute_once(
+        self,
+        statement: str,
+        parameters: Sequence[Any],
+        *,
+        is_write: bool,
+        check_alive: bool,
+        bucket_function: str = "",
+    ) -> Rows:
+        try:
+            self._places.get(timeout=self._pool_timeout)
+        except queue.Empty:
+            raise StoreError(
+                503, "All connections to the database are busy. Try again shortly."
+            ) from None
+        try:
+            connection = self._check_out(check_alive)
+            is_fit = False
+            try:
+                if bucket_function and bucket_function not in connection.bucket_functions:
+                    connection.prepare_bucket_function(bucket_function)
+                connection.statement.execute(statement, parameters)
+                rows = connection.statement.fetchall()
+                is_fit = True
+                if is_write and connection.notices:
+                    refuse_unreplicated(connection.notices)
+                return rows
+            except psycopg2.Error as error:
+                if connection.was_cut:  # its time is up: no other attempt
+                    raise StoreError(
+                        503, "The database does not answer. Try again shortly.", unknown=is_write
+                    ) from error
+                is_fit = is_fit_after(error)
+                raise
+            except ValueError:  # a text that psycopg2 would not send
+                is_fit = True
+                raise
+            finally:
+                self._busy.discard(connection)
+                if is_fit and not connection.closed:
+                    self._idle.append(connection)
+                else:
+                    connection.close()
+        finally:
+            self._places.put(None)
+
+    def _check_out(self, check_alive: bool) -> Connection:
+        """An idle connection or a new one; the watchdog has its deadline."""
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return self._connect()
+            if not connection.is_old() and not (check_alive and connection.is_lost()):
+                connection.deadline = time.monotonic() + self._patience
+                self._busy.add(connection)
+                return connection
+            connection.close()
+
+    def _connect(self) -> Connection:
+        began = time.monotonic()
+        # The first one twice: a connection may be ended while it is made.
+        for number, dsn in enumerate((*self._dsns, self._dsns[0])):
+            if number == len(self._dsns) and time.monotonic() - began > 1:
+                break
+            try:
+                connection = psycopg2.connect(dsn, connection_factory=Connection)
+                self._busy.add(connection)
+                try:
+                    connection.prepare(self._settings)
+                except BaseException:
+                    self._busy.discard(connection)
+                    connection.close()
+                    raise
+            except psycopg2.OperationalError as error:
+                failure: psycopg2.Error = error
+                # The next connection begins with a host that answered.
+                self._dsns = [*(each for each in self._dsns if each != dsn), dsn]
+            except psycopg2.Error as error:
+                failure = error
+                break
+            else:
+                connection.deadline = time.monotonic() + self._patience
+                for names in self._bucket_functions.values():
+                    names.clear()  # they may be stale: the schema may have been converted
+                return connection
+        log.warning("cannot use the database: %s", first_line(failure))
+        if failure.pgcode in ("3F000", "42883", "42704"):
+            raise StoreError(
+                503, "The database has no schema that suits this release. Run poky migrate."
+            ) from failure
+        raise StoreError(503, "The database cannot be reached. Try again shortly.") from failure
+
+    def _cut_overdue(self) -> None:
+        """Cut connections past their deadline: there even the statement timeout did not end it."""
+        while not self._closed.wait(0.5):
+            now = time.monotonic()
+            for connection in self._busy.copy():
+                if connection.deadline < now:
+                    log.warning("a statement got no answer from the database and was given up")
+                    connection.cut()
+
+
+def _one_per_host(dsn: str) -> list[str]:
+    """One DSN per host, so that a host that does not answer cannot use up the time of the next."""
+    parts = {**_DSN_DEFAULTS, **psycopg2.extensions.parse_dsn(dsn)}
+    lists = {
+        name: parts.pop(name).split(",") for name in ("host", "hostaddr", "port") if name in parts
+    }
+    dsns = []
+    for number in range(max(map(len, lists.values()), default=1)):
+        # One port, or as many as there are hosts (libpq's rule).
+        one = {name: each[number if len(each) > 1 else 0] for name, each in lists.items()}
+        dsns.append(psycopg2.extensions.make_dsn(**parts, **one))
+    return dsns

@@ -1,0 +1,101 @@
+"""What the store answers: one tuple per kind of row. Knows nothing of ours."""
+
+from typing import NamedTuple
+
+
+class Object(NamedTuple):
+    """An object as it is stored; times are whole seconds since 1970.
+
+    No copy older than this one can be dated later than ``unchanged_since``.
+    """
+
+    revision: int
+    hash: str
+    modified_at: int
+    unchanged_since: int
+    content_type: str
+    value: memoryview  #: not copied: that would be a tenth of what a large one costs to read
+
+
+class Found(NamedTuple):
+    """An object as a batch finds it."""
+
+    key: str
+    revision: int
+    hash: str
+    modified_at: int
+    content_type: str
+    value: bytes
+
+
+class Put(NamedTuple):
+    """What a put came to: inserted, updated or rejected (then the rest is None)."""
+
+    outcome: str
+    revision: int
+    hash: str
+    modified_at: int
+    outbox_id: int | None
+
+
+class Delete(NamedTuple):
+    """What a delete came to: deleted, missing or rejected."""
+
+    outcome: str
+    outbox_id: int | None
+
+
+class Outcome(NamedTuple):
+    """What one item of a batch came to; ``ordinal`` counts from 1."""
+
+    ordinal: int
+    outcome: str
+    revision: int | None
+    hash: str | None
+    modified_at: int | None
+    outbox_id: int | None
+
+
+class Listed(NamedTuple):
+    """An object as a listing shows it: everything but the value."""
+
+    key: str
+    size: int
+    revision: int
+    hash: str
+    modified_at: int
+    content_type: str
+
+
+class Bucket(NamedTuple):
+    """A bucket with PostgreSQL's estimate of its rows, and its bytes on disk."""
+
+    name: str
+    kind: str
+    estimated_rows: int
+    bytes: int
+
+
+class Node(NamedTuple):
+    """A cache; times are whole seconds since 1970.
+
+    ``suspended_at`` is None while it takes part. ``drained``: its leases from before have run out.
+    """
+
+    name: str
+    url: str
+    generation: str
+    lease_seconds: float
+    leased_at: int | None
+    suspended_at: int | None
+    drained: bool
+    held: bool
+    purged_at: int | None
+
+
+class Change(NamedTuple):
+    """A change that a cache may not have heard of; an empty key stands for the whole bucket."""
+
+    id: int
+    bucket: str
+    key: str
