@@ -81,7 +81,7 @@ lint: $(VENV)/.dev ## Check style, types and spelling
 
 .PHONY: lint-playbooks
 lint-playbooks: $(DEPLOY_VENV)/.deploy ## Check roles, playbooks and inventories (ansible-lint, profile production)
-	$(DEPLOY_VENV)/bin/ansible-lint --offline
+	ANSIBLE_INVENTORY=inventories/development $(DEPLOY_VENV)/bin/ansible-lint --offline
 
 .PHONY: wheel
 wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,13 +31,7 @@ def settings(environment: Path) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def variables() -> ModuleType:
-    path = ROOT / "playbooks/filter_plugins/variables.py"
-    spec = importlib.util.spec_from_file_location("variables", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("plugins.filter.poky_variables")
 
 
 def test_there_are_three_environments() -> None:

@@ -1,13 +1,13 @@
 """What the playbooks decide: releases, rolls, locks, buckets, units. No host is needed.
 
-The modules and filters of roles/poky are imported as Ansible would; Ansible itself comes from the
-deploy environment. What they do to real hosts is proved in tests/molecule.
+The plugins are imported as Python packages; Ansible itself comes from the deploy environment. What
+they do to real hosts is proved in tests/molecule.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
+import poky
 from poky.config import Config
 
 ROOT = Path(__file__).parent.parent
@@ -34,41 +35,33 @@ DEPLOY = ROOT / ".venv-deploy"
 PLAYBOOKS = sorted((ROOT / "playbooks").glob("*.yml"))
 
 
-def plugin(path: str) -> ModuleType:
-    """A module or plugin of the role."""
+def plugin(name: str) -> ModuleType:
+    """A plugin of the collection, such as "modules.poky_lock"."""
     packages = next(DEPLOY.glob("lib/python3*/site-packages"), None)
     assert packages, "The deploy environment is missing: make .venv-deploy/.deploy"
     if str(packages) not in sys.path:
         sys.path.append(str(packages))
-    if "module_utils" not in path:
-        shared = "ansible.module_utils.poky_http"
-        sys.modules.setdefault(shared, plugin("module_utils/poky_http.py"))
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROLE / path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"plugins.{name}")
 
 
 @pytest.fixture(scope="module")
 def releases() -> ModuleType:
-    return plugin("filter_plugins/poky_releases.py")
+    return plugin("filter.poky_releases")
 
 
 @pytest.fixture(scope="module")
 def lock() -> ModuleType:
-    return plugin("library/poky_lock.py")
+    return plugin("modules.poky_lock")
 
 
 @pytest.fixture(scope="module")
 def lock_rules() -> ModuleType:
-    return plugin("action_plugins/poky_lock.py")
+    return plugin("action.poky_lock")
 
 
 @pytest.fixture(scope="module")
 def builder() -> ModuleType:
-    return plugin("library/poky_build.py")
+    return plugin("modules.poky_build")
 
 
 # The journal, and where a rollback leads.
@@ -314,7 +307,7 @@ def test_a_build_that_changed_since_is_built_again(builder: ModuleType, tmp_path
 
 
 def test_a_staged_release_that_changed_since_is_found_out(tmp_path: Path) -> None:
-    manifest = plugin("library/poky_manifest.py")
+    manifest = plugin("modules.poky_manifest")
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib/a.py").write_text("a = 1\n")
     (tmp_path / "lib64").symlink_to("lib")
@@ -344,7 +337,7 @@ def sleeping(program: str | Path = "sleep", **options: Any) -> Iterator[int]:
 
 
 def test_settings_that_a_process_has_not_read_are_stale(tmp_path: Path) -> None:
-    instances = plugin("library/poky_instances.py")
+    instances = plugin("modules.poky_instances")
     file = tmp_path / "poky.env"
     file.write_text('# words\nPOKY_THREADS=4\nPOKY_CACHES="a=http://b:1 c=http://d:2"\n')
     environment = {**instances.read_settings(file.read_text()), "POKY_GONE": "1"}
@@ -357,7 +350,7 @@ def test_settings_that_a_process_has_not_read_are_stale(tmp_path: Path) -> None:
 
 
 def test_the_release_of_a_process_is_its_interpreters(tmp_path: Path) -> None:
-    instances = plugin("library/poky_instances.py")
+    instances = plugin("modules.poky_instances")
     python = tmp_path / "releases/1.0+abc/venv/bin/python"
     python.parent.mkdir(parents=True)
     shutil.copy("/bin/sleep", python)
@@ -372,7 +365,7 @@ def test_drained_is_varnishs_administrative_state() -> None:
       "boot.poky_a_8082": {"admin_health": "probe", "probe_message": [3, 3, "healthy"]},
       "boot.poky_b_8081": {"admin_health": "probe", "probe_message": [0, 3, "sick"]},
       "boot.lease_poky_a_8081": {"admin_health": "healthy", "probe_message": "healthy"}}]"""
-    backends = plugin("library/poky_backend.py").read_backends(listed)
+    backends = plugin("modules.poky_backend").read_backends(listed)
     assert {name: tuple(state.values()) for name, state in backends.items()} == {
         "poky_a_8081": (True, False),
         "poky_a_8082": (False, True),
@@ -411,7 +404,7 @@ class Instance(BaseHTTPRequestHandler):
 def test_the_gate_opens_for_the_release_in_good_health_alone(
     changes: dict[str, str], code: int, missing: str
 ) -> None:
-    wait = plugin("library/poky_wait.py")
+    wait = plugin("modules.poky_wait")
     right = {"release": "v2", "database": "ok", "schema": "ok", "inflight": 0}
     Instance.status, Instance.code = {**right, **changes}, code
     with ThreadingHTTPServer(("127.0.0.1", 0), Instance) as server:
@@ -430,7 +423,7 @@ def test_the_gate_opens_for_the_release_in_good_health_alone(
 
 
 def test_the_table_marks_what_needs_somebody(releases: ModuleType) -> None:
-    report = plugin("filter_plugins/poky_report.py")
+    report = plugin("filter.poky_report")
     instances = [instance(8081), instance(8082, stale=["POKY_THREADS"])]
     seen = {"current": "v2", "previous": "v1", "releases": ["v1", "v2"], "instances": instances}
     backends = {"a_8081": {"drained": True, "healthy": False}}
@@ -558,12 +551,126 @@ def test_what_is_written_to_files_has_an_order() -> None:
                 assert "| sort" in line or "== [" in line, f"{file}: {line}"
 
 
-def test_the_syntax_of_every_playbook_holds() -> None:
-    command = [DEPLOY / "bin/ansible-playbook", "--syntax-check", "-i", "inventories/development"]
+def play(
+    *arguments: str | Path, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ansible-playbook; its output is in ``stdout``, words separated by single spaces."""
     done = subprocess.run(
-        [*command, *map(str, PLAYBOOKS)], cwd=ROOT, capture_output=True, text=True, check=False
+        [DEPLOY / "bin/ansible-playbook", *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done.stdout = " ".join(done.stdout.split())
+    return done
+
+
+def test_the_syntax_of_every_playbook_holds() -> None:
+    done = play("--syntax-check", "-i", "inventories/development", *PLAYBOOKS)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("word", ["deploy", "rollback", "buckets", "status"])
+@pytest.mark.parametrize("environment", ["development", "qa", "production"])
+def test_a_verb_and_an_environment_are_a_command_from_the_top_folder(
+    word: str, environment: str
+) -> None:
+    """The same plays as of the playbook and the inventory by their paths."""
+    short = play("--list-tasks", word, "-i", environment)
+    long = play("--list-tasks", f"playbooks/{word}.yml", "-i", f"inventories/{environment}")
+    assert short.returncode == 0, short.stdout
+    assert short.stdout == long.stdout.replace(f"playbooks/{word}.yml", word, 1)
+
+
+@pytest.mark.parametrize("inventory", ["development", "inventories/development"])
+def test_a_shortcut_to_an_inventory_leads_to_the_same_files(inventory: str) -> None:
+    command = [DEPLOY / "bin/ansible", "all", "-i", inventory, "-m", "ansible.builtin.debug"]
+    told = subprocess.check_output([*command, "-a", "var=ansible_ssh_common_args"], cwd=ROOT)
+    (file,) = re.findall(r"-F ([^\s\"]+)", told.decode())
+    assert os.path.normpath(file) == str(ROOT / "build/machines/ssh_config")
+
+
+def test_plays_say_themselves_what_a_failure_means() -> None:
+    """ansible.cfg is found from the top folder alone, and playbooks run from anywhere."""
+    for playbook in PLAYBOOKS:
+        for each in yaml.safe_load(playbook.read_text()):
+            if "hosts" in each:
+                assert each.get("any_errors_fatal") is True, f"{playbook.name}: {each['name']}"
+
+
+HERE = """
+all:
+  vars:
+    ansible_connection: local
+    ansible_become: false
+    ansible_python_interpreter: "{{ ansible_playbook_python }}"
+  hosts: &here
+    this-machine:
+  children:
+    service: {hosts: *here}
+    cache: {hosts: *here}
+    web: {hosts: *here}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """An inventory in which this machine is every host."""
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(HERE)
+    return inventory
+
+
+def test_a_playbook_runs_from_any_folder(here: Path) -> None:
+    """It finds its filters, modules and roles; the lock is only shown."""
+    secrets = ("-e", "poky_database_password=a", "-e", "poky_database_owner_password=b")
+    playbook = ROOT / "playbooks/unlock.yml"
+    done = play(playbook, "-i", here, *secrets, cwd=here.parent)
+    assert done.returncode == 0, done.stdout
+    assert "The deploy lock is free" in done.stdout
+
+
+@pytest.mark.parametrize("anywhere", [False, True])
+def test_a_wrong_inventory_is_an_error(anywhere: bool, tmp_path: Path) -> None:
+    cwd = tmp_path if anywhere else ROOT
+    done = play(ROOT / "playbooks/status.yml", "-i", "inventories/nowhere", cwd=cwd)
+    assert done.returncode != 0, done.stdout
+    assert "No inventory was parsed" in done.stdout or "No host is in the group" in done.stdout
+
+
+def test_a_misspelt_group_is_an_error(here: Path) -> None:
+    here.write_text(HERE.replace("    cache:", "    cahce:"))
+    done = play("playbooks/given.yml", "-i", here)
+    assert done.returncode != 0, done.stdout
+    assert "No host is in the group “cache”. There is a group “cahce”: did you mean" in done.stdout
+    assert "groups database, service, cache, web." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("groups", "faults"),
+    [
+        ({}, 0),
+        ({"rack1": ["a", "b"]}, 0),
+        ({"database": []}, 0),
+        ({"databases": ["a"]}, 1),
+        ({"web": []}, 1),
+        ({"all": ["a", "b", "c"], "rack1": ["c"]}, 1),
+    ],
+)
+def test_groups_are_those_that_playbooks_deploy_to(groups: dict[str, Any], faults: int) -> None:
+    known = ["database", "service", "cache", "web"]
+    right = {name: ["a"] for name in known}
+    right |= {"all": ["a", "b"], "service": ["b"], "ungrouped": []}
+    said = plugin("filter.poky_variables").poky_group_faults({**right, **groups}, known)
+    assert len(said) == (faults and faults + 1), said
+
+
+def test_the_collection_has_the_services_version() -> None:
+    galaxy = yaml.safe_load((ROOT / "galaxy.yml").read_text())
+    assert galaxy["version"] == poky.__version__
 
 
 def test_every_verb_is_in_the_manual() -> None:

@@ -14,7 +14,7 @@ NAME = "MANIFEST.json"
 UNLISTED = {NAME, "UNFINISHED"}
 
 
-def survey(directory):
+def survey(directory: Path) -> dict[str, str]:
     """{relative name: SHA-256 of the file, or where the link leads}."""
     found = {}
     for path in sorted(directory.rglob("*")):
@@ -28,7 +28,7 @@ def survey(directory):
     return found
 
 
-def differences(recorded, found):
+def differences(recorded: dict[str, str], found: dict[str, str]) -> list[str]:
     """What a manifest and a directory disagree about, one phrase each."""
     missing = [f"{name} is missing" for name in sorted(recorded.keys() - found.keys())]
     extra = [f"{name} was added" for name in sorted(found.keys() - recorded.keys())]
@@ -36,7 +36,7 @@ def differences(recorded, found):
     return missing + extra + [f"{name} differs" for name in common if recorded[name] != found[name]]
 
 
-def main():
+def main() -> None:
     """Write the manifest of a directory, or fail unless the directory matches it."""
     module = AnsibleModule(
         argument_spec={
@@ -49,14 +49,14 @@ def main():
     found = survey(directory)
     file = directory / NAME
     try:
-        recorded = json.loads(file.read_text()) if file.exists() else None
+        recorded = json.loads(file.read_text()) if file.exists() else {}
     except ValueError:
         recorded = {}
     if module.params["state"] == "recorded":
         if recorded != found and not module.check_mode:
             file.write_text(json.dumps(found, indent=1) + "\n")
         module.exit_json(changed=recorded != found)
-    if recorded is None:
+    if not file.exists():
         module.fail_json(msg=f"{directory} has no {NAME}: it was never staged to the end.")
     wrong = differences(recorded, found)
     if wrong:

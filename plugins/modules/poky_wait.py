@@ -5,14 +5,16 @@
 """
 
 import time
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.poky_http import read_status
+
+from ..module_utils.poky_http import read_status
 
 PAUSE = 0.3
 
 
-def what_is_missing(state, release, status):
+def what_is_missing(state: str, release: str | None, status: dict[str, Any] | None) -> str:
     """Why an instance is not yet in a state, in words; "" if it is."""
     if state == "idle":
         busy = status.get("inflight", 1) if status else 0
@@ -27,7 +29,7 @@ def what_is_missing(state, release, status):
     return "" if status["code"] == 200 else f"/status answers {status['code']}"
 
 
-def main():
+def main() -> None:
     """Poll until the state was seen twice in a row or the time is over."""
     module = AnsibleModule(
         argument_spec={

@@ -8,6 +8,8 @@ import http.client
 import os
 import ssl
 import time
+from collections.abc import Iterator
+from email.message import Message
 from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
@@ -20,18 +22,22 @@ class Wrong(Exception):
 class Dialogue:
     """Requests for one object over one kept-alive connection."""
 
-    def __init__(self, url, path):
+    def __init__(self, url: str, path: str) -> None:
         self.path = path
         parts = urlsplit(url)
         if parts.scheme == "https":
             # The certificate is for the public name; this is the host itself.
             context = ssl.create_default_context()
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            self.connection = http.client.HTTPSConnection(parts.netloc, timeout=20, context=context)
+            self.connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                parts.netloc, timeout=20, context=context
+            )
         else:
             self.connection = http.client.HTTPConnection(parts.netloc, timeout=20)
 
-    def ask(self, method, expected, body=None, **headers):
+    def ask(
+        self, method: str, expected: int, body: bytes | None = None, **headers: str
+    ) -> tuple[bytes, Message]:
         """The answer's body and headers; Wrong unless its status is the expected one."""
         try:
             self.connection.request(method, self.path, body, headers)
@@ -45,7 +51,7 @@ class Dialogue:
             )
         return said, response.headers
 
-    def read(self, value):
+    def read(self, value: bytes) -> str:
         """GET the object, which must have this value; what X-Cache says."""
         said, headers = self.ask("GET", 200)
         if said != value:
@@ -53,7 +59,7 @@ class Dialogue:
         return headers.get("X-Cache", "nothing")
 
 
-def live(dialogue, cached, patience):
+def live(dialogue: Dialogue, cached: bool, patience: float) -> Iterator[str]:
     """The object's life; yields what was seen, one phrase each."""
     first, second = b"first", b"second"
     _, headers = dialogue.ask("PUT", 200, first, **{"Content-Type": "text/plain"})
@@ -81,7 +87,7 @@ def live(dialogue, cached, patience):
     yield "deleted: 404"
 
 
-def main():
+def main() -> None:
     """Run the dialogue; fail with the first thing that was wrong."""
     module = AnsibleModule(
         argument_spec={

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -25,7 +26,7 @@ class BuildError(Exception):
     """Why there is no release, in a sentence that says what to do."""
 
 
-def run(*command, cwd=None):
+def run(*command: str, cwd: Path | None = None) -> str:
     """The output of a command; BuildError with what it said if it fails."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -34,12 +35,12 @@ def run(*command, cwd=None):
     return done.stdout
 
 
-def digest(path):
+def digest(path: Path) -> str:
     """The SHA-256 of a file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def identify(source, allow_dirty):
+def identify(source: Path, allow_dirty: bool) -> dict[str, str]:
     """The release that a checkout would make: its id, version and revision.
 
     A tree with changes that are not committed is refused unless ``allow_dirty``, wherever they
@@ -66,7 +67,7 @@ def identify(source, allow_dirty):
     return {"id": release, "version": version, "revision": revision}
 
 
-def _digest_of_tree(source):
+def _digest_of_tree(source: Path) -> str:
     listed = run(
         "git", "ls-files", "-z", "-co", "--exclude-standard", "--", *INGREDIENTS, cwd=source
     )
@@ -80,17 +81,17 @@ def _digest_of_tree(source):
     return content.hexdigest()
 
 
-def read_manifest(directory):
+def read_manifest(directory: Path) -> dict[str, Any] | None:
     """The manifest of what was built there before; None if it is missing or no longer true."""
     try:
-        manifest = json.loads((directory / "manifest.json").read_text())
+        manifest: dict[str, Any] = json.loads((directory / "manifest.json").read_text())
         true = all(digest(directory / name) == sha for name, sha in manifest["files"].items())
     except (OSError, ValueError, KeyError):
         return None
     return manifest if true else None
 
 
-def make_tools(source, directory):
+def make_tools(source: Path, directory: Path) -> str:
     """An environment with the build tools of the checkout, pinned by hash; its Python."""
     run(sys.executable, "-m", "venv", str(directory))
     python = str(directory / "bin/python")
@@ -98,7 +99,7 @@ def make_tools(source, directory):
     return python
 
 
-def build_wheel(python, source, directory):
+def build_wheel(python: str, source: Path, directory: Path) -> None:
     """Put the wheel there, and the requirements that pin it and all it needs by hash."""
     wheels = directory / "wheels"
     wheels.mkdir()
@@ -111,7 +112,7 @@ def build_wheel(python, source, directory):
     (directory / "requirements.txt").write_text(f"{locked.rstrip()}\n{pinned}")
 
 
-def download(python, source, directory, target):
+def download(python: str, source: Path, directory: Path, target: str) -> None:
     """Fetch the locked wheels for one kind of host, such as ``cp311-x86_64``."""
     abi, machine = target.split("-", 1)
     platforms = [f"manylinux_2_{glibc}_{machine}" for glibc in (28, 17)]
@@ -126,7 +127,7 @@ def download(python, source, directory, target):
     )
 
 
-def build(source, destination, identity, targets):
+def build(source: Path, destination: Path, identity: dict[str, str], targets: set[str]) -> Path:
     """Make or complete the release's directory; its manifest is written last."""
     directory = destination / identity["id"]
     manifest = read_manifest(directory)
@@ -161,7 +162,7 @@ def build(source, destination, identity, targets):
     return directory
 
 
-def main():
+def main() -> None:
     """Say which release the checkout makes, and make it unless it is there."""
     module = AnsibleModule(
         argument_spec={

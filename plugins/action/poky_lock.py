@@ -9,11 +9,14 @@ import getpass
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+Holder = dict[str, Any]
 
-def started(pid):
+
+def started(pid: int) -> str:
     """When a process of this machine started, in ticks since boot; "" if there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
@@ -21,7 +24,7 @@ def started(pid):
         return ""
 
 
-def controller():
+def controller() -> Holder:
     """Where a pid means the same process: on one machine, in one boot and numbering."""
     namespace = Path("/proc/self/ns/pid")
     boot = Path("/proc/sys/kernel/random/boot_id")
@@ -32,7 +35,7 @@ def controller():
     }
 
 
-def this_run():
+def this_run() -> Holder:
     """The ansible-playbook that asks: the parent of the worker in which actions run."""
     pid = os.getppid()
     token = f"{socket.gethostname()}:{pid}:{started(pid)}"
@@ -46,7 +49,7 @@ def this_run():
     }
 
 
-def gives_way(holder, here):
+def gives_way(holder: Holder, here: Holder) -> str:
     """Why the holder may be replaced, in words; "" if it may not."""
     if holder.get("failed"):
         return "it failed"
@@ -58,7 +61,7 @@ def gives_way(holder, here):
     return "" if started(holder["pid"]) == holder["started"] else "its process is gone"
 
 
-def describe(holder):
+def describe(holder: Holder) -> str:
     """The holder in words."""
     return (
         f"{holder['by']} since {holder.get('since')}: {holder['what']}, step “{holder['step']}”, "
@@ -66,10 +69,12 @@ def describe(holder):
     )
 
 
-class ActionModule(ActionBase):
+class ActionModule(ActionBase):  # type: ignore[misc]
     """Adds the asking run's identity to the arguments and takes over from the dead."""
 
-    def run(self, tmp=None, task_vars=None):
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Run the module; for ``held``, once more if the holder gives way."""
         super().run(tmp, task_vars)
         given = dict(self._task.args)
@@ -96,18 +101,19 @@ class ActionModule(ActionBase):
             return {**result, "warnings": [] if reason else [refusal]}
         return {**result, "failed": True, "msg": refusal}
 
-    def _ask(self, arguments, task_vars):
-        return self._execute_module(
+    def _ask(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        answer: dict[str, Any] = self._execute_module(
             module_name="poky_lock", module_args=arguments, task_vars=task_vars
         )
+        return answer
 
-    def _break(self, given, task_vars):
+    def _break(self, given: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         """Break the lock if ``by`` holds it; say who holds it otherwise."""
         by = given.pop("by", "")
         shown = self._ask({**given, "state": "shown"}, task_vars)
         found = shown.get("holder")
         if shown.get("failed") or not found:
-            return {**shown, "msg": shown.get("msg", "Nobody holds the deploy lock.")}
+            return {**shown, "msg": shown.get("msg", "The deploy lock is free.")}
         if found["by"] != by:
             how = f"To break it: -e poky_unlock={found['by']}"
             wrong = bool(by)

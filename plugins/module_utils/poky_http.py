@@ -2,9 +2,10 @@
 
 import http.client
 import json
+from typing import Any
 
 
-def read_status(address, port, timeout=2.0):
+def read_status(address: str, port: int, timeout: float = 2.0) -> dict[str, Any] | None:
     """What ``GET /status?verbose`` of an instance says, and its HTTP status as ``code``.
 
     None while nothing answers there within ``timeout`` seconds, or not in JSON.

@@ -8,9 +8,11 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.poky_http import read_status
+
+from ..module_utils.poky_http import read_status
 
 PROPERTIES = (
     "ActiveState",
@@ -24,20 +26,20 @@ PROPERTIES = (
 )
 
 
-def show_unit(unit):
+def show_unit(unit: str) -> dict[str, str]:
     """What systemd knows of a unit; times are Unix seconds."""
     command = ["systemctl", "show", "--timestamp=unix", unit, *(f"-p{name}" for name in PROPERTIES)]
     shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
 
-def read_settings(text):
+def read_settings(text: str) -> dict[str, str]:
     """The assignments of an environment file as systemd reads them."""
     words = shlex.split(text, comments=True)
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
-def stale_settings(environment_file, pid, of_the_unit=""):
+def stale_settings(environment_file: Path, pid: int, of_the_unit: str = "") -> list[str]:
     """Names of the settings that differ between the file and the running process.
 
     Those that the unit itself sets are not in the file.
@@ -52,7 +54,7 @@ def stale_settings(environment_file, pid, of_the_unit=""):
     return sorted(name for name in ours | set(wanted) if running.get(name) != wanted.get(name))
 
 
-def stale_credentials(directory, unit):
+def stale_credentials(directory: Path, unit: str) -> list[str]:
     """Names of the credentials that differ between the disk and the running unit."""
     stale = []
     for loaded in sorted(Path("/run/credentials", unit).glob("*")):
@@ -62,7 +64,7 @@ def stale_credentials(directory, unit):
     return stale
 
 
-def stale_units(shown):
+def stale_units(shown: dict[str, str]) -> list[str]:
     """Names of the unit files that are newer than the process."""
     started = shown.get("ExecMainStartTimestamp", "").lstrip("@")
     files = [shown.get("FragmentPath", ""), *shown.get("DropInPaths", "").split()]
@@ -76,7 +78,7 @@ def stale_units(shown):
     ]
 
 
-def running_release(pid, home):
+def running_release(pid: int, home: Path) -> str:
     """The release whose interpreter a process runs, by its command line; "" for a stranger."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
@@ -86,12 +88,14 @@ def running_release(pid, home):
     return found[1] if found else ""
 
 
-def observe(port, home, listen, environment_file, credentials):
+def observe(
+    port: int, home: Path, listen: str, environment_file: Path, credentials: Path
+) -> dict[str, Any]:
     """All there is to say about one instance."""
     unit = f"poky@{port}.service"
     shown = show_unit(unit)
     pid = int(shown.get("MainPID") or 0)
-    stale = []
+    stale: list[str] = []
     if pid:
         stale += stale_units(shown)
         stale += stale_settings(environment_file, pid, shown.get("Environment", ""))
@@ -107,12 +111,12 @@ def observe(port, home, listen, environment_file, credentials):
     }
 
 
-def link(path):
+def link(path: Path) -> str:
     """The name that a link of the layout points to; "" if there is none."""
     return path.readlink().name if path.is_symlink() else ""
 
 
-def main():
+def main() -> None:
     """Report instances, releases and links of this host; never changes anything."""
     module = AnsibleModule(
         argument_spec={

@@ -7,6 +7,7 @@ on. It lives in the loaded VCL, so loading another one forgets it.
 import json
 import subprocess
 import time
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -15,7 +16,7 @@ class VarnishError(Exception):
     """Varnish refused, or does not answer."""
 
 
-def varnishadm(*command):
+def varnishadm(*command: str) -> str:
     """The answer of Varnish's command line."""
     done = subprocess.run(["varnishadm", *command], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -25,7 +26,7 @@ def varnishadm(*command):
     return done.stdout
 
 
-def read_backends(listed):
+def read_backends(listed: str) -> dict[str, dict[str, bool]]:
     """``backend.list -j`` as {name: {"drained": bool, "healthy": bool}}, without the VCL's name."""
     backends = {}
     for full_name, said in json.loads(listed)[-1].items():
@@ -39,12 +40,12 @@ def read_backends(listed):
     return backends
 
 
-def list_backends():
+def list_backends() -> dict[str, dict[str, bool]]:
     """The backends of the active VCL."""
     return read_backends(varnishadm("backend.list", "-j"))
 
 
-def drain(module, names, peers, min_healthy):
+def drain(module: Any, names: list[str], peers: list[str], min_healthy: int) -> bool:
     """Drain; refuse if fewer than ``min_healthy`` of the others would be left to serve."""
     before = list_backends()
     serving = [name for name in peers if name not in names and before[name]["healthy"]]
@@ -61,7 +62,7 @@ def drain(module, names, peers, min_healthy):
     return bool(todo)
 
 
-def restore(module, names, timeout):
+def restore(module: Any, names: list[str], timeout: float) -> bool:
     """Hand health back to the probes; wait until they call all healthy, unless ``timeout`` is 0."""
     before = list_backends()
     todo = [name for name in names if before[name]["drained"]]
@@ -84,7 +85,7 @@ def restore(module, names, timeout):
     return bool(todo)
 
 
-def main():
+def main() -> None:
     """Bring the named backends to a state, or only list all of them."""
     module = AnsibleModule(
         argument_spec={

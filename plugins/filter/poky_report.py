@@ -3,8 +3,18 @@
 A row is [host, what, state, detail, trouble]: the last one says whether somebody has to act.
 """
 
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-def poky_status(reports, buckets, policy, lock):
+Row = list[Any]
+
+
+def poky_status(
+    reports: Mapping[str, Any],
+    buckets: Mapping[str, list[str]],
+    policy: str,
+    lock: Mapping[str, Any] | None,
+) -> list[Row]:
     """All rows: the hosts', the buckets', the deploy lock's.
 
     ``reports`` is {host: what report.yml found, None if it was not reached}, ``buckets`` a
@@ -18,7 +28,7 @@ def poky_status(reports, buckets, policy, lock):
     current = {
         report["seen"]["current"] for report in reports.values() if report and report["seen"]
     }
-    rows = []
+    rows: list[Row] = []
     for host, report in reports.items():
         if report is None:
             rows.append([host, "host", "unreachable", "", True])
@@ -44,14 +54,22 @@ def poky_status(reports, buckets, policy, lock):
     return rows
 
 
-def _service_rows(host, seen, backends, caches, all_current):
+def _service_rows(
+    host: str,
+    seen: Mapping[str, Any],
+    backends: Iterable[str],
+    caches: Mapping[str, Any],
+    all_current: set[str],
+) -> list[Row]:
     """What a host serves, then a row for each instance as it and the caches see it."""
     others = [name for name in seen["releases"] if name not in (seen["current"], seen["previous"])]
     detail = f"before: {seen['previous'] or 'none'}; also there: {', '.join(others) or 'none'}"
     mixed = len(all_current) > 1
     if mixed:
         detail = "the hosts have different releases; deploy or roll back"
-    rows = [[host, "release", seen["current"] or "none", detail, mixed or not seen["current"]]]
+    rows: list[Row] = [
+        [host, "release", seen["current"] or "none", detail, mixed or not seen["current"]]
+    ]
     for instance, backend in zip(seen["instances"], backends, strict=True):
         faults = _faults_of_instance(instance, seen["current"])
         for cache, found in sorted(caches.items()):
@@ -64,7 +82,7 @@ def _service_rows(host, seen, backends, caches, all_current):
     return rows
 
 
-def _faults_of_instance(instance, current):
+def _faults_of_instance(instance: Mapping[str, Any], current: str) -> list[str]:
     status = instance["status"]
     if not status:
         return [f"unit {instance['active']}, does not answer"]
@@ -76,7 +94,7 @@ def _faults_of_instance(instance, current):
     return faults
 
 
-def _faults_of_backend(cache, backend):
+def _faults_of_backend(cache: str, backend: Mapping[str, bool] | None) -> list[str]:
     if backend is None:
         return [f"unknown to the cache {cache}"]
     if backend["drained"]:
@@ -84,18 +102,18 @@ def _faults_of_backend(cache, backend):
     return [] if backend["healthy"] else [f"sick at {cache}"]
 
 
-def _some(names):
+def _some(names: list[str]) -> str:
     return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
 
 
-def _daemon_row(host, daemon):
+def _daemon_row(host: str, daemon: Mapping[str, Any]) -> Row:
     what, active = daemon["unit"].removesuffix(".service"), daemon["active"]
     trouble = active != "active" or bool(daemon["stale"])
     detail = "; ".join(daemon["stale"]) or "runs what is on disk" * (active == "active")
     return [host, what, active, detail, trouble]
 
 
-def poky_table(rows):
+def poky_table(rows: Iterable[Row]) -> str:
     """Rows as aligned lines under a heading; a row that is trouble begins with “!”."""
     cells = [["#", "host", "what", "state", "detail"]]
     cells += [["!" if trouble else "-", *map(str, row)] for *row, trouble in rows]
@@ -110,6 +128,6 @@ def poky_table(rows):
 class FilterModule:
     """The filters by their names in templates."""
 
-    def filters(self):
+    def filters(self) -> dict[str, Callable[..., Any]]:
         """Name to function."""
         return {function.__name__: function for function in (poky_status, poky_table)}

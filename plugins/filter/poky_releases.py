@@ -7,12 +7,16 @@ host has a copy; a host that was added later has a shorter one, so they are merg
 import hashlib
 import json
 import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+Entry = dict[str, Any]
 
 
-def poky_journal(copies):
+def poky_journal(copies: Iterable[str]) -> list[Entry]:
     """The entries of all copies of the journal, oldest first, each once, without torn lines."""
-    entries = {}
+    entries: dict[str, Entry] = {}
     for copy in copies:
         for line in copy.splitlines():
             try:
@@ -24,9 +28,9 @@ def poky_journal(copies):
     return sorted(entries.values(), key=lambda entry: entry["at"])
 
 
-def verdicts(journal):
+def verdicts(journal: Iterable[Entry]) -> dict[str, str]:
     """{release: "good" or "bad"}, by what was said last; in the order of the last verdict."""
-    said = {}
+    said: dict[str, str] = {}
     for entry in journal:
         if entry.get("outcome") in ("good", "bad") and entry.get("to"):
             said.pop(entry["to"], None)
@@ -34,9 +38,10 @@ def verdicts(journal):
     return said
 
 
-def history(journal):
+def history(journal: Iterable[Entry]) -> list[str]:
     """The good releases as a stack: a deploy puts one on top, a rollback takes some off."""
-    said, stack = verdicts(journal), []
+    said = verdicts(journal)
+    stack: list[str] = []
     for entry in journal:
         release = entry.get("to")
         if entry.get("outcome") != "good" or not release:
@@ -49,12 +54,14 @@ def history(journal):
     return [release for release in stack if said[release] == "good"]
 
 
-def poky_unsettled(journal):
+def poky_unsettled(journal: list[Entry]) -> bool:
     """Whether the last run that the journal tells of did not end well."""
     return bool(journal) and journal[-1].get("outcome") != "good"
 
 
-def poky_rollback_target(journal, current, wanted="", unfinished=False):
+def poky_rollback_target(
+    journal: list[Entry], current: str, wanted: str = "", unfinished: bool = False
+) -> str:
     """The release to go back to: ``wanted``, or the last good one.
 
     That is the one before ``current``, unless the last run failed or never finished: then what was
@@ -75,13 +82,21 @@ def poky_rollback_target(journal, current, wanted="", unfinished=False):
     return stack[-1]
 
 
-def poky_prunable(present, journal, keep, needed):
+def poky_prunable(
+    present: Iterable[str], journal: list[Entry], keep: int, needed: Iterable[str]
+) -> list[str]:
     """The releases to delete: all but ``needed`` and the last ``keep`` good ones, by journal."""
     recent = list(dict.fromkeys(reversed(history(journal))))[:keep]
     return [release for release in present if release not in {*recent, *needed}]
 
 
-def poky_todo(seen, caches, release, backends, all_of_them=False):
+def poky_todo(
+    seen: Mapping[str, Any],
+    caches: Iterable[Mapping[str, Any]],
+    release: str,
+    backends: Iterable[str],
+    all_of_them: bool = False,
+) -> list[int]:
     """The ports of a host to roll to ``release``; those that do not serve come first.
 
     ``seen`` is what poky_instances found, ``caches`` what poky_backend found at each cache,
@@ -100,7 +115,7 @@ def poky_todo(seen, caches, release, backends, all_of_them=False):
     return [port for _, port in sorted(todo)]
 
 
-def poky_before(seen, release):
+def poky_before(seen: Mapping[str, Any], release: str) -> str:
     """The release that a host served before ``release``; "" if there was none, or no other.
 
     An interrupted run may have moved ``current`` without restarting everything.
@@ -109,7 +124,7 @@ def poky_before(seen, release):
     return next((name for name in others if name not in ("", release)), "")
 
 
-def poky_schema_refusal(release, plan):
+def poky_schema_refusal(release: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     """Why a release cannot work with the database as it is, in words; "" if it can.
 
     ``release`` is its RELEASE.json with the schemas that it works with, ``plan`` what
@@ -128,7 +143,9 @@ def poky_schema_refusal(release, plan):
     return ""
 
 
-def poky_pending(files, phase, schema, serving):
+def poky_pending(
+    files: Iterable[str], phase: str, schema: int, serving: Mapping[str, str]
+) -> list[str]:
     """What a database with ``schema`` would be given by a checkout whose release is not staged.
 
     ``files`` are the SQL files of the checkout, ``serving`` {name: SHA-1} of those of the release
@@ -146,12 +163,17 @@ def poky_pending(files, phase, schema, serving):
     return [name for name in wanted if int(name[:4]) > schema] + changed
 
 
-def _sha1(file):
+def _sha1(file: str) -> str:
     # What Ansible's find tells of the files on the host.
     return hashlib.sha1(Path(file).read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def poky_bucket_plan(found, declared, asked, own):
+def poky_bucket_plan(
+    found: Collection[str],
+    declared: Iterable[Mapping[str, str]],
+    asked: Mapping[str, str],
+    own: str,
+) -> dict[str, list[str]]:
     """What to do so that the buckets are those that are wanted.
 
     ``declared`` is the inventory's list, ``asked`` one bucket from the command line (it wins),
@@ -181,7 +203,7 @@ def poky_bucket_plan(found, declared, asked, own):
 class FilterModule:
     """The filters by their names in templates."""
 
-    def filters(self):
+    def filters(self) -> dict[str, Callable[..., Any]]:
         """Name to function."""
         return {
             function.__name__: function

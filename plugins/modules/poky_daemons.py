@@ -8,11 +8,12 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 
-def output(*command):
+def output(*command: str) -> str:
     """What a command says; "" if it fails or is not there."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
@@ -21,7 +22,7 @@ def output(*command):
     return done.stdout if done.returncode == 0 else ""
 
 
-def loaded_sources(shown):
+def loaded_sources(shown: str) -> dict[str, str]:
     """``vcl.show -v`` as {file name: source}; what has no file (the built-in VCL) is left out."""
     sources = {}
     parts = re.split(r"^// VCL\.SHOW \d+ \d+ (\S+)\n", shown, flags=re.MULTILINE)
@@ -31,7 +32,7 @@ def loaded_sources(shown):
     return sources
 
 
-def stale_vcl():
+def stale_vcl() -> list[str]:
     """The files whose loaded text is not the one on disk."""
     listed = [line.split() for line in output("varnishadm", "vcl.list").splitlines()]
     active = [words[4] for words in listed if words and words[0] == "active"]
@@ -45,14 +46,16 @@ def stale_vcl():
     return stale
 
 
-def started(pid):
+def started(pid: str) -> float:
     """When a process started, as Unix time."""
     ticks = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
     boot = re.search(r"^btime (\d+)", Path("/proc/stat").read_text(), re.MULTILINE)
+    if not boot:
+        raise ValueError("/proc/stat has no btime")
     return int(boot[1]) + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def stale_nginx(pid):
+def stale_nginx(pid: str) -> list[str]:
     """The files that are newer than every worker."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     if not children:
@@ -69,7 +72,7 @@ def stale_nginx(pid):
     ]
 
 
-def stale_postgresql():
+def stale_postgresql() -> list[str]:
     """The settings that wait for a restart, the lines that were refused, the files not read."""
     query = (
         "SELECT name || ' waits for a restart' FROM pg_settings WHERE pending_restart UNION ALL "
@@ -82,13 +85,13 @@ def stale_postgresql():
     return output("runuser", "-u", "postgres", "--", "psql", "-XAtc", query).splitlines()
 
 
-def matching(pattern):
+def matching(pattern: str) -> list[str]:
     """The units of a pattern that systemd knows; the pattern itself if there are none."""
     listed = output("systemctl", "list-units", "--all", "--plain", "--no-legend", pattern)
     return [line.split()[0] for line in listed.splitlines()] or [pattern]
 
 
-def observe(unit):
+def observe(unit: str) -> dict[str, Any]:
     """One daemon: whether it runs, and what on disk it has not read."""
     names = ("ActiveState", "MainPID", "NeedDaemonReload")
     shown = output("systemctl", "show", unit, *(f"-p{name}" for name in names))
@@ -99,13 +102,13 @@ def observe(unit):
         if unit.startswith("varnish"):
             stale += stale_vcl()
         elif unit.startswith("nginx"):
-            stale += stale_nginx(said.get("MainPID"))
+            stale += stale_nginx(said["MainPID"])
         elif unit.startswith("postgresql"):
             stale += stale_postgresql()
     return {"unit": unit, "active": active, "stale": stale}
 
 
-def main():
+def main() -> None:
     """Report on the units of the given patterns; never changes anything."""
     module = AnsibleModule(
         argument_spec={"units": {"type": "list", "elements": "str", "required": True}},

@@ -9,33 +9,35 @@ import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 
-def now():
+def now() -> str:
     """The time as people and programs read it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def read(lock):
+def read(lock: Path) -> dict[str, Any] | None:
     """Who holds the lock; None if nobody, unknown values if it is torn."""
     if not lock.is_dir():
         return None
     try:
-        return json.loads((lock / "holder.json").read_text())
+        holder: dict[str, Any] = json.loads((lock / "holder.json").read_text())
+        return holder
     except (OSError, ValueError):
         return {"token": "", "by": "unknown", "what": "unknown", "step": "unknown"}
 
 
-def write(lock, holder):
+def write(lock: Path, holder: dict[str, Any]) -> None:
     """Replace the note about the holder."""
     draft = lock / "holder.json.new"
     draft.write_text(json.dumps({**holder, "seen": now()}, indent=1) + "\n")
     draft.replace(lock / "holder.json")
 
 
-def take(lock, holder):
+def take(lock: Path, holder: dict[str, Any]) -> bool:
     """Take the lock; False if somebody was faster."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -46,7 +48,7 @@ def take(lock, holder):
     return True
 
 
-def remove(lock, token):
+def remove(lock: Path, token: str) -> bool:
     """Remove the lock if ``token`` holds it: of several who try, one succeeds."""
     found = read(lock)
     if found is None or found["token"] != token:
@@ -60,7 +62,7 @@ def remove(lock, token):
     return True
 
 
-def main():
+def main() -> None:
     """Take, mark, release, show or break the lock. Never "changed": it leaves no trace."""
     module = AnsibleModule(
         argument_spec={
@@ -89,9 +91,9 @@ def main():
     if state == "broken":
         module.exit_json(changed=found is not None and read(lock) is None, holder=found)
     if found is None or found["token"] != me["token"]:
-        other = f"{found['by']} ({found['what']}) has it" if found else "nobody has it"
+        other = f"{found['by']} ({found['what']}) holds it" if found else "it is free"
         module.fail_json(msg=f"The deploy lock was taken from this run: {other}.")
-    if state == "released":
+    elif state == "released":
         remove(lock, me["token"])
     elif not found.get("failed"):  # what failed first stays on record while the run tidies up
         write(lock, {**found, "step": me["step"], "failed": state == "failed"})
