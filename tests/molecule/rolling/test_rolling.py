@@ -21,7 +21,7 @@ ADDS = "ALTER TABLE poky.bucket ADD COLUMN molecule text;\n"
 # What is appended to a release to break it.
 BROKEN = {
     "crashes": (
-        "service/poky/cli/__init__.py",
+        "service/poky/cli/serve.py",
         """
 
 def _crash(**given: object) -> None:
@@ -32,7 +32,7 @@ serve.callback = _crash
 """,
     ),
     "hangs": (
-        "service/poky/cli/__init__.py",
+        "service/poky/cli/serve.py",
         """
 
 def _hang(**given: object) -> None:
@@ -57,7 +57,7 @@ Application.wsgi = Application.__call__ = _refuse
 """,
     ),
     "names another release": (
-        "service/poky/cli/__init__.py",
+        "service/poky/cli/serve.py",
         """
 
 def _lie(given=serve.callback, **arguments):

@@ -1,0 +1,59 @@
+"""``poky bucket``."""
+
+import click
+
+from poky.cli.context import Failed, as_json, dsn_option, open_caches, open_store
+from poky.cli.output import print_json, print_table, show_pairs
+from poky.store import StoreError
+
+
+@click.group()
+def bucket() -> None:
+    """Create, list and drop buckets."""
+
+
+@bucket.command("create", epilog="\b\nExample:\n  poky bucket create tooltips")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@dsn_option
+@as_json
+def create_bucket(names: tuple[str, ...], dsn: str | None, as_json: bool) -> None:
+    """Create buckets; those that exist stay as they are."""
+    with open_store(dsn) as store:
+        done = {name: "created" if store.ensure_bucket(name) else "exists" for name in names}
+    show_pairs(done, as_json)
+
+
+@bucket.command("list")
+@dsn_option
+@as_json
+def list_buckets(dsn: str | None, as_json: bool) -> None:
+    """List buckets with PostgreSQL's estimate of rows and the bytes on disk."""
+    with open_store(dsn) as store:
+        buckets = store.buckets()
+    if as_json:
+        print_json([each._asdict() for each in buckets])
+        return
+    rows = [
+        [each.name, each.kind, f"{each.estimated_rows:,}", f"{each.bytes:,}"] for each in buckets
+    ]
+    print_table(["bucket", "schema", "rows (about)", "bytes"], rows)
+
+
+@bucket.command("drop", epilog="\b\nExample:\n  poky bucket drop tooltips --keys")
+@click.argument("name")
+@click.option("--keys", is_flag=True, help="Also if the bucket has keys: they are lost.")
+@dsn_option
+@as_json
+def drop_bucket(name: str, keys: bool, dsn: str | None, as_json: bool) -> None:
+    """Drop a bucket; one with keys only with --keys."""
+    with open_store(dsn) as store:
+        try:
+            outbox_id = store.drop_bucket(name, keys=keys)
+        except StoreError as error:
+            hint = " Say --keys to drop it with its keys." if error.status == 409 else ""
+            raise Failed(error.detail + hint) from error
+        if outbox_id is not None:
+            with open_caches(store) as caches:
+                caches.forget()
+            store.confirm([outbox_id])
+    show_pairs({name: "dropped"}, as_json)

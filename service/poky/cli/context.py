@@ -1,0 +1,83 @@
+"""What commands share: options, settings, a database that is there, and how a command fails."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from poky.config import Config
+from poky.schema import SchemaError
+from poky.store import Store
+
+if TYPE_CHECKING:
+    from poky.cache import Caches
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+dsn_option = click.option(
+    "-d", "--dsn", metavar="DSN", help="Where PostgreSQL is. Default: POKY_DSN, else embedded."
+)
+
+
+class Failed(click.ClickException):
+    """It did not work, and the message says why and what to do."""
+
+
+def load_config(**overrides: Any) -> Config:
+    """Read the settings; the command line's win. Raises ConfigError."""
+    config = Config.from_env(**overrides)
+    logging.getLogger().setLevel(config.log_level.upper())
+    return config
+
+
+@contextlib.contextmanager
+def database(config: Config, *, keep_up: bool = False, migrated: bool = True) -> Iterator[Config]:
+    """The configuration with DSNs that work: an embedded PostgreSQL where none is named."""
+    if config.dsn or config.owner_dsn:
+        try:
+            yield replace(config, dsn=config.dsn or config.owner_dsn)
+        except SchemaError as error:
+            raise Failed(str(error)) from error
+        return
+    try:
+        # Not needed where there is a DSN.
+        from poky import embedded  # noqa: PLC0415
+        from poky.schema.migrate import migrate  # noqa: PLC0415
+
+        with embedded.ensure_running(Path(config.home)) as server:
+            if keep_up:
+                server.supervise()
+            config = replace(config, dsn=server.dsn_service, owner_dsn=server.dsn_owner)
+            if migrated:
+                migrate(config.owner_dsn, release=config.release)
+            yield config
+    except embedded.EmbeddedError as error:
+        raise Failed(f"{error}. Or name a database: POKY_DSN, or -d.") from error
+    except SchemaError as error:
+        raise Failed(str(error)) from error
+
+
+@contextlib.contextmanager
+def open_store(dsn: str | None) -> Iterator[Store]:
+    """A store with the patience of a person rather than of a request."""
+    with database(load_config(dsn=dsn)) as config:
+        store = Store(config.dsn, pool_size=2, statement_timeout=60, lock_timeout=10)
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+@contextlib.contextmanager
+def open_caches(store: Store) -> Iterator["Caches"]:
+    """The caches of the store's database, without background work."""
+    from poky.cache import Caches  # noqa: PLC0415 - serve has its own
+
+    caches = Caches(store, load_config())
+    try:
+        yield caches
+    finally:
+        caches.stop()

@@ -1,0 +1,55 @@
+"""Results on the terminal: tables for people, JSON for programs."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import msgspec
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, indented."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def show_pairs(pairs: dict[str, str], as_json: bool) -> None:
+    """Print what became of each name."""
+    if as_json:
+        print_json(pairs)
+    else:
+        for name, word in pairs.items():
+            click.echo(f"{name}: {word}")
+
+
+def print_table(columns: list[str], rows: list[list[str]]) -> None:
+    """Print rows below their columns."""
+    from rich.console import Console  # noqa: PLC0415 - serve need not pay for it
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    # What goes into a pipe is not cut to the width of a terminal.
+    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    console.print(table)
+
+
+def show_age(at: int | None) -> str:
+    """A time (seconds since 1970) as how long it is ago."""
+    return "-" if at is None else f"{max(time.time() - at, 0):.0f} s ago"
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Any]:
+    """A progress bar where a person looks on; each new step is named."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("migrate", total=None)
+        yield lambda at: bar.update(
+            task, description=at.step, completed=at.done, total=at.total or None
+        )
