@@ -200,7 +200,7 @@ def empty_database(cluster: Cluster) -> Iterator[Database]:
 def bucket_names() -> Callable[[], str]:
     numbers = itertools.count(1)
     # What was deployed may remember the session before this one.
-    session = f"{time.time():.0f}-" if deployed() else ""
+    session = f"{time.time():.0f}-{os.getpid()}-" if deployed() else ""
     return lambda: f"bucket-{session}{next(numbers)}"
 
 

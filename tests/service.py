@@ -5,9 +5,11 @@ Or a Poky that was deployed, with what is in front of it: whoever tests HTTP alo
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -113,10 +115,19 @@ def _named(headers: Headers) -> Headers:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    """Ports to listen on that nothing listens on.
+
+    They are drawn from below the kernel's ephemeral ports: one of those could become the local port
+    of somebody's connection, or of a test beside this one, before it is listened on.
+    """
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.SystemRandom().randrange(10240, 32000)
+        if port in ports:
+            continue
+        with contextlib.suppress(OSError):
+            socket.create_server(("127.0.0.1", port)).close()
+            ports.append(port)
     return ports
 
 

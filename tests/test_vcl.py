@@ -10,8 +10,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,6 +22,8 @@ CASES = sorted(ROOT.glob("tests/vcl/*.vtc"))
 
 
 _RESTARTS = next(each for each in parameters() if each.startswith("max_restarts="))
+# Compiling each VCL with optimisation would be most of a test's CPU time; a shell reads the quotes.
+_COMPILE = "'cc_command=exec gcc -O0 -w -fPIC -shared -Wl,-x -o %o %s'"
 Result = subprocess.CompletedProcess[str]
 
 
@@ -32,16 +32,16 @@ def case(beginning: str) -> Path:
     return found
 
 
-def run(program: str, case: Path, *options: str) -> Result:
+def varnishtest(case: Path, *options: str) -> Result:
     """Run one .vtc; the options are those of tests/vcl/values.py."""
+    program = shutil.which("varnishtest")
+    assert program, "varnishtest is missing: install varnish and varnish-modules (make packages)"
     vcl = shlex.join([sys.executable, "-m", "tests.vcl.values", *options])
     return subprocess.run(
         [
             program,
-            "-t",
-            "120",
-            "-p",
-            _RESTARTS,
+            *("-t", "120"),
+            *("-p", _RESTARTS, "-p", _COMPILE),
             f"-Dvcl=cd {shlex.quote(str(ROOT))}; {vcl}",
             str(case),
         ],
@@ -53,39 +53,18 @@ def run(program: str, case: Path, *options: str) -> Result:
     )
 
 
-@pytest.fixture(scope="module")
-def results(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Result]]]:
-    """What the chosen tests will ask for, by their names; two at a time, for the sake of delays."""
-    program = shutil.which("varnishtest")
-    assert program, "varnishtest is missing: install varnish and varnish-modules (make packages)"
-    with ThreadPoolExecutor(2) as pool:
-        yield {
-            item.name: pool.submit(run, program, *item.callspec.params["run"])
-            for item in request.session.items
-            if item.path == request.path and "results" in item.fixturenames
-        }
-        pool.shutdown(cancel_futures=True)
-
-
-@pytest.fixture
-def result(results: dict[str, Future[Result]], request: pytest.FixtureRequest) -> Result:
-    return results[request.node.name].result()
-
-
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("run", [(case,) for case in CASES], ids=[case.stem for case in CASES])
-def test_promise(result: Result, run: tuple[Path]) -> None:
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
+def test_promise(case: Path) -> None:
+    result = varnishtest(case)
     assert result.returncode == 0, result.stdout[-8000:]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "run",
-    [(case(each.caught_by), "--sabotage", name) for name, each in SABOTAGES.items()],
-    ids=SABOTAGES,
-)
-def test_sabotage_is_seen(result: Result, run: tuple[Path, str, str]) -> None:
+@pytest.mark.parametrize("sabotage", SABOTAGES)
+def test_sabotage_is_seen(sabotage: str) -> None:
+    result = varnishtest(case(SABOTAGES[sabotage].caught_by), "--sabotage", sabotage)
     assert result.returncode == 2, "passed"
     # Red for what clients, servers or counters saw, not because nothing started.
     red = re.search(r"^---- ([cs]\d |v1 +Not true)", result.stdout, re.MULTILINE)
