@@ -17,6 +17,10 @@ TEST_PACKAGES := postgresql varnish varnish-modules nginx wrk
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+.PHONY: setup
+setup: packages $(VENV)/.dev $(DEPLOY_VENV)/.deploy ## Make all that is needed to work on the project (packages as root)
+	@.ci/commit-subjects --hook
+
 .PHONY: run
 run: $(VENV)/.run ## Serve on http://127.0.0.1:8081 with a database in .poky (PORT=9000 for another port)
 	@POKY_HOME=$${POKY_HOME:-$(CURDIR)/.poky} exec $(BIN)/poky serve $(if $(PORT),--port $(PORT))
@@ -25,13 +29,19 @@ run: $(VENV)/.run ## Serve on http://127.0.0.1:8081 with a database in .poky (PO
 demo: $(VENV)/.dev ## Real records in, back, and changed: what Poky does, in a minute
 	@$(BIN)/python -m tests.demo
 
+# Tests mostly wait: two for each core run beside each other, and those that measure time or CPU
+# afterwards, one by one.
+TOGETHER = $(BIN)/pytest -q --numprocesses $(shell expr 2 \* $$(nproc)) --dist worksteal
+ALONE = $(BIN)/pytest -q
+
 .PHONY: check
 check: lint packages $(DEPLOY_VENV)/.deploy ## Lint and the fast tests: about a minute
-	$(BIN)/pytest -q -m "not slow" --schema partitioned
+	$(TOGETHER) -m "not slow and not alone" --schema partitioned
 
 .PHONY: test
-test: lint lint-playbooks packages ## Everything that is tested on every change
-	$(BIN)/pytest
+test: lint lint-playbooks packages ## Everything that is tested on every change: below 25 minutes
+	$(TOGETHER) -m "not alone" --durations 20
+	$(ALONE) -m alone
 	$(MAKE) molecule
 
 # Scenarios of Molecule with their Debian: those of every change, and the others. LONG=yes: all of
@@ -62,6 +72,7 @@ deploy: $(DEPLOY_VENV)/.deploy ## Deploy the whole stack to a machine made here 
 
 .PHONY: bucket
 bucket: $(DEPLOY_VENV)/.deploy ## Make a bucket there (BUCKET=name)
+	@[ -n "$(BUCKET)" ] || { echo 'Say which bucket: make bucket BUCKET=tooltips' >&2; exit 2; }
 	$(PLAYBOOK) playbooks/buckets.yml -e poky_bucket=$(BUCKET) $(ARGS)
 
 .PHONY: undeploy
@@ -78,14 +89,22 @@ lint: $(VENV)/.dev ## Check style, types and spelling
 	$(BIN)/yamllint --strict .
 	$(BIN)/codespell $$(git ls-files ':!requirements*.txt')
 	$(BIN)/shellcheck $$(git grep -lE '^#!/bin/(ba)?sh')
+	.ci/commit-subjects
 
 .PHONY: lint-playbooks
 lint-playbooks: $(DEPLOY_VENV)/.deploy ## Check roles, playbooks and inventories (ansible-lint, profile production)
 	ANSIBLE_INVENTORY=inventories/development $(DEPLOY_VENV)/bin/ansible-lint --offline
 
 .PHONY: wheel
-wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
-	$(BIN)/python -m build --no-isolation
+wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/, from what git tracks
+	@rm -rf build/tree && .ci/tracked build/tree
+	$(BIN)/python -m build --no-isolation --outdir dist build/tree
+
+.PHONY: release
+release: $(VENV)/.dev $(DEPLOY_VENV)/.deploy ## Tag the release that CHANGELOG.md describes, and build all that is published
+	.ci/release check
+	$(MAKE) wheel
+	.ci/release tag
 
 .PHONY: venv
 venv: $(VENV)/.dev ## Make the environment of the service, its tests and linters (.venv)

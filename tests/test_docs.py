@@ -76,7 +76,7 @@ def test_every_module_is_in_the_code_map() -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
             assert (document.parent / link).exists(), f"{document.name}: {link}"
 
@@ -86,3 +86,12 @@ def test_the_readme_names_every_top_level_folder() -> None:
     for folder in ("service", "sql", "roles", "inventories", "playbooks", "tests", "docs"):
         assert (ROOT / folder).is_dir()
         assert f"| `{folder}" in named
+
+
+# Decisions.
+
+
+def test_the_index_of_decisions_is_complete() -> None:
+    directory = ROOT / "docs" / "decisions"
+    listed = re.findall(r"^\| \[(\d{4})\]\(([^)]+)\) \|", read("docs/decisions/README.md"), re.M)
+    assert listed == [(p.name[:4], p.name) for p in sorted(directory.glob("[0-9]*.md"))]
