@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +28,11 @@ import yaml
 
 import poky
 from poky.config import Config
+from poky.schema import SCRIPTS, Scripts
+from poky.schema.migrate import migrate, plan
+from poky.schema.owner import Owner
+from poky.schema.plan import Kind, Phase
+from tests.conftest import Database
 
 ROOT = Path(__file__).parent.parent
 ROLE = ROOT / "roles/poky"
@@ -190,18 +195,73 @@ def test_a_release_is_refused_where_the_schema_has_gone_on_without_it(
     assert "never applied" in releases.poky_schema_refusal(release, {"schema": 2, "contracted": 1})
 
 
-def test_a_plan_knows_the_migrations_of_a_release_that_is_not_staged(
-    releases: ModuleType, tmp_path: Path
+def serving(dsn: str) -> dict[str, Any]:
+    """What the release that serves says of a database, in ``poky migrate --plan --json``."""
+    said: dict[str, Any] = json.loads(json.dumps(asdict(plan(dsn))))
+    return said
+
+
+def checksums() -> dict[str, str]:
+    files = [*SCRIPTS.migrations, "functions.sql", "grants.sql"]
+    return {name: SCRIPTS.checksum(name) for name in files}
+
+
+def planned(releases: ModuleType, phase: str, kind: str, seen: dict[str, Any]) -> Any:
+    """The plan before the release is staged; without ``recorded``, it must be the same."""
+    first = {name: value for name, value in seen.items() if name != "recorded"}
+    plans = [
+        releases.poky_planned(str(ROOT), phase, kind, given, checksums()) for given in (seen, first)
+    ]
+    assert plans[0]["pending"] == plans[1]["pending"]
+    return plans[0]
+
+
+def test_a_plan_for_a_virgin_database_is_what_migrate_does(
+    releases: ModuleType, empty_database: Database, kind: Kind
 ) -> None:
-    names = ["0002_expand_a.sql", "0003_contract_b.sql", "0004_expand_c.sql", "functions.sql"]
-    files = [str(tmp_path / name) for name in [*names, "schema.sql"]]
-    for file in files:
-        Path(file).write_text("SELECT 1;\n")
-    same = {"functions.sql": releases._sha1(files[3])}
-    other = {"functions.sql": "another release's"}
-    assert releases.poky_pending(files, "expand", 0, {})[0] == "schema.sql"
-    assert releases.poky_pending(files, "expand", 2, same) == ["0004_expand_c.sql"]
-    assert releases.poky_pending(files, "contract", 2, other) == names[1:]
+    pending = planned(releases, "expand", kind, {})["pending"]
+    assert (
+        pending == planned(releases, "expand", kind, serving(empty_database.dsn_owner))["pending"]
+    )
+    assert migrate(empty_database.dsn_owner, release="t", kind=kind).applied == pending
+
+
+@pytest.mark.parametrize("changed", [[], ["grants.sql"], ["functions.sql"]])
+def test_a_plan_for_a_database_in_use_is_what_migrate_does(
+    releases: ModuleType, own_database: Database, kind: Kind, changed: list[str]
+) -> None:
+    with Owner(own_database.dsn_owner) as owner:
+        for name in changed:
+            owner.run("UPDATE poky.migration SET checksum = 'older' WHERE name = %s", name)
+    for phase in ("expand", "contract"):
+        pending = planned(releases, phase, kind, serving(own_database.dsn_owner))["pending"]
+        applied = migrate(own_database.dsn_owner, release="t", phase=phase).applied
+        assert applied == pending
+        assert set(changed) <= set(applied) or phase == "contract"
+
+
+@pytest.mark.parametrize("phase", ["expand", "contract"])
+def test_a_plan_knows_the_migrations_of_a_release_that_is_not_staged(
+    releases: ModuleType, own_database: Database, kind: Kind, phase: Phase, tmp_path: Path
+) -> None:
+    shutil.copytree(ROOT / "sql", tmp_path / "sql")
+    (tmp_path / "service").symlink_to(ROOT / "service")
+    files = ["0002_expand_a.sql", "0003_contract_b.sql"]
+    for name in files:
+        (tmp_path / "sql/migrations" / name).write_text("SELECT 1;\n")
+    scripts = Scripts(tmp_path / "sql")
+    seen = serving(own_database.dsn_owner)
+    plans = [
+        releases.poky_planned(str(tmp_path), phase, kind, given, checksums())
+        for given in (seen, {**seen, "recorded": None})
+    ]
+    applied = migrate(own_database.dsn_owner, release="t", phase=phase, scripts=scripts).applied
+    assert [plan["pending"] for plan in plans] == [applied, applied]
+    assert plans[0]["postponed"] == (files[1:] if phase == "expand" else [])
+    # After a rollback, the release that serves knows less than the database has.
+    if phase == "expand":
+        again = serving(own_database.dsn_owner)
+        assert releases.poky_planned(str(tmp_path), phase, kind, again, {})["pending"] == []
 
 
 def test_buckets_become_what_is_declared(releases: ModuleType) -> None:

@@ -4,9 +4,10 @@ The journal (``deploys.jsonl``) has one JSON object per line and is only appende
 host has a copy; a host that was added later has a shorter one, so they are merged.
 """
 
-import hashlib
+import dataclasses
+import importlib
 import json
-import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -143,29 +144,53 @@ def poky_schema_refusal(release: Mapping[str, Any], plan: Mapping[str, Any]) -> 
     return ""
 
 
-def poky_pending(
-    files: Iterable[str], phase: str, schema: int, serving: Mapping[str, str]
-) -> list[str]:
-    """What a database with ``schema`` would be given by a checkout whose release is not staged.
+def poky_planned(
+    source: str,
+    phase: str,
+    kind: str,
+    serving: Mapping[str, Any],
+    checksums: Mapping[str, str],
+) -> dict[str, Any]:
+    """What ``poky migrate --plan --json`` of a checkout will say once its release is staged.
 
-    ``files`` are the SQL files of the checkout, ``serving`` {name: SHA-1} of those of the release
-    that serves which are applied whenever they change.
+    ``kind`` is what a new database becomes, ``serving`` what the release that serves says of the
+    database ({}: there is no such release, so there is no schema), ``checksums`` that release's
+    own files: the first releases do not tell what is ``recorded``.
     """
-    if not schema:
-        return ["schema.sql", "functions.sql", "grants.sql"]
-    numbered = [Path(file) for file in sorted(files) if re.match(r"\d{4}_", Path(file).name)]
-    wanted = [file.name for file in numbered if "_expand_" in file.name or phase == "contract"]
-    changed = [
-        Path(file).name
-        for file in sorted(files)
-        if serving.get(Path(file).name, _sha1(file)) != _sha1(file)
-    ]
-    return [name for name in wanted if int(name[:4]) > schema] + changed
+    planner = _planner(source)
+    scripts = planner.Scripts(Path(source, "sql"))
+    if serving.get("state", "missing") == "missing":
+        found = planner.Found(foreign=bool(serving.get("refusal")))
+    else:
+        found = planner.Found(
+            recorded=serving.get("recorded") or _recorded(scripts, serving, checksums),
+            flat=serving["kind"] == "flat",
+            converting=serving["converting"],
+        )
+    only_if_new = kind if found.recorded is None else None
+    planned = planner.plan(found, kind=only_if_new, phase=phase, scripts=scripts)
+    return dataclasses.asdict(planned)
 
 
-def _sha1(file: str) -> str:
-    # What Ansible's find tells of the files on the host.
-    return hashlib.sha1(Path(file).read_bytes(), usedforsecurity=False).hexdigest()
+def _planner(source: str) -> Any:
+    """The module by which ``poky migrate`` of a checkout plans."""
+    service = str(Path(source, "service"))
+    sys.path.insert(0, service)
+    try:
+        return importlib.import_module("poky.schema.plan")
+    finally:
+        sys.path.remove(service)
+
+
+def _recorded(
+    scripts: Any, serving: Mapping[str, Any], checksums: Mapping[str, str]
+) -> dict[str, str]:
+    waiting = {*serving["pending"], *serving["postponed"]}
+    recorded = {name: checksum for name, checksum in checksums.items() if name not in waiting}
+    # After a rollback, the database has migrations that the serving release does not know.
+    numbered = {name: int(name[:4]) for name in scripts.migrations if name not in checksums}
+    later = [name for name, number in numbered.items() if number <= serving["schema"]]
+    return recorded | {name: scripts.checksum(name) for name in later}
 
 
 def poky_bucket_plan(
@@ -215,7 +240,7 @@ class FilterModule:
                 poky_todo,
                 poky_before,
                 poky_schema_refusal,
-                poky_pending,
+                poky_planned,
                 poky_bucket_plan,
             )
         }

@@ -79,6 +79,8 @@ class Plan:
     contracted: int  # the highest number of a contract migration that it has
     converts: bool  # migrate would make a flat database partitioned
     converting: bool  # such a conversion is unfinished
+    # checksums by file name, so that another release can plan, too
+    recorded: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +179,7 @@ def plan(
         contracted=max(map(_number, _of("contract", recorded)), default=1),
         converts=found.flat and kind == "partitioned",
         converting=found.converting,
+        recorded=recorded,
     )
     return dataclasses.replace(planned, refusal=_refusal(planned, recorded, kind, scripts))
 
