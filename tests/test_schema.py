@@ -23,7 +23,7 @@ import pytest
 from poky import embedded, schema
 from poky.schema import SchemaError, Scripts, state
 from poky.schema.migrate import migrate, plan
-from poky.schema.owner import Owner
+from poky.schema.owner import OwnerConnection
 from tests.conftest import HASTY, KINDS, Cluster, Database
 from tests.service import wait_until
 from tests.writers import Load
@@ -226,7 +226,7 @@ def test_two_at_once_do_it_once(empty: Database) -> None:
 
 def test_who_waits_says_so(empty: Database) -> None:
     said: list[str] = []
-    with Owner(empty.dsn_owner) as other:
+    with OwnerConnection(empty.dsn_owner) as other:
         other.keep_others_out()
         waiting = threading.Thread(
             target=lambda: migrate(

@@ -53,6 +53,6 @@ class Health:
         try:
             _, migrations = self._store.migrations()
         except StoreError as error:
-            missing = "poky migrate" in error.detail
+            missing = error.code == "schema_missing"
             return State("ok" if missing else "unavailable", "missing" if missing else "unknown")
         return State("ok", schema.state(list(migrations)))

@@ -70,6 +70,7 @@ BEGIN
     IF v_has_keys AND NOT p_keys THEN
         RAISE EXCEPTION USING
             ERRCODE = 'PK409',
+            HINT = 'bucket_not_empty',
             MESSAGE = format('The bucket %s has keys.', p_bucket);
     END IF;
     IF v_bucket.leaf IS NOT NULL THEN

@@ -24,6 +24,7 @@ BEGIN
     IF p_node IS NULL OR p_node !~ '^[A-Za-z0-9_.-]+$' OR length(p_node) > 256 THEN
         RAISE EXCEPTION USING
             ERRCODE = 'PK400',
+            HINT = 'bad_cache_name',
             MESSAGE = 'A cache''s name is 1 to 256 characters of A-Z a-z 0-9 _ . -';
     END IF;
     -- Waits for the writers that looked for caches, found none, and have not committed yet:
@@ -144,6 +145,7 @@ BEGIN
     IF EXISTS (SELECT FROM poky.cache_node WHERE name = p_node) THEN
         RAISE EXCEPTION USING
             ERRCODE = 'PK409',
+            HINT = 'cache_leased',
             MESSAGE = format('The cache %s may hold a lease: suspend it and wait first.', p_node);
     END IF;
     RETURN false;

@@ -17,6 +17,7 @@ AS $$
 BEGIN
     RAISE EXCEPTION USING
         ERRCODE = 'PK404',
+        HINT = 'bucket_not_found',
         MESSAGE = format('There is no bucket named %s.', p_bucket);
 END;
 $$;
@@ -38,12 +39,14 @@ BEGIN
     IF p_bucket IS NULL OR p_bucket !~ '^[A-Za-z0-9_.,-]+$' OR length(p_bucket) > 256 THEN
         RAISE EXCEPTION USING
             ERRCODE = 'PK400',
+            HINT = 'bad_bucket_name',
             MESSAGE = 'A bucket''s name is 1 to 256 characters of A-Z a-z 0-9 _ . , -';
     END IF;
     FOREACH v_key IN ARRAY p_keys LOOP
         IF poky._is_key(v_key) IS NOT TRUE THEN
             RAISE EXCEPTION USING
                 ERRCODE = 'PK400',
+                HINT = 'bad_key',
                 MESSAGE = 'A key is 1 to 1024 characters of A-Z a-z 0-9 _ . , ~ : @ = + -, '
                     'but not . or ..';
         END IF;

@@ -88,7 +88,9 @@ class Caches:
         if self._waiting >= self._places:
             self._counts["refusals"] += 1
             raise StoreError(
-                503, "A cache is cut off, and enough changes wait for it. Try again shortly."
+                503,
+                "A cache is cut off, and enough changes wait for it. Try again shortly.",
+                code="cache_cut_off",
             )
         return _ADMITTED
 
@@ -150,7 +152,9 @@ class Caches:
         """One of the places for those who wait; StoreError 503 when there is none."""
         with self._lock:
             if self._waiting >= self._places:
-                raise StoreError(503, "A cache is cut off, and enough changes wait for it.")
+                raise StoreError(
+                    503, "A cache is cut off, and enough changes wait for it.", code="cache_cut_off"
+                )
             self._waiting += 1
             self._counts["waits"] += 1
         try:
@@ -367,5 +371,8 @@ def _unacknowledged() -> Iterator[None]:
         yield
     except StoreError as error:
         raise StoreError(
-            503, f"The change is made but not acknowledged. {error.detail}", unknown=True
+            503,
+            f"The change is made but not acknowledged. {error.detail}",
+            code="outcome_unknown",
+            unknown=True,
         ) from error

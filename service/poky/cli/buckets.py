@@ -50,8 +50,10 @@ def drop_bucket(name: str, keys: bool, dsn: str | None, as_json: bool) -> None:
         try:
             outbox_id = store.drop_bucket(name, keys=keys)
         except StoreError as error:
-            hint = " Say --keys to drop it with its keys." if error.status == 409 else ""
-            raise Failed(error.detail + hint) from error
+            if error.code != "bucket_not_empty":
+                raise
+            detail = f"{error.detail} Say --keys to drop it with its keys."
+            raise Failed(detail, code=error.code) from error
         if outbox_id is not None:
             with open_caches(store) as caches:
                 caches.forget()

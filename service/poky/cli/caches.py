@@ -97,7 +97,9 @@ def remove_cache(name: str, dsn: str | None) -> None:
 
 def _require(is_there: bool, name: str) -> None:
     if not is_there:
-        raise Failed(f"There is no cache named {name}. See: poky cache status")
+        raise Failed(
+            f"There is no cache named {name}. See: poky cache status", code="cache_not_found"
+        )
 
 
 def _show_state(node: Node) -> str:

@@ -5,13 +5,14 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
+import msgspec
 
-from poky.config import Config
+from poky.config import Config, ConfigError
 from poky.schema import SchemaError
-from poky.store import Store
+from poky.store import Store, StoreError
 
 if TYPE_CHECKING:
     from poky.cache import Caches
@@ -23,12 +24,52 @@ dsn_option = click.option(
 
 
 class Failed(click.ClickException):
-    """It did not work, and the message says why and what to do."""
+    """It did not work; the message says why and what to do, the code says it to programs.
+
+    With ``--json`` the last line of stderr is an object with ``code`` and ``detail``.
+    """
+
+    _line = "Error: {}"
+
+    def __init__(self, detail: str, *, code: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        context = click.get_current_context(silent=True)
+        self._as_json = bool(context and context.params.get("as_json"))
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print it on stderr."""
+        if self._as_json:
+            error = {"code": self.code, "detail": self.message}
+            click.echo(msgspec.json.encode(error).decode(), err=True)
+        else:
+            click.echo(self._line.format(self.message), err=True)
+
+
+class BadSettings(Failed):
+    """The environment or the command line has settings that cannot be used."""
+
+    exit_code = 2
+    _line = "{}"
+
+
+@contextlib.contextmanager
+def failures() -> Iterator[None]:
+    """Turn every failure that is expected into Failed."""
+    try:
+        yield
+    except StoreError as error:
+        raise Failed(error.detail, code=error.code) from error
+    except SchemaError as error:
+        raise Failed(str(error), code=error.code) from error
 
 
 def load_config(**overrides: Any) -> Config:
-    """Read the settings; the command line's win. Raises ConfigError."""
-    config = Config.from_env(**overrides)
+    """Read the settings; those of the command line win. Raises Failed."""
+    try:
+        config = Config.from_env(**overrides)
+    except ConfigError as error:
+        raise BadSettings(str(error), code="bad_settings") from error
     logging.getLogger().setLevel(config.log_level.upper())
     return config
 
@@ -37,17 +78,15 @@ def load_config(**overrides: Any) -> Config:
 def database(config: Config, *, keep_up: bool = False, migrated: bool = True) -> Iterator[Config]:
     """The configuration with DSNs that work: an embedded PostgreSQL where none is named."""
     if config.dsn or config.owner_dsn:
-        try:
+        with failures():
             yield replace(config, dsn=config.dsn or config.owner_dsn)
-        except SchemaError as error:
-            raise Failed(str(error)) from error
         return
     try:
         # Not needed where there is a DSN.
         from poky import embedded  # noqa: PLC0415
         from poky.schema.migrate import migrate  # noqa: PLC0415
 
-        with embedded.ensure_running(Path(config.home)) as server:
+        with failures(), embedded.ensure_running(Path(config.home)) as server:
             if keep_up:
                 server.supervise()
             config = replace(config, dsn=server.dsn_service, owner_dsn=server.dsn_owner)
@@ -55,9 +94,8 @@ def database(config: Config, *, keep_up: bool = False, migrated: bool = True) ->
                 migrate(config.owner_dsn, release=config.release)
             yield config
     except embedded.EmbeddedError as error:
-        raise Failed(f"{error}. Or name a database: POKY_DSN, or -d.") from error
-    except SchemaError as error:
-        raise Failed(str(error)) from error
+        detail = f"{error}. Or name a database: POKY_DSN, or -d."
+        raise Failed(detail, code="embedded_failed") from error
 
 
 @contextlib.contextmanager

@@ -78,6 +78,6 @@ def migrate(
 
 def _show_steps(word: str, files: list[str], refusal: str | None = None) -> None:
     if refusal:
-        raise Failed(refusal)
+        raise Failed(refusal, code="schema_refused")
     for file in files or ["nothing: the schema is up to date"]:
         click.echo(f"{word}: {file}")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from poky.schema.owner import Owner, Progress
+from poky.schema.owner import OwnerConnection, Progress
 from poky.schema.plan import SchemaError
 
 # A batch locks its rows against writers: they should hardly notice.
@@ -26,7 +26,7 @@ _SNAPSHOT_PATIENCE_SECONDS = 600.0
 Read = Callable[[str], str]
 
 
-def convert(owner: Owner, read: Read, record: Callable[[], None]) -> None:
+def convert(owner: OwnerConnection, read: Read, record: Callable[[], None]) -> None:
     """Convert a flat database; ``read`` gives SQL files, ``record`` notes it in the last step.
 
     To be called with every other migration kept out. Loses nothing when killed at any point:
@@ -51,24 +51,24 @@ def convert(owner: Owner, read: Read, record: Callable[[], None]) -> None:
     owner.atomically(swap)
 
 
-def give_up(owner: Owner, read: Read) -> None:
+def give_up(owner: OwnerConnection, read: Read) -> None:
     """Stop an unfinished conversion for good and remove what it made; the database stays flat."""
     if not _given_up(owner):
         owner.atomically(lambda: owner.run(read("conversion/give_up.sql")))
     _drop_partitions(owner)
 
 
-def _exists(owner: Owner, table: str) -> bool:
+def _exists(owner: OwnerConnection, table: str) -> bool:
     return bool(owner.value("SELECT to_regclass(%s) IS NOT NULL", table))
 
 
-def _given_up(owner: Owner) -> bool:
+def _given_up(owner: OwnerConnection) -> bool:
     return _exists(owner, "poky._conversion") and bool(
         owner.value("SELECT given_up FROM poky._conversion")
     )
 
 
-def _create_partitions(owner: Owner) -> None:
+def _create_partitions(owner: OwnerConnection) -> None:
     """Give every bucket of before the conversion its partition; later ones have a trigger."""
     buckets = owner.run(
         "SELECT id FROM poky.bucket WHERE to_regclass('poky._o_' || id) IS NULL ORDER BY id"
@@ -78,7 +78,7 @@ def _create_partitions(owner: Owner) -> None:
         owner.atomically(partial(owner.run, "SELECT poky._create_leaf(%s, '_partitioned')", bucket))
 
 
-def _copy(owner: Owner) -> None:
+def _copy(owner: OwnerConnection) -> None:
     """Copy what is older than the mirror, in key order, from where it was left."""
     owner.run("ANALYZE poky._object")
     total = int(
@@ -101,7 +101,9 @@ def _copy(owner: Owner) -> None:
         owner.run(f"ANALYZE poky._o_{bucket:d}")
 
 
-def _next_batch(owner: Owner, bucket: int, after: str, most: int) -> tuple[str, int] | None:
+def _next_batch(
+    owner: OwnerConnection, bucket: int, after: str, most: int
+) -> tuple[str, int] | None:
     """Give the last key of the next batch and its number of rows; None: there is none."""
     last, rows = owner.run(
         "SELECT max(key), count(*) FROM ("
@@ -117,7 +119,7 @@ def _next_batch(owner: Owner, bucket: int, after: str, most: int) -> tuple[str, 
     return (last, rows) if rows else None
 
 
-def _copy_batch(owner: Owner, bucket: int, after: str, last: str, rows: int) -> None:
+def _copy_batch(owner: OwnerConnection, bucket: int, after: str, last: str, rows: int) -> None:
     # FOR SHARE gives each row as it is once its writer has committed, and keeps it so. What the
     # mirror has brought already is newer or the same: it stays.
     owner.run(
@@ -136,7 +138,7 @@ def _copy_batch(owner: Owner, bucket: int, after: str, last: str, rows: int) -> 
     )
 
 
-def _wait_for_snapshots(owner: Owner) -> None:
+def _wait_for_snapshots(owner: OwnerConnection) -> None:
     """Wait for the statements that began before the copy was complete.
 
     Whoever reads through the change-over sees the partitions as they were when its statement
@@ -161,7 +163,7 @@ def _wait_for_snapshots(owner: Owner) -> None:
         waiting &= set(owner.run(active))
 
 
-def _drop_partitions(owner: Owner) -> None:
+def _drop_partitions(owner: OwnerConnection) -> None:
     # One by one: all at once would need more locks than PostgreSQL has.
     for (leaf,) in owner.run(
         "SELECT inhrelid::regclass::text FROM pg_inherits"

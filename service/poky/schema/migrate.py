@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from poky.schema import conversion
 from poky.schema import plan as planning
-from poky.schema.owner import Owner, Progress
+from poky.schema.owner import OwnerConnection, Progress
 from poky.schema.plan import SCRIPTS, Found, Kind, Phase, Plan, SchemaError, Scripts
 
 __all__ = ["Migrated", "Progress", "migrate", "plan"]
@@ -32,7 +32,7 @@ def plan(
     scripts: Scripts = SCRIPTS,
 ) -> Plan:
     """Look at a database and say what ``migrate`` would do; changes nothing."""
-    with Owner(dsn) as owner:
+    with OwnerConnection(dsn) as owner:
         return planning.plan(_look(owner), kind=kind, phase=phase, scripts=scripts)
 
 
@@ -55,7 +55,7 @@ def migrate(
     flat gives an unfinished conversion up. ``revision_start`` and ``revision_increment`` are for a
     new database that must never draw the revisions of another one. Raises SchemaError.
     """
-    with Owner(dsn, progress) as owner:
+    with OwnerConnection(dsn, progress) as owner:
         owner.keep_others_out()
         planned = planning.plan(_look(owner), kind=kind, phase=phase, scripts=scripts)
         gives_up = planned.converting and kind == "flat"
@@ -98,7 +98,7 @@ def migrate(
         )
 
 
-def _look(owner: Owner) -> Found:
+def _look(owner: OwnerConnection) -> Found:
     """See what the database has."""
     # Not to_regclass, which minds whether one may look into the schema.
     if not owner.value(

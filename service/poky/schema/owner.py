@@ -1,8 +1,8 @@
 """The owner's conversation with PostgreSQL: alone, and never in the way of traffic.
 
-Whatever changes the schema goes through one ``Owner``: it has become ``poky_owner``, can keep all
-other migrations out, and gives up and tries again rather than let a lock it waits for hold up
-clients. This module knows roles and locks; it knows no table.
+Every change of the schema goes through one ``OwnerConnection``: it acts as ``poky_owner``, can keep
+all other migrations out, and retries rather than let a lock it waits for hold up clients. This
+module knows roles and locks; it knows no table.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class Progress(NamedTuple):
     total: int = 0
 
 
-class Owner:
+class OwnerConnection:
     """A connection of its own that acts as poky_owner; a context manager.
 
     ``report`` hears what is being done. Everything raises SchemaError with a sentence.
@@ -62,9 +62,13 @@ class Owner:
             self._connection = psycopg2.connect(dsn, **_CONNECTION)
         except psycopg2.ProgrammingError as error:
             # Without libpq's words: they may quote a password.
-            raise SchemaError("The owner's DSN is not one that PostgreSQL understands.") from error
+            raise SchemaError(
+                "The owner's DSN is not one that PostgreSQL understands.", code="bad_dsn"
+            ) from error
         except psycopg2.OperationalError as error:
-            raise SchemaError(f"Cannot connect to the database: {_first_line(error)}") from error
+            raise SchemaError(
+                f"Cannot connect to the database: {_first_line(error)}", code="database_unavailable"
+            ) from error
         self._connection.autocommit = True
         self._user, self._database = self.run(
             "SELECT quote_ident(session_user), quote_ident(current_database())"
@@ -93,7 +97,7 @@ class Owner:
             raise self._lacks_rights(error) from error
         if isinstance(error, psycopg2.Error):
             what = "PostgreSQL refused" if error.pgcode else "The connection was lost"
-            raise SchemaError(f"{what}: {_first_line(error)}") from error
+            raise SchemaError(f"{what}: {_first_line(error)}", code="database_failed") from error
 
     def run(self, statements: str, *values: object) -> list[tuple[Any, ...]]:
         """Send SQL and give the rows of its last statement; without values, % is just a %."""
@@ -158,7 +162,8 @@ class Owner:
                     raise SchemaError(
                         f"In {self._patience:.0f} s there was no moment without somebody in the way"
                         f" ({_first_line(error)}); nothing was changed. Look for long transactions"
-                        " in pg_stat_activity, and try again."
+                        " in pg_stat_activity, and try again.",
+                        code="busy",
                     ) from error
                 time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 (no secret)
             except BaseException:
@@ -175,7 +180,8 @@ class Owner:
             "  CREATE ROLE poky_reader NOLOGIN;\n"
             "  CREATE ROLE poky_monitor NOLOGIN;\n"
             f"  GRANT CREATE ON DATABASE {self._database} TO poky_owner;\n"
-            f"  GRANT poky_owner TO {self._user};"
+            f"  GRANT poky_owner TO {self._user};",
+            code="insufficient_privilege",
         )
 
 

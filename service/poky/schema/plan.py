@@ -26,7 +26,15 @@ _MIGRATION = re.compile(r"(\d{4})_(expand|contract)_[a-z0-9_]+\.sql")
 
 
 class SchemaError(Exception):
-    """The schema cannot be created, changed or converted; the message is for the operator."""
+    """The schema cannot be created, changed or converted; the message is for the operator.
+
+    ``code`` says it to programs: schema_refused, database_unavailable, bad_dsn, busy,
+    insufficient_privilege or database_failed.
+    """
+
+    def __init__(self, detail: str, *, code: str = "schema_refused") -> None:
+        super().__init__(detail)
+        self.code = code
 
 
 class Scripts:

@@ -6,7 +6,7 @@ nothing of HTTP headers, and builds no SQL beyond ``statements``.
 """
 
 from poky.store.buckets import Buckets
-from poky.store.errors import StoreError
+from poky.store.errors import CODES, StoreError
 from poky.store.nodes import Nodes
 from poky.store.objects import Objects
 from poky.store.results import (
@@ -22,6 +22,7 @@ from poky.store.results import (
 )
 
 __all__ = [
+    "CODES",
     "Bucket",
     "Change",
     "Delete",

@@ -1,6 +1,7 @@
-"""What PostgreSQL refuses, as an HTTP status and a sentence; what may be tried again.
+"""What PostgreSQL refuses, as a code, an HTTP status and a sentence; what may be retried.
 
-The only place that knows SQLSTATEs.
+The only place that knows SQLSTATEs. A function of schema ``poky`` refuses with SQLSTATE PKnnn,
+where nnn is the status, and gives the code as its hint.
 """
 
 import logging
@@ -19,16 +20,39 @@ _UNFIT = {"08", "57", "0A", "26", "42"}
 _BAD_INPUT = {"22021", "22P05", "54000"}
 
 
-class StoreError(Exception):
-    """PostgreSQL said no, or nothing: the HTTP status and a sentence of our own for the client.
+#: Every code of a StoreError, and what it means. Clients and programs compare these, never the
+#: sentences: a code keeps its meaning, and is never reused for another.
+CODES = {
+    "bad_bucket_name": "The bucket's name is not one.",
+    "bad_cache_name": "The cache's name is not one.",
+    "bad_key": "The key is not one.",
+    "bad_text": "A text has a character that PostgreSQL cannot store.",
+    "bucket_not_empty": "The bucket has keys and was to be dropped only if empty.",
+    "bucket_not_found": "There is no such bucket.",
+    "busy": "All connections to the database are in use. Try again shortly.",
+    "cache_cut_off": "A cache is cut off, and enough changes wait for it. Try again shortly.",
+    "cache_leased": "The cache may hold a lease: suspend it first.",
+    "database_failed": "PostgreSQL reported an unexpected error; nothing was changed.",
+    "database_slow": "A statement or its wait for a lock took too long; nothing was changed.",
+    "database_unavailable": "PostgreSQL cannot be reached or does not answer.",
+    "outcome_unknown": "The change may have been made, but is not confirmed: read, then retry.",
+    "schema_missing": "The database has no schema that suits this release: run poky migrate.",
+}
+# For a function of an older release, which gives no code.
+_CODES_BY_STATUS = {400: "bad_text", 404: "bucket_not_found", 409: "bucket_not_empty"}
 
-    ``unknown`` is true when a change may have been made although nobody confirmed it.
+
+class StoreError(Exception):
+    """A refusal or failure: a code of ``CODES``, an HTTP status, a sentence for the client.
+
+    ``unknown`` is true when a change may have been made although it was not confirmed.
     """
 
-    def __init__(self, status: int, detail: str, *, unknown: bool = False) -> None:
+    def __init__(self, status: int, detail: str, *, code: str, unknown: bool = False) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
+        self.code = code
         self.unknown = unknown
 
 
@@ -50,22 +74,41 @@ def is_fit_after(error: psycopg2.Error) -> bool:
 def translated(error: Exception, *, is_write: bool) -> StoreError:
     """The error as a client may read it: no text of PostgreSQL's that is not ours."""
     if isinstance(error, ValueError):
-        return StoreError(400, "A text has a character that cannot be stored, such as NUL.")
+        return StoreError(
+            400, "A text has a character that cannot be stored, such as NUL.", code="bad_text"
+        )
     code = getattr(error, "pgcode", None) or ""
     if code.startswith("PK"):
-        return StoreError(int(code[2:]), first_line(error))
+        status = int(code[2:])
+        given = error.diag.message_hint if isinstance(error, psycopg2.Error) else None
+        return StoreError(
+            status, first_line(error), code=given or _CODES_BY_STATUS.get(status, "database_failed")
+        )
     if code in _BUCKET_GONE:
-        return StoreError(404, "The bucket was dropped meanwhile.")
+        return StoreError(404, "The bucket was dropped meanwhile.", code="bucket_not_found")
     if code in _BAD_INPUT:
-        return StoreError(400, "The request has a text that PostgreSQL cannot store.")
+        return StoreError(
+            400, "The request has a text that PostgreSQL cannot store.", code="bad_text"
+        )
     log.error("the database failed: %s %s", code, first_line(error))
     if code == "57014":
-        return StoreError(503, "The database took too long. Try again shortly.")
+        return StoreError(
+            503, "The database took too long. Try again shortly.", code="database_slow"
+        )
     if code == "55P03":
-        return StoreError(503, "The object is locked by another transaction. Try again shortly.")
+        return StoreError(
+            503,
+            "The object is locked by another transaction. Try again shortly.",
+            code="database_slow",
+        )
     # No SQLSTATE, or a crash of the server: the change may have been committed before.
     unknown = is_write and (not code or code in ("57P02", "08007") or code.startswith("08"))
-    return StoreError(503, "The database failed. Try again shortly.", unknown=unknown)
+    return StoreError(
+        503,
+        "The database failed. Try again shortly.",
+        code="outcome_unknown" if unknown else "database_failed",
+        unknown=unknown,
+    )
 
 
 def refuse_unreplicated(notices: list[str]) -> None:
@@ -78,7 +121,9 @@ def refuse_unreplicated(notices: list[str]) -> None:
     if not said:
         return
     log.error("a write was not confirmed: %s", said)
-    raise StoreError(503, "The change is not confirmed by the standby.", unknown=True)
+    raise StoreError(
+        503, "The change is not confirmed by the standby.", code="outcome_unknown", unknown=True
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -186,7 +186,7 @@ class Pool:
             self._places.get(timeout=self._pool_timeout)
         except queue.Empty:
             raise StoreError(
-                503, "All connections to the database are busy. Try again shortly."
+                503, "All connections to the database are busy. Try again shortly.", code="busy"
             ) from None
         try:
             connection = self._check_out(check_alive)
@@ -203,7 +203,10 @@ class Pool:
             except psycopg2.Error as error:
                 if connection.was_cut:  # its time is up: no other attempt
                     raise StoreError(
-                        503, "The database does not answer. Try again shortly.", unknown=is_write
+                        503,
+                        "The database does not answer. Try again shortly.",
+                        code="outcome_unknown" if is_write else "database_unavailable",
+                        unknown=is_write,
                     ) from error
                 is_fit = is_fit_after(error)
                 raise
@@ -262,9 +265,13 @@ class Pool:
         log.warning("cannot use the database: %s", first_line(failure))
         if failure.pgcode in ("3F000", "42883", "42704"):
             raise StoreError(
-                503, "The database has no schema that suits this release. Run poky migrate."
+                503,
+                "The database has no schema that suits this release. Run poky migrate.",
+                code="schema_missing",
             ) from failure
-        raise StoreError(503, "The database cannot be reached. Try again shortly.") from failure
+        raise StoreError(
+            503, "The database cannot be reached. Try again shortly.", code="database_unavailable"
+        ) from failure
 
     def _cut_overdue(self) -> None:
         """Cut connections past their deadline: there even the statement timeout did not end it."""

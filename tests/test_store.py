@@ -1,0 +1,121 @@
+"""The store's failures: each has a code that programs compare, and the table of codes is whole."""
+
+from __future__ import annotations
+
+import ast
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from poky.store import CODES, Store, StoreError
+from tests.conftest import Database
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def store(database: Database) -> Iterator[Store]:
+    with closing(Store(database.dsn_service, lock_timeout=0.2)) as store:
+        yield store
+
+
+def test_every_code_is_in_the_table_and_nothing_else_is() -> None:
+    sql = "".join(file.read_text() for file in (ROOT / "sql/functions").glob("*.sql"))
+    given = set(re.findall(r"HINT = '(.*?)'", sql))
+    for package in ("store", "cache"):
+        for file in (ROOT / "service/poky" / package).glob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.keyword) and node.arg == "code":
+                    given |= {
+                        part.value
+                        for part in ast.walk(node.value)
+                        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                    }
+    assert given == set(CODES)
+
+
+def test_every_refusal_of_the_database_has_a_code() -> None:
+    for file in (ROOT / "sql/functions").glob("*.sql"):
+        for raised in re.findall(r"RAISE EXCEPTION USING(.*?);", file.read_text(), re.DOTALL):
+            assert "HINT" in raised or "MESSAGE" not in raised, raised
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "status", "code"),
+    [
+        ("put", ("nowhere", "k", b"", "text/plain"), 404, "bucket_not_found"),
+        ("delete", ("nowhere", "k"), 404, "bucket_not_found"),
+        ("get_many", ("nowhere", ["k"]), 404, "bucket_not_found"),
+        ("list", ("nowhere",), 404, "bucket_not_found"),
+        ("drop_bucket", ("nowhere",), 404, "bucket_not_found"),
+        ("ensure_bucket", ("no/name",), 400, "bad_bucket_name"),
+        ("register_node", ("no/name", "http://127.0.0.1:1"), 400, "bad_cache_name"),
+        ("put", ("{bucket}", "no/key", b"", "text/plain"), 400, "bad_key"),
+        ("put", ("{bucket}", "k\0", b"", "text/plain"), 400, "bad_text"),
+    ],
+)
+def test_a_refusal_has_its_code(
+    store: Store, bucket: str, verb: str, arguments: tuple[object, ...], status: int, code: str
+) -> None:
+    given = [a.format(bucket=bucket) if isinstance(a, str) else a for a in arguments]
+    with pytest.raises(StoreError) as refused:
+        getattr(store, verb)(*given)
+    assert (refused.value.status, refused.value.code, refused.value.unknown) == (
+        status,
+        code,
+        False,
+    )
+
+
+def test_a_bucket_with_keys_is_refused_by_its_code(store: Store, bucket: str) -> None:
+    store.put(bucket, "k", b"v", "text/plain")
+    with pytest.raises(StoreError) as refused:
+        store.drop_bucket(bucket)
+    assert (refused.value.status, refused.value.code) == (409, "bucket_not_empty")
+
+
+def test_a_cache_with_a_lease_is_refused_by_its_code(store: Store) -> None:
+    store.register_node("leased", "http://127.0.0.1:1")
+    (generation,) = {node.generation for node in store.nodes() if node.name == "leased"}
+    assert store.reinstate_node("leased", generation)
+    assert store.lease("leased", 10)
+    with pytest.raises(StoreError) as refused:
+        store.remove_node("leased")
+    assert (refused.value.status, refused.value.code) == (409, "cache_leased")
+    node = store.suspend_node("leased", hold=True)
+    assert node
+    store.drain_node("leased", node.generation)
+    assert store.remove_node("leased")
+
+
+def test_a_locked_object_is_slow(store: Store, database: Database, bucket: str) -> None:
+    store.put(bucket, "k", b"v", "text/plain")
+    with closing(psycopg2.connect(database.dsn_service)) as other:
+        with other.cursor() as cursor:
+            cursor.execute(
+                "SELECT poky.put(%s, 'k', 'x', 'text/plain', NULL, NULL, NULL)", [bucket]
+            )
+        with pytest.raises(StoreError) as refused:
+            store.put(bucket, "k", b"w", "text/plain")
+    assert (refused.value.status, refused.value.code) == (503, "database_slow")
+    assert not refused.value.unknown
+
+
+def test_a_database_without_a_schema_is_known_by_its_code(empty_database: Database) -> None:
+    with closing(Store(empty_database.dsn_owner)) as store, pytest.raises(StoreError) as refused:
+        store.migrations()
+    assert (refused.value.status, refused.value.code) == (503, "schema_missing")
+
+
+def test_a_database_that_is_away_is_known_by_its_code() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    dsn = f"postgresql://poky_service@127.0.0.1:{port}/poky"
+    with closing(Store(dsn)) as store, pytest.raises(StoreError) as refused:
+        store.nodes()
+    assert (refused.value.status, refused.value.code) == (503, "database_unavailable")
