@@ -14,6 +14,7 @@ import psycopg2
 import pytest
 from click.testing import CliRunner
 
+from poky.api import LEASE_ROUTES, Services, application
 from poky.cache import Caches
 from poky.cli import poky
 from poky.config import CacheNode, Config
@@ -87,10 +88,16 @@ def takes_part(store: Store) -> bool:
     return bool(nodes) and all(node.suspended_at is None for node in nodes)
 
 
+def lease_app(caches: Caches) -> Any:
+    """The application of the lease listener over these caches and nothing else."""
+    nothing: Any = None
+    return application(LEASE_ROUTES, Services(nothing, caches, Config(), nothing, int, bytes))
+
+
 def ask_for_lease(caches: Caches, name: str) -> tuple[str, dict[str, str]]:
     answers: list[tuple[str, dict[str, str]]] = []
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/lease", "HTTP_POKY_NODE": name}
-    caches.lease_app(environ, lambda status, headers: answers.append((status, dict(headers))))
+    lease_app(caches)(environ, lambda status, headers: answers.append((status, dict(headers))))
     return answers[0]
 
 
@@ -237,7 +244,7 @@ def test_neither_yes_nor_no_without_a_database(nowhere: Store, node: FakeCache) 
 
 def test_the_lease_listener_has_one_path(leased: Caches) -> None:
     answers: list[str] = []
-    leased.lease_app(
+    lease_app(leased)(
         {"REQUEST_METHOD": "GET", "PATH_INFO": "/kv/b/k"},
         lambda status, _: answers.append(status),
     )

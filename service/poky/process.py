@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from poky.api import Api
+from poky.api import ADMIN_ROUTES, LEASE_ROUTES, ROUTES, Services, application
 from poky.cache import Caches
 from poky.config import Config
 from poky.health import Health
@@ -91,12 +91,14 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         config.statsd_key_base,
         access_log=config.log_level in ("debug", "info"),
     )
-    api = Api(store, caches, config, Health(store), lambda: listeners[0].in_flight, metrics.expose)
+    services = Services(
+        store, caches, config, Health(store), lambda: listeners[0].in_flight, metrics.expose
+    )
     largest = max(config.max_value_bytes, config.max_batch_bytes)
     listeners = [
         Server(
             (config.listen, config.port),
-            api.app(),
+            application(ROUTES, services),
             threads=config.threads,
             max_body_bytes=largest,
             shutdown_timeout=config.shutdown_timeout,
@@ -105,7 +107,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         ),
         Server(
             (config.admin_listen, config.admin_port),
-            api.admin_app(),
+            application(ADMIN_ROUTES, services),
             threads=2,
             max_body_bytes=_CONNECTION_HEADROOM,
             shutdown_timeout=config.shutdown_timeout,
@@ -116,7 +118,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         listeners.append(
             Server(
                 (config.lease_listen, config.lease_port),
-                caches.lease_app,
+                application(LEASE_ROUTES, services),
                 threads=2,
                 max_body_bytes=0,
                 shutdown_timeout=1,

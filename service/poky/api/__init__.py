@@ -1,8 +1,19 @@
 """The HTTP contract of docs/http-api.md: routes, handlers, refusals. No psycopg2, no sockets.
 
-Reading order: `app`, then what its handlers use.
+Reading order: `routes` (what may be asked), `objects` (a handler reads, asks the store, answers),
+`application` (how a handler is found).
 """
 
-from poky.api.app import ADMIN_ROUTES, ROUTES, Api
+from poky.api.application import Application, application
+from poky.api.routes import ADMIN_ROUTES, LEASE_ROUTES, ROUTES, Route
+from poky.api.services import Services
 
-__all__ = ["ADMIN_ROUTES", "ROUTES", "Api"]
+__all__ = [
+    "ADMIN_ROUTES",
+    "LEASE_ROUTES",
+    "ROUTES",
+    "Application",
+    "Route",
+    "Services",
+    "application",
+]

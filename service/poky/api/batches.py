@@ -1,199 +1,81 @@
-"""Batches: the JSON of /multi, checked to the last field before anything happens.
+"""/multi: many objects of a bucket in one transaction."""
 
-Turns bodies into columns for the store and outcomes into JSON. Raises Refused, naming the first
-bad item and field; knows nothing of PostgreSQL or caches.
-"""
+from typing import Any
 
-import re
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
-
-import msgspec
-
-from poky.api import conditions
-from poky.api.conditions import format_date, format_tag
-from poky.api.names import check_content_type, check_key, default_content_type
-from poky.http.answers import refuse
-from poky.store import Found, Outcome
-
-OBJECTS = "application/vnd.poky.objects+json"
-
-Parsed = TypeVar("Parsed")
+from poky.api.items import (
+    OBJECTS,
+    parse_key_items,
+    parse_put_items,
+    show_objects,
+    show_outcomes,
+    show_values,
+)
+from poky.api.request import read_atomic, read_query, require_bucket
+from poky.api.services import Services
+from poky.http import Answer, Environ, Refused, json, refuse, text
 
 
-class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
-    key: str
-    modified_at: str | None = None
-    if_match: str | None = None
-    if_none_match: str | None = None
+def get_many(services: Services, environ: Environ, bucket: str) -> Answer:
+    """The values of a batch by key, or whole objects if the client accepts them."""
+    items = parse_key_items(_read_body(services, environ, bucket), services.config.max_batch_items)
+    read_query(environ)
+    found = services.store.get_many(bucket, items.keys)
+    if OBJECTS in environ.get("HTTP_ACCEPT", ""):
+        return json(show_objects(items, found), content_type=OBJECTS)
+    return json(show_values(items, found))
 
 
-class _Given(_Wanted, forbid_unknown_fields=True):
-    data: str | None = None
-    data_base64: bytes | None = None
-    content_type: str | None = None
+def put_many(services: Services, environ: Environ, bucket: str) -> Answer:
+    """Store a batch in one transaction, item by item or all or nothing."""
+    items = parse_put_items(
+        _read_body(services, environ, bucket),
+        services.config.max_batch_items,
+        services.config.max_value_bytes,
+        services.latest(),
+    )
+    atomic = read_atomic(environ)
+    with services.caches.admit():
+        outcomes = services.store.put_many(bucket, *items, atomic)
+        return _answer(services, environ, bucket, items.keys, outcomes, atomic)
 
 
-_wanted = msgspec.json.Decoder(list[_Wanted])
-_given = msgspec.json.Decoder(list[_Given])
-
-
-class Wanted(NamedTuple):
-    """The items of a POST or DELETE as columns, in the order of the body."""
-
-    keys: list[str]
-    modified_at: list[int | None]
-    if_match: list[str | None]
-    if_none_match: list[str | None]
-
-
-class Given(NamedTuple):
-    """The items of a PUT as columns, in the order of the body."""
-
-    keys: list[str]
-    values: list[bytes]
-    content_types: list[str]
-    modified_at: list[int | None]
-    if_match: list[str | None]
-    if_none_match: list[str | None]
-
-
-def parse_wanted(body: bytes, max_items: int) -> Wanted:
-    """Read the body of a POST or DELETE; 400 or 413 as the contract says."""
-    items = _decode(_wanted, body, max_items)
-    return Wanted(*_common(items))
-
-
-def parse_given(body: bytes, max_items: int, max_value_bytes: int, latest: int) -> Given:
-    """Read the body of a PUT; no value above ``max_value_bytes``, no date after ``latest``."""
-    items = _decode(_given, body, max_items)
-    keys, modified_at, if_match, if_none_match = _common(items)
-    values, content_types = [], []
-    for number, item in enumerate(items):
-        if (item.data is None) == (item.data_base64 is None):
-            raise _bad(number, "data", "give either data (text) or data_base64 (bytes)")
-        value = item.data.encode() if item.data is not None else item.data_base64 or b""
-        if len(value) > max_value_bytes:
-            raise refuse(413, f"Item {number}: a value has at most {max_value_bytes} bytes.")
-        if (modified_at[number] or 0) > latest:
-            raise _bad(number, "modified_at", "the date is too far in the future")
-        values.append(value)
-        if item.content_type is None:
-            content_types.append(default_content_type(value))
-        else:
-            content_types.append(
-                _checked(number, "content_type", item.content_type, check_content_type)
-            )
-    return Given(keys, values, content_types, modified_at, if_match, if_none_match)
-
-
-def show_values(wanted: Wanted, found: dict[str, Found]) -> dict[str, str]:
-    """The plain answer of a POST: value by key; 406 if one is no text."""
-    answer = {}
-    for number, key in enumerate(wanted.keys):
-        item = _as_wanted(wanted, number, found)
-        if item:
-            try:
-                answer[key] = item.value.decode()
-            except UnicodeDecodeError:
-                raise refuse(
-                    406, f"The value of {key} is not UTF-8 text. Ask with Accept: {OBJECTS}."
-                ) from None
-    return answer
-
-
-def show_objects(wanted: Wanted, found: dict[str, Found]) -> list[dict[str, Any]]:
-    """The answer of a POST in the objects media type: one entry per item, by position."""
-    answer: list[dict[str, Any]] = []
-    for number, key in enumerate(wanted.keys):
-        item = _as_wanted(wanted, number, found)
-        if not item:
-            answer.append({"key": key, "result": "missing"})
-            continue
-        shown: dict[str, Any] = {
-            "key": key,
-            "etag": format_tag(item.revision, item.hash),
-            "modified_at": format_date(item.modified_at),
-            "content_type": item.content_type,
-        }
-        try:
-            shown["data"] = item.value.decode()
-        except UnicodeDecodeError:
-            shown["data_base64"] = item.value
-        answer.append(shown)
-    return answer
-
-
-def show_outcomes(keys: Sequence[str], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """The answer of a PUT or DELETE: one entry per item, by position."""
-    answer = []
-    for key, outcome in zip(keys, outcomes, strict=True):
-        shown: dict[str, Any] = {"key": key, "result": outcome.outcome}
-        if outcome.revision is not None:
-            shown["etag"] = format_tag(outcome.revision, outcome.hash or "")
-        answer.append(shown)
-    return answer
-
-
-def _decode(decoder: Any, body: bytes, max_items: int) -> Any:
-    try:
-        items = decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise refuse(400, _explained(str(error))) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise refuse(400, f"The body is not JSON in UTF-8: {error}.") from None
-    if len(items) > max_items:
-        raise refuse(413, f"A batch has at most {max_items} items. Split it.")
-    return items
-
-
-def _explained(message: str) -> str:
-    """Say msgspec's «Expected `str`, got `int` - at `$[3].key`» the way people count."""
-    what, _, path = message.partition(" - at ")
-    at = re.match(r"`\$\[(\d+)\](?:\.([a-z_0-9]+))?", path)
-    what = what.replace("`", "").replace(" | null", "")
-    where = f"Item {at[1]}" + (f", field {at[2]}" if at[2] else "") if at else "The body"
-    return f"{where}: {what[:1].lower()}{what[1:]}."
-
-
-def _common(items: Sequence[_Wanted]) -> tuple[Any, Any, Any, Any]:
-    columns: tuple[Any, Any, Any, Any] = ([], [], [], [])
-    for number, item in enumerate(items):
-        columns[0].append(_checked(number, "key", item.key, check_key))
-        columns[1].append(_checked(number, "modified_at", item.modified_at, conditions.parse_date))
-        columns[2].append(_checked(number, "if_match", item.if_match, conditions.parse_if_match))
-        columns[3].append(
-            _checked(number, "if_none_match", item.if_none_match, conditions.parse_if_none_match)
+def delete_many(services: Services, environ: Environ, bucket: str) -> Answer:
+    """Delete a batch in one transaction, item by item or all or nothing."""
+    items = parse_key_items(_read_body(services, environ, bucket), services.config.max_batch_items)
+    atomic = read_atomic(environ)
+    with services.caches.admit():
+        outcomes = services.store.delete_many(
+            bucket,
+            items.keys,
+            items.if_match,
+            items.if_none_match,
+            items.modified_at,
+            atomic,
         )
-    return columns
+        return _answer(services, environ, bucket, items.keys, outcomes, atomic)
 
 
-def _checked(number: int, field: str, text: str | None, parse: Callable[[str], Parsed]) -> Any:
-    if text is None:
-        return None
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise _bad(number, field, str(error)) from None
+def _read_body(services: Services, environ: Environ, bucket: str) -> bytes:
+    require_bucket(bucket)
+    media_type = environ.get("CONTENT_TYPE", "").partition(";")[0]
+    if media_type.strip().lower() != "application/json":
+        raise Refused(text("Invalid Content-Type", 415))
+    body: bytes = environ["wsgi.input"].read()
+    if len(body) > services.config.max_batch_bytes:
+        raise refuse(413, f"A batch has at most {services.config.max_batch_bytes} bytes. Split it.")
+    return body
 
 
-def _bad(number: int, field: str, why: str) -> Exception:
-    return refuse(400, f"Item {number}, field {field}: {why}.")
-
-
-def _as_wanted(wanted: Wanted, number: int, found: dict[str, Found]) -> Found | None:
-    """The object, if it is there and its item's conditions hold."""
-    item = found.get(wanted.keys[number])
-    if not item:
-        return None
-    facts = (item.revision, item.hash, item.modified_at)
-    modified_at = wanted.modified_at[number]
-    if_match = wanted.if_match[number]
-    if_none_match = wanted.if_none_match[number]
-    if (
-        (modified_at is not None and modified_at != item.modified_at)
-        or (if_match is not None and not conditions.matches(if_match, *facts))
-        or (if_none_match is not None and conditions.matches(if_none_match, *facts))
-    ):
-        return None
-    return item
+def _answer(
+    services: Services, environ: Environ, bucket: str, keys: list[str], outcomes: Any, atomic: bool
+) -> Answer:
+    changed = [
+        (key, outcome.outbox_id)
+        for key, outcome in zip(keys, outcomes, strict=True)
+        if outcome.outbox_id is not None
+    ]
+    if changed:
+        services.caches.purge(bucket, *zip(*changed, strict=True))
+    rejected = sum(outcome.outcome == "rejected" for outcome in outcomes)
+    environ["poky.outcome"] = f"{len(keys) - rejected}/{len(keys)}"
+    return json(show_outcomes(keys, outcomes), status=412 if atomic and rejected else 200)

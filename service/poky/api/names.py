@@ -5,21 +5,21 @@ import re
 KEY_ALPHABET = "A-Z a-z 0-9 _ . , ~ : @ = + -"
 BUCKET_ALPHABET = "A-Z a-z 0-9 _ . , -"
 
-_BUCKET = re.compile(r"[A-Za-z0-9_.,-]{1,256}")
-_KEY = re.compile(r"[A-Za-z0-9_.,~:@=+-]{1,1024}")
+BUCKET = re.compile(r"[A-Za-z0-9_.,-]{1,256}")
+KEY = re.compile(r"[A-Za-z0-9_.,~:@=+-]{1,1024}")
 _CONTENT_TYPE = re.compile(r"[\x21-\x7e][\x20-\x7e\t]{0,254}")
 
 
 def check_bucket(name: str) -> str:
     """The name, if it is a bucket's; else ValueError with a sentence naming the alphabet."""
-    if not _BUCKET.fullmatch(name):
+    if not BUCKET.fullmatch(name):
         raise ValueError(f"a bucket's name is 1 to 256 characters of {BUCKET_ALPHABET}")
     return name
 
 
 def check_key(name: str) -> str:
     """The name, if it is a key; else ValueError with a sentence naming the alphabet."""
-    if not _KEY.fullmatch(name) or name in (".", ".."):
+    if not KEY.fullmatch(name) or name in (".", ".."):
         raise ValueError(f"a key is 1 to 1024 characters of {KEY_ALPHABET}, but not . or ..")
     return name
 

@@ -1,35 +1,42 @@
 """The contract as an OpenAPI 3.1 document.
 
-Tests check the service against it, and it against the table of routes.
+Paths, methods, summaries and statuses come from the table of routes; here are the shapes of bodies,
+headers and parameters. Tests check the service against the document.
 """
 
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from poky import __version__
+from poky.api import admin, batches, buckets, objects
+from poky.api.items import OBJECTS
+from poky.api.names import BUCKET, KEY
+from poky.api.routes import Route
 from poky.config import Config
 
 Json = dict[str, Any]
 
-_TAGS = {"type": "string", "examples": ['"17-2cf24dba"']}
-_DATE = {"type": "string", "examples": ["Tue, 04 Jun 2013 03:01:31 GMT"]}
-_TAG_LIST = {
-    "type": "string",
-    "pattern": r'^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$',
-}
-_HTTP_DATE = {
-    "type": "string",
-    "pattern": "^(Mon|Tue|Wed|Thu|Fri|Sat|Sun), (0[1-9]|1[0-9]|2[0-8]) "
-    "(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) (19[7-9]|20[0-2])[0-9] "
-    "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9] GMT$",
-}
-_CONDITIONS = {
-    "if_match": {"type": ["string", "null"]},
-    "if_none_match": {"type": ["string", "null"]},
-}
+
+class _Details(NamedTuple):
+    """What the route of a handler does not say."""
+
+    responses: Json
+    parameters: Sequence[Json] = ()
+    body: Json | None = None
 
 
-def document(config: Config) -> Json:
-    """The document for a service with these limits."""
+def document(config: Config, routes: Sequence[Route]) -> Json:
+    """The document for a service with these limits and routes."""
+    details = _details(config)
+    paths: Json = {}
+    for route in routes:
+        path = paths.setdefault(re.sub("<(.*?)>", r"{\1}", route.path), {})
+        if names := re.findall("<(.*?)>", route.path):
+            path["parameters"] = [_NAMES[name] for name in names]
+        for method in route.methods:
+            operation = _operation(route, method, details.get(route.handler, _Details({})))
+            path[method.lower()] = operation
     return {
         "openapi": "3.1.0",
         "info": {
@@ -38,111 +45,50 @@ def document(config: Config) -> Json:
             "summary": "Buckets of objects over HTTP, in PostgreSQL.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "paths": {
-            "/kv/{bucket}/{key}": {
-                "parameters": [_bucket(), _key()],
-                "get": _get_object("getObject"),
-                "head": _bodiless(_get_object("headObject")),
-                "put": _put_object("putObject"),
-                "post": _put_object("postObject"),
-                "delete": {
-                    "operationId": "deleteObject",
-                    "summary": "Delete the object.",
-                    "parameters": _write_headers(),
-                    "responses": _responses(
-                        {
-                            "200": _empty("It was there and is deleted."),
-                            "412": _empty("A condition is false."),
-                        },
-                        missing=True,
-                        plain_400=True,
-                    ),
-                },
-            },
-            "/kv/{bucket}": {
-                "parameters": [_bucket()],
-                "get": _list_objects("listObjects"),
-                "head": _bodiless(_list_objects("headObjects")),
-            },
-            "/multi/{bucket}": {
-                "parameters": [_bucket()],
-                "post": _get_many(config),
-                "put": _change_many(config, "putMany", "Store a batch.", _given(), "inserted"),
-                "delete": _change_many(
-                    config, "deleteMany", "Delete a batch.", _wanted(), "deleted"
-                ),
-            },
-            "/buckets": {
-                "get": _get_buckets("getBuckets"),
-                "head": _bodiless(_get_buckets("headBuckets")),
-            },
-            "/status": {
-                "get": _get_status("getStatus"),
-                "head": _bodiless(_get_status("headStatus")),
-            },
-            "/help": {
-                "get": _get_help("getHelp"),
-                "head": _bodiless(_get_help("headHelp")),
-            },
-            "/openapi.json": {
-                "get": _get_openapi("getOpenapi"),
-                "head": _bodiless(_get_openapi("headOpenapi")),
-            },
-        },
-        "components": {
-            "schemas": {
-                "Problem": {
-                    "description": "RFC 9457.",
-                    "type": "object",
-                    "required": ["type", "title", "status", "detail"],
-                    "properties": {
-                        "type": {"type": "string"},
-                        "title": {"type": "string"},
-                        "status": {"type": "integer"},
-                        "detail": {"type": "string"},
-                    },
-                }
-            }
-        },
+        "paths": paths,
+        "components": {"schemas": {"Problem": _PROBLEM}},
     }
 
 
-def _bucket() -> Json:
-    return {
-        "name": "bucket",
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_.,-]{1,256}$"},
+def _operation(route: Route, method: str, details: _Details) -> Json:
+    verb, _, noun = route.handler.__name__.partition("_")
+    if method != route.methods[0]:
+        verb = method.lower()
+    summary = route.summary or route.does.partition(":")[0]
+    operation: Json = {
+        "operationId": verb + noun.title().replace("_", ""),
+        "summary": f"{summary[:1].upper()}{summary[1:]}.",
     }
+    if details.parameters:
+        operation["parameters"] = details.parameters
+    if details.body:
+        operation["requestBody"] = details.body
+    statuses = {*route.statuses.split(), *details.responses}
+    if route.right != "none":  # it asks the database
+        statuses |= {"400", "404", "503"}
+    responses = {status: details.responses.get(status) or _ANY[status] for status in statuses}
+    if method == "HEAD":  # the same statuses and header fields, no content
+        responses = {
+            status: {name: value for name, value in response.items() if name != "content"}
+            for status, response in responses.items()
+        }
+    operation["responses"] = dict(sorted(responses.items()))
+    return operation
 
 
-def _key() -> Json:
-    return {
-        "name": "key",
-        "in": "path",
-        "required": True,
-        "schema": {
-            "type": "string",
-            "pattern": "^[A-Za-z0-9_.,~:@=+-]{1,1024}$",
-            "not": {"enum": [".", ".."]},
-        },
-    }
+# Parts of a document.
 
 
 def _header(name: str, schema: Json, description: str) -> Json:
     return {"name": name, "in": "header", "schema": schema, "description": description}
 
 
-def _write_headers() -> list[Json]:
-    return [
-        _header("If-Match", _TAG_LIST, "Tags, quoted dates, or *: compare and set."),
-        _header("If-None-Match", _TAG_LIST, "Tags, or *: create only."),
-        _header("If-Unmodified-Since", _HTTP_DATE, "An HTTP-date."),
-    ]
-
-
 def _query(name: str, schema: Json, description: str) -> Json:
     return {"name": name, "in": "query", "schema": schema, "description": description}
+
+
+def _name(name: str, schema: Json) -> Json:
+    return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _empty(description: str, headers: Json | None = None) -> Json:
@@ -150,321 +96,259 @@ def _empty(description: str, headers: Json | None = None) -> Json:
 
 
 def _text(description: str) -> Json:
-    return {"description": description, "content": {"text/plain": {"schema": {"type": "string"}}}}
+    return {"description": description, "content": {"text/plain": {"schema": _STRING}}}
 
 
 def _json(description: str, schema: Json) -> Json:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def _problem(description: str, *, plain: bool = False) -> Json:
-    content: Json = {
-        "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
-    }
-    if plain:
-        content["text/plain"] = {"schema": {"type": "string"}}
+def _problem(description: str, *, or_text: bool = False) -> Json:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    content: Json = {"application/problem+json": {"schema": schema}}
+    if or_text:
+        content["text/plain"] = {"schema": _STRING}
     return {"description": description, "content": content}
 
 
-def _responses(
-    own: Json, *, missing: bool = False, body: bool = False, plain_400: bool = False
-) -> Json:
-    """What this operation may answer, and what any operation may."""
-    responses = {
-        "400": _problem("Bad input.", plain=plain_400),
-        "404": _problem("No such bucket."),
-        "503": _problem("The database is away or busy; see Retry-After."),
-        **own,
-    }
-    if missing:
-        responses["404"] = _empty("No such object (empty body), or no such bucket (a problem).")
-    if body:
-        responses["411"] = _problem("Transfer-Encoding: send Content-Length instead.")
-        responses["413"] = _problem("Too large.")
-    return responses
-
-
-def _bodiless(operation: Json) -> Json:
-    """The HEAD of a GET: the same statuses and header fields, no content."""
-    responses = {
-        status: {name: value for name, value in response.items() if name != "content"}
-        for status, response in operation["responses"].items()
-    }
-    return {**operation, "responses": responses}
-
-
-def _validators() -> Json:
+def _object(names: str, more: Json | None = None, **properties: Json) -> Json:
+    """The schema of an object; ``names`` are required, ``more`` has further keywords."""
     return {
-        "ETag": {"schema": _TAGS, "description": "Strong: the revision and a hash."},
-        "Last-Modified": {"schema": _DATE, "description": "The client's clock."},
+        "type": "object",
+        "required": names.split(),
+        **(more or {}),
+        "properties": properties,
     }
 
 
-def _get_object(name: str) -> Json:
+def _array(items: Json, **more: Any) -> Json:
+    return {"type": "array", "items": items, **more}
+
+
+_STRING: Json = {"type": "string"}
+_INTEGER: Json = {"type": "integer"}
+_TEXT_OR_NULL: Json = {"type": ["string", "null"]}
+_TAG: Json = {"type": "string", "examples": ['"17-2cf24dba"']}
+_DATE: Json = {"type": "string", "examples": ["Tue, 04 Jun 2013 03:01:31 GMT"]}
+_TAG_LIST: Json = {
+    "type": "string",
+    "pattern": r'^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$',
+}
+_HTTP_DATE: Json = {
+    "type": "string",
+    "pattern": "^(Mon|Tue|Wed|Thu|Fri|Sat|Sun), (0[1-9]|1[0-9]|2[0-8]) "
+    "(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) (19[7-9]|20[0-2])[0-9] "
+    "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9] GMT$",
+}
+_PROBLEM = _object(
+    "type title status detail",
+    {"description": "RFC 9457."},
+    type=_STRING,
+    title=_STRING,
+    status=_INTEGER,
+    detail=_STRING,
+)
+_NAMES = {
+    "bucket": _name("bucket", {"type": "string", "pattern": f"^{BUCKET.pattern}$"}),
+    "key": _name(
+        "key",
+        {"type": "string", "pattern": f"^{KEY.pattern}$", "not": {"enum": [".", ".."]}},
+    ),
+}
+_VALIDATORS: Json = {
+    "ETag": {"schema": _TAG, "description": "Strong: the revision and a hash."},
+    "Last-Modified": {"schema": _DATE, "description": "The client's clock."},
+}
+_WRITE_HEADERS = (
+    _header("If-Match", _TAG_LIST, "Tags, quoted dates, or *: compare and set."),
+    _header("If-None-Match", _TAG_LIST, "Tags, or *: create only."),
+    _header("If-Unmodified-Since", _HTTP_DATE, "An HTTP-date."),
+)
+_MISSING = _empty("No such object (empty body), or no such bucket (a problem).")
+
+# What a status means where a handler's details say nothing else.
+_ANY = {
+    "200": _empty("Done."),
+    "400": _problem("Bad input."),
+    "403": _empty("Not granted."),
+    "404": _problem("No such bucket."),
+    "409": _problem("The bucket has keys."),
+    "411": _problem("Transfer-Encoding: send Content-Length instead."),
+    "413": _problem("Too large."),
+    "415": _text("Invalid Content-Type"),
+    "503": _problem("The database is away or busy; see Retry-After."),
+}
+
+
+# The details of handlers.
+
+
+def _details(config: Config) -> dict[Any, _Details]:
+    atomic = _query("atomic", {"enum": ["true", "false"]}, "All or nothing: any rejected is 412.")
     return {
-        "operationId": name,
-        "summary": "The object.",
-        "parameters": [
-            _header("If-Match", _TAG_LIST, "Tags, quoted dates, or *."),
-            _header("If-None-Match", _TAG_LIST, "Tags, or *."),
-            _header("If-Modified-Since", {"type": "string"}, "304 only when that is certain."),
-        ],
-        "responses": _responses(
+        objects.get_object: _Details(
             {
                 "200": {
                     "description": "The value, byte for byte, with its content type.",
-                    "headers": _validators(),
+                    "headers": _VALIDATORS,
                     "content": {"*/*": {}},
                 },
-                "304": _empty("The client's copy is current.", _validators()),
+                "304": _empty("The client's copy is current.", _VALIDATORS),
+                "404": _MISSING,
                 "412": _empty("If-Match is false."),
             },
-            missing=True,
+            parameters=[
+                _header("If-Match", _TAG_LIST, "Tags, quoted dates, or *."),
+                _header("If-None-Match", _TAG_LIST, "Tags, or *."),
+                _header("If-Modified-Since", _STRING, "304 only when that is certain."),
+            ],
         ),
-    }
-
-
-def _put_object(name: str) -> Json:
-    return {
-        "operationId": name,
-        "summary": "Store the body.",
-        "parameters": _write_headers(),
-        "requestBody": {"content": {"*/*": {}}},
-        "responses": _responses(
+        objects.put_object: _Details(
             {
-                "200": _empty("Stored.", _validators()),
+                "200": _empty("Stored.", _VALIDATORS),
+                "400": _problem("Bad input.", or_text=True),
                 "412": _empty("A condition is false: nothing changed."),
             },
-            body=True,
-            plain_400=True,
+            parameters=_WRITE_HEADERS,
+            body={"content": {"*/*": {}}},
         ),
-    }
-
-
-def _list_objects(name: str) -> Json:
-    listed = {
-        "type": "object",
-        "required": ["key", "size", "etag", "modified_at", "content_type"],
-        "properties": {
-            "key": {"type": "string"},
-            "size": {"type": "integer"},
-            "etag": _TAGS,
-            "modified_at": _DATE,
-            "content_type": {"type": "string"},
-        },
-    }
-    return {
-        "operationId": name,
-        "summary": "A page of keys in order.",
-        "parameters": [
-            _query("prefix", {"type": "string"}, "Only keys that start with it."),
-            _query("after", {"type": "string"}, "The next of the page before."),
-            _query(
-                "limit",
-                {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
-                "How many at most.",
-            ),
-        ],
-        "responses": _responses(
+        objects.delete_object: _Details(
             {
-                "200": _json(
-                    "The page.",
-                    {
-                        "type": "object",
-                        "required": ["keys", "next"],
-                        "properties": {
-                            "keys": {"type": "array", "items": listed},
-                            "next": {"type": ["string", "null"]},
-                        },
-                    },
-                )
-            }
-        ),
-    }
-
-
-def _wanted() -> Json:
-    return {
-        "type": "object",
-        "required": ["key"],
-        "additionalProperties": False,
-        "properties": {
-            "key": {"type": "string"},
-            "modified_at": {"type": ["string", "null"]},
-            **_CONDITIONS,
-        },
-    }
-
-
-def _given() -> Json:
-    wanted = _wanted()
-    return {
-        **wanted,
-        "properties": {
-            **wanted["properties"],
-            "data": {"type": ["string", "null"]},
-            "data_base64": {"type": ["string", "null"], "contentEncoding": "base64"},
-            "content_type": {"type": ["string", "null"]},
-        },
-    }
-
-
-def _batch(config: Config, item: Json) -> Json:
-    return {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"type": "array", "items": item, "maxItems": config.max_batch_items}
-            }
-        },
-    }
-
-
-def _get_many(config: Config) -> Json:
-    objects = {
-        "type": "array",
-        "items": {
-            "type": "object",
-            "required": ["key"],
-            "properties": {
-                "key": {"type": "string"},
-                "result": {"const": "missing"},
-                "etag": _TAGS,
-                "modified_at": _DATE,
-                "content_type": {"type": "string"},
-                "data": {"type": "string"},
-                "data_base64": {"type": "string", "contentEncoding": "base64"},
+                "200": _empty("It was there and is deleted."),
+                "400": _problem("Bad input.", or_text=True),
+                "404": _MISSING,
+                "412": _empty("A condition is false."),
             },
-        },
-    }
-    return {
-        "operationId": "getMany",
-        "summary": "Read a batch.",
-        "requestBody": _batch(config, _wanted()),
-        "responses": _responses(
+            parameters=_WRITE_HEADERS,
+        ),
+        objects.list_objects: _Details(
+            {"200": _json("The page.", _PAGE)},
+            parameters=[
+                _query("prefix", _STRING, "Only keys that start with it."),
+                _query("after", _STRING, "The next of the page before."),
+                _query(
+                    "limit",
+                    {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+                    "How many at most.",
+                ),
+            ],
+        ),
+        batches.get_many: _Details(
             {
                 "200": {
                     "description": "Those that are there.",
                     "content": {
                         "application/json": {
-                            "schema": {
-                                "type": "object",
-                                "additionalProperties": {"type": "string"},
-                            }
+                            "schema": {"type": "object", "additionalProperties": _STRING}
                         },
-                        "application/vnd.poky.objects+json": {"schema": objects},
+                        OBJECTS: {"schema": _array(_OBJECT)},
                     },
                 },
                 "406": _problem("A value is not text: ask for the objects media type."),
-                "415": _text("Invalid Content-Type"),
             },
-            body=True,
+            body=_batch(config, _KEY_ITEM),
         ),
-    }
-
-
-def _change_many(config: Config, name: str, summary: str, item: Json, done: str) -> Json:
-    results = ["inserted", "updated", "rejected"] if done == "inserted" else [done, "missing"]
-    outcomes = {
-        "type": "array",
-        "items": {
-            "type": "object",
-            "required": ["key", "result"],
-            "properties": {
-                "key": {"type": "string"},
-                "result": {
-                    "enum": [*results, "rejected"] if "rejected" not in results else results
+        batches.put_many: _Details(
+            _outcomes("inserted", "updated", "rejected"), [atomic], _batch(config, _PUT_ITEM)
+        ),
+        batches.delete_many: _Details(
+            _outcomes("deleted", "missing", "rejected"), [atomic], _batch(config, _KEY_ITEM)
+        ),
+        buckets.get_buckets: _Details({"200": _json("By name.", _BUCKETS)}),
+        admin.get_status: _Details(
+            {
+                "200": {"description": "It can.", "content": _STATUS},
+                "400": _problem("Bad input."),
+                "503": {
+                    "description": "It cannot: the database is away.",
+                    "content": _STATUS,
                 },
-                "etag": _TAGS,
             },
-        },
-    }
-    return {
-        "operationId": name,
-        "summary": summary,
-        "parameters": [
-            _query("atomic", {"enum": ["true", "false"]}, "All or nothing: any rejected is 412.")
-        ],
-        "requestBody": _batch(config, item),
-        "responses": _responses(
-            {
-                "200": _json("One outcome per item, by position.", outcomes),
-                "412": _json("Atomic, and some were rejected: nothing changed.", outcomes),
-                "415": _text("Invalid Content-Type"),
-            },
-            body=True,
+            parameters=[_query("verbose", _STRING, "Answer as JSON.")],
         ),
+        admin.get_help: _Details({"200": _text("The table.")}),
+        admin.get_openapi: _Details({"200": _json("The document.", {"type": "object"})}),
+        admin.get_metrics: _Details({"200": _text("The metrics.")}),
     }
 
 
-def _get_buckets(name: str) -> Json:
-    bucket = {
-        "type": "object",
-        "required": ["name", "schema", "estimated_rows", "bytes"],
-        "properties": {
-            "name": {"type": "string"},
-            "schema": {"enum": ["partitioned", "flat"]},
-            "estimated_rows": {"type": "integer"},
-            "bytes": {"type": "integer"},
-        },
-    }
+def _batch(config: Config, item: Json) -> Json:
+    schema = _array(item, maxItems=config.max_batch_items)
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+def _outcomes(*results: str) -> Json:
+    """The answers to a batch that changes objects."""
+    item = _object("key result", key=_STRING, result={"enum": list(results)}, etag=_TAG)
     return {
-        "operationId": name,
-        "summary": "All buckets.",
-        "responses": _responses(
-            {
-                "200": _json(
-                    "By name.",
-                    {
-                        "type": "object",
-                        "required": ["buckets"],
-                        "properties": {"buckets": {"type": "array", "items": bucket}},
-                    },
-                )
-            }
-        ),
+        "200": _json("One outcome per item, by position.", _array(item)),
+        "412": _json("Atomic, and some were rejected: nothing changed.", _array(item)),
     }
 
 
-def _get_help(name: str) -> Json:
-    return {
-        "operationId": name,
-        "summary": "The table of routes and statuses.",
-        "responses": {"200": _text("The table.")},
-    }
-
-
-def _get_openapi(name: str) -> Json:
-    return {
-        "operationId": name,
-        "summary": "This document.",
-        "responses": {"200": _json("The document.", {"type": "object"})},
-    }
-
-
-def _get_status(name: str) -> Json:
-    status = {
-        "type": "object",
-        "required": ["release", "database", "schema", "inflight", "instance"],
-        "properties": {
-            "release": {"type": "string"},
-            "database": {"enum": ["ok", "unavailable"]},
-            "schema": {"enum": ["ok", "missing", "outdated", "newer", "unknown"]},
-            "inflight": {"type": "integer", "minimum": 0},
-            "instance": {"type": "string"},
-        },
-    }
-    content = {
-        "text/plain": {"schema": {"type": "string"}},
-        "application/json": {"schema": status},
-    }
-    return {
-        "operationId": name,
-        "summary": "Whether this process can serve.",
-        "parameters": [_query("verbose", {"type": "string"}, "Answer as JSON.")],
-        "responses": {
-            "200": {"description": "It can.", "content": content},
-            "400": _problem("Bad input."),
-            "503": {"description": "It cannot: the database is away.", "content": content},
-        },
-    }
+_PAGE = _object(
+    "keys next",
+    keys=_array(
+        _object(
+            "key size etag modified_at content_type",
+            key=_STRING,
+            size=_INTEGER,
+            etag=_TAG,
+            modified_at=_DATE,
+            content_type=_STRING,
+        )
+    ),
+    next=_TEXT_OR_NULL,
+)
+_OBJECT = _object(
+    "key",
+    key=_STRING,
+    result={"const": "missing"},
+    etag=_TAG,
+    modified_at=_DATE,
+    content_type=_STRING,
+    data=_STRING,
+    data_base64={"type": "string", "contentEncoding": "base64"},
+)
+_KEY_ITEM = _object(
+    "key",
+    {"additionalProperties": False},
+    key=_STRING,
+    modified_at=_TEXT_OR_NULL,
+    if_match=_TEXT_OR_NULL,
+    if_none_match=_TEXT_OR_NULL,
+)
+_PUT_ITEM: Json = {
+    **_KEY_ITEM,
+    "properties": {
+        **_KEY_ITEM["properties"],
+        "data": _TEXT_OR_NULL,
+        "data_base64": {**_TEXT_OR_NULL, "contentEncoding": "base64"},
+        "content_type": _TEXT_OR_NULL,
+    },
+}
+_BUCKETS = _object(
+    "buckets",
+    buckets=_array(
+        _object(
+            "name schema estimated_rows bytes",
+            name=_STRING,
+            schema={"enum": ["partitioned", "flat"]},
+            estimated_rows=_INTEGER,
+            bytes=_INTEGER,
+        )
+    ),
+)
+_STATUS: Json = {
+    "text/plain": {"schema": _STRING},
+    "application/json": {
+        "schema": _object(
+            "release database schema inflight instance",
+            release=_STRING,
+            database={"enum": ["ok", "unavailable"]},
+            schema={"enum": ["ok", "missing", "outdated", "newer", "unknown"]},
+            inflight={"type": "integer", "minimum": 0},
+            instance=_STRING,
+        )
+    },
+}

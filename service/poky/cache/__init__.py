@@ -4,7 +4,7 @@
 docs/cache.md.
 """
 
-from poky.cache.caches import Caches
+from poky.cache.caches import Caches, Lease
 from poky.cache.purge import NotConfirmed, PurgeClient
 
-__all__ = ["Caches", "NotConfirmed", "PurgeClient"]
+__all__ = ["Caches", "Lease", "NotConfirmed", "PurgeClient"]

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any
+from typing import NamedTuple
 
 from poky.cache.purge import NotConfirmed, PurgeClient
 from poky.config import CacheNode, Config
@@ -31,6 +31,13 @@ _SWEEP_SECONDS = 3.0  # the age at which a change counts as left behind by its w
 _SWEEP_CHANGES = 1000
 
 _ADMITTED = nullcontext()
+
+
+class Lease(NamedTuple):
+    """A node may use its copies of this generation for so many seconds from when it asked."""
+
+    generation: str
+    seconds: float
 
 
 class Caches:
@@ -189,28 +196,13 @@ class Caches:
 
     # Leases.
 
-    def lease_app(
-        self, environ: dict[str, Any], start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
-        """GET /lease (WSGI): the node's generation and how long it may use its copies under it.
+    def lease(self, node: str) -> Lease | None:
+        """Grant a node a lease; None is no. A node that gets neither may use its lease to the end.
 
-        403 is no; whoever gets neither may use a lease that it has to its end.
+        Raises StoreError while the database does not answer.
         """
-        if environ["PATH_INFO"] != "/lease" or environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            start_response("404 Not Found", [])
-            return []
-        try:
-            generation = self._store.lease(environ.get("HTTP_POKY_NODE", ""), self._grant)
-        except StoreError:
-            start_response("503 Service Unavailable", [])
-            return []
-        if generation is None:
-            start_response("403 Forbidden", [])
-        else:
-            start_response(
-                "200 OK", [("Poky-Generation", generation), ("Poky-Lease", f"{self._grant:.3f}")]
-            )
-        return []
+        generation = self._store.lease(node, self._grant)
+        return None if generation is None else Lease(generation, self._grant)
 
     # For people (poky cache).
 

@@ -45,7 +45,7 @@ serve.callback = _hang
 """,
     ),
     "answers 500": (
-        "service/poky/api/app.py",
+        "service/poky/api/application.py",
         """
 
 def _refuse(self: Application, environ: Environ, start_response: StartResponse) -> list[bytes]:

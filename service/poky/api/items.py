@@ -1,0 +1,199 @@
+"""The items of a batch: JSON in, columns for the store; outcomes in, JSON out.
+
+All of a body is checked before anything happens. Raises Refused, naming the first bad item and
+field; knows nothing of PostgreSQL or caches.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from poky.api import conditions
+from poky.api.conditions import format_date, format_tag
+from poky.api.names import check_content_type, check_key, default_content_type
+from poky.http import refuse
+from poky.store import Found, Outcome
+
+OBJECTS = "application/vnd.poky.objects+json"
+
+Parsed = TypeVar("Parsed")
+
+
+class _KeyItem(msgspec.Struct, forbid_unknown_fields=True):
+    key: str
+    modified_at: str | None = None
+    if_match: str | None = None
+    if_none_match: str | None = None
+
+
+class _PutItem(_KeyItem, forbid_unknown_fields=True):
+    data: str | None = None
+    data_base64: bytes | None = None
+    content_type: str | None = None
+
+
+_key_items = msgspec.json.Decoder(list[_KeyItem])
+_put_items = msgspec.json.Decoder(list[_PutItem])
+
+
+class KeyItems(NamedTuple):
+    """The items of a POST or DELETE as columns, in the order of the body."""
+
+    keys: list[str]
+    modified_at: list[int | None]
+    if_match: list[str | None]
+    if_none_match: list[str | None]
+
+
+class PutItems(NamedTuple):
+    """The items of a PUT as columns, in the order of the body."""
+
+    keys: list[str]
+    values: list[bytes]
+    content_types: list[str]
+    modified_at: list[int | None]
+    if_match: list[str | None]
+    if_none_match: list[str | None]
+
+
+def parse_key_items(body: bytes, max_items: int) -> KeyItems:
+    """Read the body of a POST or DELETE; 400 or 413 as the contract says."""
+    items = _decode(_key_items, body, max_items)
+    return KeyItems(*_common(items))
+
+
+def parse_put_items(body: bytes, max_items: int, max_value_bytes: int, latest: int) -> PutItems:
+    """Read the body of a PUT; no value above ``max_value_bytes``, no date after ``latest``."""
+    items = _decode(_put_items, body, max_items)
+    keys, modified_at, if_match, if_none_match = _common(items)
+    values, content_types = [], []
+    for number, item in enumerate(items):
+        if (item.data is None) == (item.data_base64 is None):
+            raise _bad(number, "data", "give either data (text) or data_base64 (bytes)")
+        value = item.data.encode() if item.data is not None else item.data_base64 or b""
+        if len(value) > max_value_bytes:
+            raise refuse(413, f"Item {number}: a value has at most {max_value_bytes} bytes.")
+        if (modified_at[number] or 0) > latest:
+            raise _bad(number, "modified_at", "the date is too far in the future")
+        values.append(value)
+        if item.content_type is None:
+            content_types.append(default_content_type(value))
+        else:
+            content_types.append(
+                _checked(number, "content_type", item.content_type, check_content_type)
+            )
+    return PutItems(keys, values, content_types, modified_at, if_match, if_none_match)
+
+
+def show_values(items: KeyItems, found: dict[str, Found]) -> dict[str, str]:
+    """The plain answer of a POST: value by key; 406 if one is no text."""
+    answer = {}
+    for number, key in enumerate(items.keys):
+        item = _if_matching(items, number, found)
+        if item:
+            try:
+                answer[key] = item.value.decode()
+            except UnicodeDecodeError:
+                raise refuse(
+                    406, f"The value of {key} is not UTF-8 text. Ask with Accept: {OBJECTS}."
+                ) from None
+    return answer
+
+
+def show_objects(items: KeyItems, found: dict[str, Found]) -> list[dict[str, Any]]:
+    """The answer of a POST in the objects media type: one entry per item, by position."""
+    answer: list[dict[str, Any]] = []
+    for number, key in enumerate(items.keys):
+        item = _if_matching(items, number, found)
+        if not item:
+            answer.append({"key": key, "result": "missing"})
+            continue
+        shown: dict[str, Any] = {
+            "key": key,
+            "etag": format_tag(item.revision, item.hash),
+            "modified_at": format_date(item.modified_at),
+            "content_type": item.content_type,
+        }
+        try:
+            shown["data"] = item.value.decode()
+        except UnicodeDecodeError:
+            shown["data_base64"] = item.value
+        answer.append(shown)
+    return answer
+
+
+def show_outcomes(keys: Sequence[str], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """The answer of a PUT or DELETE: one entry per item, by position."""
+    answer = []
+    for key, outcome in zip(keys, outcomes, strict=True):
+        shown: dict[str, Any] = {"key": key, "result": outcome.outcome}
+        if outcome.revision is not None:
+            shown["etag"] = format_tag(outcome.revision, outcome.hash or "")
+        answer.append(shown)
+    return answer
+
+
+def _decode(decoder: Any, body: bytes, max_items: int) -> Any:
+    try:
+        items = decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise refuse(400, _explained(str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise refuse(400, f"The body is not JSON in UTF-8: {error}.") from None
+    if len(items) > max_items:
+        raise refuse(413, f"A batch has at most {max_items} items. Split it.")
+    return items
+
+
+def _explained(message: str) -> str:
+    """Say msgspec's «Expected `str`, got `int` - at `$[3].key`» the way people count."""
+    what, _, path = message.partition(" - at ")
+    at = re.match(r"`\$\[(\d+)\](?:\.([a-z_0-9]+))?", path)
+    what = what.replace("`", "").replace(" | null", "")
+    where = f"Item {at[1]}" + (f", field {at[2]}" if at[2] else "") if at else "The body"
+    return f"{where}: {what[:1].lower()}{what[1:]}."
+
+
+def _common(items: Sequence[_KeyItem]) -> tuple[Any, Any, Any, Any]:
+    columns: tuple[Any, Any, Any, Any] = ([], [], [], [])
+    for number, item in enumerate(items):
+        columns[0].append(_checked(number, "key", item.key, check_key))
+        columns[1].append(_checked(number, "modified_at", item.modified_at, conditions.parse_date))
+        columns[2].append(_checked(number, "if_match", item.if_match, conditions.parse_if_match))
+        columns[3].append(
+            _checked(number, "if_none_match", item.if_none_match, conditions.parse_if_none_match)
+        )
+    return columns
+
+
+def _checked(number: int, field: str, text: str | None, parse: Callable[[str], Parsed]) -> Any:
+    if text is None:
+        return None
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise _bad(number, field, str(error)) from None
+
+
+def _bad(number: int, field: str, why: str) -> Exception:
+    return refuse(400, f"Item {number}, field {field}: {why}.")
+
+
+def _if_matching(items: KeyItems, number: int, found: dict[str, Found]) -> Found | None:
+    """The object, if it is there and its item's conditions hold."""
+    item = found.get(items.keys[number])
+    if not item:
+        return None
+    facts = (item.revision, item.hash, item.modified_at)
+    modified_at = items.modified_at[number]
+    if_match = items.if_match[number]
+    if_none_match = items.if_none_match[number]
+    if (
+        (modified_at is not None and modified_at != item.modified_at)
+        or (if_match is not None and not conditions.matches(if_match, *facts))
+        or (if_none_match is not None and conditions.matches(if_none_match, *facts))
+    ):
+        return None
+    return item

@@ -1,0 +1,125 @@
+"""/kv: one object, and the keys of a bucket."""
+
+import re
+
+from poky.api import conditions
+from poky.api.conditions import format_date, format_tag
+from poky.api.request import (
+    cacheability,
+    is_unchanged,
+    read_content_type,
+    read_query,
+    read_tag_conditions,
+    read_tags,
+    read_unmodified_since,
+    require_bucket,
+    require_key,
+    require_names,
+)
+from poky.api.services import Services
+from poky.http import Answer, Environ, bare, json, refuse
+
+
+def get_object(services: Services, environ: Environ, bucket: str, key: str) -> Answer:
+    """The object, 304 or 412 as its conditions have it, or 404."""
+    require_names(bucket, key)
+    if_match = read_tags(environ, "HTTP_IF_MATCH", conditions.parse_if_match)
+    if if_match is None:  # the original's cache sent it by this name
+        if_match = read_tags(environ, "HTTP_X_IF_MATCH", conditions.parse_if_match)
+    if_none_match = read_tags(environ, "HTTP_IF_NONE_MATCH", conditions.parse_if_none_match)
+    found = services.store.get(bucket, key)
+    if found is None:
+        return bare(412 if if_match == "*" else 404)
+    facts = found.revision, found.hash, found.modified_at
+    if if_match is not None and not conditions.matches(if_match, *facts):
+        return bare(412)
+    headers = [
+        ("ETag", format_tag(found.revision, found.hash)),
+        ("Last-Modified", format_date(found.modified_at)),
+        ("Cache-Control", cacheability(environ)),
+    ]
+    if if_none_match is None:
+        unchanged = is_unchanged(environ, found.unchanged_since)
+    else:
+        unchanged = conditions.matches(if_none_match, *facts)
+    if unchanged:
+        return Answer("304 Not Modified", headers)
+    headers += [
+        ("Content-Type", found.content_type),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Content-Security-Policy", "default-src 'none'; sandbox"),
+    ]
+    return Answer("200 OK", headers, found.value)
+
+
+def put_object(services: Services, environ: Environ, bucket: str, key: str) -> Answer:
+    """Store the body; the form post of curl is a body like any other (seed)."""
+    require_names(bucket, key)
+    if_match, if_none_match = read_tag_conditions(environ)
+    modified_at = read_unmodified_since(environ)
+    if modified_at is not None and modified_at > services.latest():
+        raise refuse(
+            400,
+            "If-Unmodified-Since is too far in the future: at most "
+            f"{services.config.max_future_seconds} seconds are allowed.",
+        )
+    value = environ["wsgi.input"].read()
+    if len(value) > services.config.max_value_bytes:
+        raise refuse(413, f"A value has at most {services.config.max_value_bytes} bytes.")
+    content_type = read_content_type(environ, value)
+    with services.caches.admit():
+        put = services.store.put(
+            bucket, key, value, content_type, modified_at, if_match, if_none_match
+        )
+        environ["poky.outcome"] = put.outcome
+        if put.outcome == "rejected":
+            return bare(412)
+        if put.outbox_id is not None:
+            services.caches.purge(bucket, (key,), (put.outbox_id,))
+    return Answer(
+        "200 OK",
+        [
+            ("ETag", format_tag(put.revision, put.hash)),
+            ("Last-Modified", format_date(put.modified_at)),
+            ("Cache-Control", "no-store"),
+        ],
+    )
+
+
+def delete_object(services: Services, environ: Environ, bucket: str, key: str) -> Answer:
+    """Delete the object; 404 if there was none."""
+    require_names(bucket, key)
+    if_match, if_none_match = read_tag_conditions(environ)
+    unmodified_since = read_unmodified_since(environ)
+    with services.caches.admit():
+        deleted = services.store.delete(bucket, key, if_match, if_none_match, unmodified_since)
+        environ["poky.outcome"] = deleted.outcome
+        if deleted.outbox_id is not None:
+            services.caches.purge(bucket, (key,), (deleted.outbox_id,))
+    return bare({"deleted": 200, "missing": 404, "rejected": 412}[deleted.outcome])
+
+
+def list_objects(services: Services, environ: Environ, bucket: str) -> Answer:
+    """A page of keys in order; ``next`` is the ``after`` of the following page."""
+    require_bucket(bucket)
+    query = read_query(environ, "prefix", "after", "limit")
+    for name in ("prefix", "after"):
+        if query.get(name):
+            require_key(query[name], name, partial=name == "prefix")
+    if not re.fullmatch("[0-9]{1,4}", limit_text := query.get("limit", "100")) or not (
+        1 <= (limit := int(limit_text)) <= 1000
+    ):
+        raise refuse(400, "limit is a whole number from 1 to 1000.")
+    found = services.store.list(bucket, query.get("prefix", ""), query.get("after", ""), limit + 1)
+    page = found[:limit]
+    keys = [
+        {
+            "key": each.key,
+            "size": each.size,
+            "etag": format_tag(each.revision, each.hash),
+            "modified_at": format_date(each.modified_at),
+            "content_type": each.content_type,
+        }
+        for each in page
+    ]
+    return json({"keys": keys, "next": page[-1].key if len(found) > limit else None})

@@ -1,0 +1,53 @@
+"""What handlers may use: the store, the caches and the rest, each by its interface."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+from poky.config import Config
+from poky.health import Health
+from poky.store import Store
+
+
+class Lease(Protocol):
+    """The right of a cache to use its copies of a generation for some seconds."""
+
+    @property
+    def generation(self) -> str: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+class Caches(Protocol):
+    """The caches, as the contract needs them: asked before a change, purged after it."""
+
+    def admit(self) -> AbstractContextManager[None]:
+        """Enter before a change; raises StoreError 503 when too many changes wait already."""
+
+    def purge(self, bucket: str, keys: Sequence[str], outbox_ids: Sequence[int]) -> None:
+        """Return when no cache can give an older value of these keys any more."""
+
+    def forget_bucket(self, outbox_id: int) -> None:
+        """Return when no cache can give any value of the dropped bucket any more."""
+
+    def lease(self, node: str) -> Lease | None:
+        """Grant a cache a lease; None is no."""
+
+
+class Services(NamedTuple):
+    """What handlers may use."""
+
+    store: Store
+    caches: Caches
+    config: Config
+    health: Health
+    inflight: Callable[[], int]  #: requests that are being answered now
+    metrics: Callable[[], bytes]  #: all metrics in Prometheus' text format
+    help: str = ""  #: the routes of the listener, for people
+    document: Mapping[str, Any] | None = None  #: the same as OpenAPI
+
+    def latest(self) -> int:
+        """The latest date that a write may carry: one dated 9999 would lock its key."""
+        return int(time.time()) + self.config.max_future_seconds
