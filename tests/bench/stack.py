@@ -85,6 +85,7 @@ class Database:
 
     owner: str
     service: str
+    name: str = "poky"
 
     def execute(self, *statements: str, **parameters: object) -> None:
         """Run statements as the owner, each a transaction of its own."""
@@ -151,6 +152,7 @@ class Stack:
         self.partitioned = self._database("partitioned", "partitioned")
         # Who writes to a database with caches waits for them: those without must not meet theirs.
         self.cached = self._database("cached", "partitioned")
+        self.cached_twice = self._database("cached_twice", "partitioned")
         self.partitioned.execute(_TABLES)
 
     def __enter__(self) -> Stack:
@@ -178,13 +180,15 @@ class Stack:
         processes: int = PROCESSES,
         threads: int = THREADS,
         cache: str = "",
+        program: Sequence[str] = (sys.executable, "-m", "poky"),
     ) -> Service:
         """Processes of ``poky serve``, each with ports and a CPU of its own, as the role has it."""
+        commands = [
+            self.poky_command(database, *free_ports(3), threads=threads, cache=cache, cpu=cpu)
+            for cpu in range(processes)
+        ]
         return self._service(
-            [
-                self.poky_command(database, *free_ports(3), threads=threads, cache=cache, cpu=cpu)
-                for cpu in range(processes)
-            ]
+            [replace(command, arguments=[*program, "serve"]) for command in commands]
         )
 
     def poky_command(
@@ -229,17 +233,25 @@ class Stack:
         (port,) = free_ports(1)
         return self._service([self._varnish("plain", port, vcl)])
 
-    def cached_poky(self) -> tuple[Service, Service]:
-        """Poky's own Varnish, and before it the service that knows of it."""
-        port, purge = free_ports(2)
-        service = self.poky(self.cached, cache=f"bench=http://127.0.0.1:{purge}")
-        folder = self.folder / "vcl"
+    def cached_poky(self, database: Database, nodes: int = 1) -> tuple[Service, Service]:
+        """Nodes of Poky's own Varnish, and before them the service that knows of them."""
+        names = [f"bench-{database.name}-{number}" for number in range(nodes)]
+        ports, purges = free_ports(nodes), free_ports(nodes)
+        caches = [
+            f"{name}=http://127.0.0.1:{purge}" for name, purge in zip(names, purges, strict=True)
+        ]
+        service = self.poky(database, cache=" ".join(caches))
+        folder = self.folder / f"vcl-{database.name}"
         folder.mkdir(exist_ok=True)
         (folder / "poky_values.vcl").write_text(
             values(service=service.ports, lease=service.lease_ports)
         )
-        command = self._varnish("bench", port, ROLE / "files" / "poky.vcl", purge, folder)
-        return self._service([command]), service
+        vcl = ROLE / "files" / "poky.vcl"
+        commands = [
+            self._varnish(name, port, vcl, purge, folder)
+            for name, port, purge in zip(names, ports, purges, strict=True)
+        ]
+        return self._service(commands), service
 
     def nginx(self, varnish: int) -> Service:
         """nginx as a proxy before a Varnish."""
@@ -287,12 +299,17 @@ class Stack:
         self._exit.callback(end, process)
         return process
 
-    def _database(self, name: str, kind: str) -> Database:
+    def empty_database(self, name: str) -> Database:
+        """A database without a schema."""
         everything = Database(self._postgres.dsn_owner, self._postgres.dsn_service)
         everything.execute(f"CREATE DATABASE {name}")
-        database = Database(
-            *(dsn.replace("/poky?", f"/{name}?") for dsn in (everything.owner, everything.service))
+        return Database(
+            *(dsn.replace("/poky?", f"/{name}?") for dsn in (everything.owner, everything.service)),
+            name,
         )
+
+    def _database(self, name: str, kind: str) -> Database:
+        database = self.empty_database(name)
         migrate(database.owner, kind=kind, release="bench")
         return database
 

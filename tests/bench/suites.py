@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from tests.bench import machine
+from tests.bench import peers as other
 from tests.bench.contest import Contest, Contestant
-from tests.bench.load import Http, Pgbench, Sample, watch
-from tests.bench.stack import Command, Service, Stack, end
+from tests.bench.load import Http, Mixed, Pgbench, Sample, watch
+from tests.bench.stack import PROCESSES, Command, Service, Stack, end
 from tests.service import free_ports
 
 KB = 1024
@@ -64,7 +65,12 @@ class Stage:
     @property
     def cached(self) -> tuple[Service, Service]:
         """Poky's Varnish and the service behind it."""
-        return self.once(self.stack.cached_poky)  # type: ignore[return-value]
+        return self.once(self.stack.cached_poky, self.stack.cached)  # type: ignore[return-value]
+
+    @property
+    def cached_twice(self) -> tuple[Service, Service]:
+        """Two nodes of Poky's Varnish and the service behind them."""
+        return self.once(self.stack.cached_poky, self.stack.cached_twice, 2)  # type: ignore[return-value]
 
     def bucket(self, size: int, keys: int) -> str:
         """A bucket filled alike for Poky, for pgbench and for the naive app."""
@@ -210,7 +216,7 @@ def cache(stage: Stage) -> Contests:
     plain: Service = stage.once(stage.stack.plain_varnish, service.ports[0])  # type: ignore[assignment]
     nginx: Service = stage.once(stage.stack.nginx, varnish.ports[0])  # type: ignore[assignment]
     misses, value = 200_000, stage.stack.value(size)
-    stage.stack.cached.fill(bucket, keys, value.read_bytes())
+    stage.once(stage.stack.cached.fill, bucket, keys, value.read_bytes())
     stage.stack.cached.fill("missed", misses, value.read_bytes())
     stage.stack.cached.settle()
     hit = stage.http(varnish, bucket, 1000)
@@ -248,6 +254,124 @@ def cache(stage: Stage) -> Contests:
         ],
         facts=facts,
     )  # fmt: skip
+
+
+def peers(stage: Stage) -> Contests:
+    """Against what a user would pick instead, and against the previous release."""
+    other.install()
+    size, keys = KB, 10_000
+    bucket, value = stage.bucket(size, keys), stage.stack.value(size)
+    text = value.read_bytes()
+    redis = other.redis(stage.stack, keys, text)
+    etcd = other.etcd(stage.stack, keys, text)
+    before, _ = other.previous(stage.stack, bucket, keys, text)
+
+    def contestants(method: str, count: int) -> dict[str, Contestant]:
+        put, verb = method == "PUT", method.lower()
+        body = value if put else None
+        what = {"method": method, "value": body, "clients": count}
+        return {
+            f"{verb}.direct": stage.http(stage.poky, bucket, keys, **what),
+            f"previous-{verb}": stage.http(before, bucket, keys, **what),
+            f"etcd-{verb}": Http(
+                etcd.ports, f"/v3/kv/{'put' if put else 'range'}", keys, value=body,
+                clients=count, watched=etcd.watched,
+            ),
+            f"redis-{verb}": Http(
+                redis.ports, "/SET/key-@" if put else "/GET/key-@.txt", keys, method=method,
+                value=body, clients=count, watched=redis.watched,
+            ),
+            "naive": stage.http(stage.naive, bucket, keys, **what),
+            f"pgbench-{'upsert' if put else 'select'}": stage.pgbench(
+                UPSERT if put else SELECT, size, keys, count, put=put
+            ),
+        }  # fmt: skip
+
+    for method, count in itertools.product(("GET", "PUT"), (CLIENTS, 8, 1)):
+        ending = "" if count == CLIENTS else f".1k.{count}"
+        yield _against_first(contestants(method, count), ending, count)
+    for share in (90, 50):
+        yield _mixed(stage, share, {"": stage.poky, "previous-": before}, bucket, keys)
+    yield from _peers_of_caches(stage, redis, bucket, keys)
+
+
+def _against_first(
+    contestants: dict[str, Contestant], ending: str, count: int, warm_up: Sequence[str] = ()
+) -> Contest:
+    """All against each other, and the first one measured by each of the others."""
+    first, *others = contestants
+    return Contest(
+        {name + ending: each for name, each in contestants.items()},
+        [(first + ending, name + ending) for name in others],
+        facts={"clients": count, "value_bytes": KB},
+        warm_up=[name + ending for name in warm_up],
+    )
+
+
+def _mixed(
+    stage: Stage, share: int, services: dict[str, Service], bucket: str, keys: int
+) -> Contest:
+    """GETs and PUTs of the same keys at once, ``share`` percent of the clients reading."""
+    reading = round(CLIENTS * share / 100) // PROCESSES * PROCESSES
+    contestants: dict[str, Contestant] = {}
+    for prefix, service in services.items():
+        mixed = Mixed(
+            {
+                "get": stage.http(service, bucket, keys, clients=reading),
+                "put": stage.http(
+                    service, bucket, keys, method="PUT", value=stage.stack.value(KB),
+                    clients=CLIENTS - reading,
+                ),
+            }
+        )  # fmt: skip
+        contestants |= {f"{prefix}mixed-{share}.{verb}": mixed.part(verb) for verb in mixed.parts}
+    return Contest(
+        contestants,
+        [(f"mixed-{share}.{verb}", f"previous-mixed-{share}.{verb}") for verb in ("get", "put")],
+        facts={"clients": CLIENTS, "reading": reading, "value_bytes": KB},
+    )
+
+
+def _peers_of_caches(stage: Stage, redis: Service, bucket: str, keys: int) -> Contests:
+    """Hits against Redis and a plain Varnish; writes that one and two caches are told of."""
+    value = stage.stack.value(KB)
+    for database in (stage.stack.cached, stage.stack.cached_twice):
+        stage.once(database.fill, bucket, keys, value.read_bytes())
+        stage.once(database.settle)
+    varnish, service = stage.cached
+    _, service_of_two = stage.cached_twice
+    plain: Service = stage.once(stage.stack.plain_varnish, service.ports[0])  # type: ignore[assignment]
+    for count in (CLIENTS, 8):
+        yield _against_first(
+            {
+                "get.hit": stage.http(varnish, bucket, 1000, clients=count),
+                "redis-get": Http(
+                    redis.ports, "/GET/key-@.txt", keys, clients=count, watched=redis.watched
+                ),
+                "plain-varnish": stage.http(plain, bucket, 1000, clients=count),
+            },
+            "" if count == CLIENTS else f".1k.{count}",
+            count,
+            warm_up=("get.hit", "plain-varnish"),
+        )
+    direct = stage.http(stage.poky, bucket, keys, method="PUT", value=value)
+    through = varnish.with_pids_of(service)
+    yield Contest(
+        {
+            "put.direct": direct,
+            "put.direct.1k.128": replace(direct, clients=128),
+            "put.purged": replace(direct, ports=service.ports, watched=service.watched),
+            "put.purged-2": replace(
+                direct, ports=service_of_two.ports, watched=service_of_two.watched
+            ),
+            "put.through": replace(direct, ports=varnish.ports, watched=through),
+        },
+        [
+            (name, "put.direct")
+            for name in ("put.direct.1k.128", "put.purged", "put.purged-2", "put.through")
+        ],
+        facts={"clients": CLIENTS, "value_bytes": KB},
+    )
 
 
 def buckets(stage: Stage) -> Contests:
@@ -440,4 +564,4 @@ USUAL = {
     "start": start,
     "memory": memory,
 }
-LONGER = {"sizes": sizes, "clients": clients}
+LONGER = {"sizes": sizes, "clients": clients, "peers": peers}

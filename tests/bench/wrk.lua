@@ -1,7 +1,8 @@
 -- What wrk sends. Arguments: method, path, buckets, keys, first key ("random", or where to begin in
 -- order), file with the value ("" for none), items of a batch (0: a single object), then headers as
 -- "name: value". "#" in the path stands for the number of a random bucket; the number of a key is
--- appended to the path, unless keys is 0.
+-- appended to the path, unless keys is 0, or stands where the path has "@". A path of etcd's JSON
+-- gateway takes key and value in a body of base 64.
 
 local number = 0
 
@@ -13,6 +14,7 @@ end
 function init(args)
   method, path, buckets, keys = args[1], args[2], tonumber(args[3]), tonumber(args[4])
   before, after = path:match("^(.-)#(.*)$")
+  head, tail = path:match("^(.-)@(.*)$")
   next_key = tonumber(args[5])  -- nil for "random"
   math.randomseed(seed)
   local value = ""
@@ -27,11 +29,19 @@ function init(args)
     local name, text = args[index]:match("^(.-): (.*)$")
     headers[name] = text
   end
-  if items > 0 and method ~= "GET" then
+  if path:match("^/v3/") then
     headers["Content-Type"] = "application/json"
-    batches = {}
+    prepared = {}
+    local rest = value == "" and "" or '","value":"' .. base64(value)
+    for index = 1, keys do
+      local text = '{"key":"' .. base64("key-" .. index) .. rest .. '"}'
+      prepared[index] = wrk.format("POST", path, headers, text)
+    end
+  elseif items > 0 and method ~= "GET" then
+    headers["Content-Type"] = "application/json"
+    prepared = {}
     for index = 1, 32 do
-      batches[index] = wrk.format(method, path, headers, batch(value, items))
+      prepared[index] = wrk.format(method, path, headers, batch(value, items))
     end
   elseif value ~= "" or method == "PUT" then
     body = value
@@ -52,9 +62,25 @@ function batch(value, items)
   return "[" .. table.concat(parts, ",") .. "]"
 end
 
+local letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+function base64(text)
+  local parts = {}
+  for index = 1, #text, 3 do
+    local a, b, c = text:byte(index, index + 2)
+    local bits = a * 65536 + (b or 0) * 256 + (c or 0)
+    for shift = 3, 0, -1 do
+      local digit = math.floor(bits / 64 ^ shift) % 64 + 1
+      parts[#parts + 1] = letters:sub(digit, digit)
+    end
+  end
+  local padding = (3 - #text % 3) % 3
+  return table.concat(parts, "", 1, #parts - padding) .. ("="):rep(padding)
+end
+
 function request()
-  if batches then
-    return batches[math.random(#batches)]
+  if prepared then
+    return prepared[math.random(#prepared)]
   end
   local target = path
   if before then
@@ -63,6 +89,8 @@ function request()
   if next_key then
     target = target .. next_key
     next_key = next_key + 1
+  elseif keys > 0 and head then
+    target = head .. math.random(keys) .. tail
   elseif keys > 0 then
     target = target .. math.random(keys)
   end
