@@ -50,12 +50,18 @@ class Response:
         return json.loads(self.body)
 
     @property
+    def code(self) -> str:
+        """The code of a refusal, for programs."""
+        assert self.detail
+        return self.json()["code"]
+
+    @property
     def detail(self) -> str:
         """The sentence of a refusal, which must be problem details (RFC 9457)."""
         assert self.headers["Content-Type"] == "application/problem+json", self.body
         assert self.headers["Cache-Control"] == "no-store"
         problem = self.json()
-        assert set(problem) == {"type", "title", "status", "detail"}
+        assert set(problem) == {"type", "title", "status", "code", "detail"}
         assert problem["status"] == self.status
         return problem["detail"]
 

@@ -288,7 +288,7 @@ def test_corpus(shared: Serving, raw: bytes, statuses: list[int], ending: str) -
             problem = json.loads(answer.body)
             assert answer.headers["content-type"] == "application/problem+json"
             assert answer.headers["cache-control"] == "no-store"
-            assert set(problem) == {"type", "title", "status", "detail"}
+            assert set(problem) == {"type", "title", "status", "code", "detail"}
             assert problem["status"] == answer.status
             assert problem["detail"].endswith(".")
 

@@ -51,16 +51,16 @@ def application(routes: Sequence[Route], services: Services) -> Application:
 
 def _show_store_error(error: StoreError, environ: Environ) -> Answer:
     detail = error.detail
-    if error.status == 404:
+    if error.code == "bucket_not_found":
         detail += " Create it with PUT /buckets/{bucket} on the admin listener, or: "
         detail += "poky bucket create NAME."
-    elif error.status == 409:
+    elif error.code == "bucket_not_empty":
         detail += " Add ?keys=drop to drop it with its keys."
     headers = []
     if error.unknown:
         environ["poky.outcome"] = "unknown"
         headers.append(("Poky-Outcome", "unknown"))
-    return problem(error.status, detail, headers)
+    return problem(error.status, error.code, detail, headers)
 
 
 def _show_routing_error(error: Any, environ: Environ) -> Answer:
@@ -68,5 +68,12 @@ def _show_routing_error(error: Any, environ: Environ) -> Answer:
         allow = error.headers.get("Allow", "")
         methods = sorted({*allow.split(","), *(["HEAD"] if "GET" in allow else [])})
         allowed = ", ".join(methods)
-        return problem(405, f"Use one of these methods here: {allowed}.", [("Allow", allowed)])
-    return problem(404, "There is nothing at this path. GET /help lists what there is.")
+        return problem(
+            405,
+            "method_not_allowed",
+            f"Use one of these methods here: {allowed}.",
+            [("Allow", allowed)],
+        )
+    return problem(
+        404, "path_not_found", "There is nothing at this path. GET /help lists what there is."
+    )

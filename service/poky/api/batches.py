@@ -62,7 +62,11 @@ def _read_body(services: Services, environ: Environ, bucket: str) -> bytes:
         raise Refused(text("Invalid Content-Type", 415))
     body: bytes = environ["wsgi.input"].read()
     if len(body) > services.config.max_batch_bytes:
-        raise refuse(413, f"A batch has at most {services.config.max_batch_bytes} bytes. Split it.")
+        raise refuse(
+            413,
+            "batch_too_large",
+            f"A batch has at most {services.config.max_batch_bytes} bytes. Split it.",
+        )
     return body
 
 

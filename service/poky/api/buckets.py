@@ -33,7 +33,9 @@ def drop_bucket(services: Services, environ: Environ, bucket: str) -> Answer:
     require_bucket(bucket)
     keys = read_query(environ, "keys").get("keys")
     if keys not in (None, "drop"):
-        raise refuse(400, "keys, if given, is drop: the bucket is dropped with its keys.")
+        raise refuse(
+            400, "bad_query", "keys, if given, is drop: the bucket is dropped with its keys."
+        )
     outbox_id = services.store.drop_bucket(bucket, keys=keys == "drop")
     if outbox_id is not None:
         services.caches.forget_bucket(outbox_id)

@@ -74,7 +74,11 @@ def parse_put_items(body: bytes, max_items: int, max_value_bytes: int, latest: i
             raise _bad(number, "data", "give either data (text) or data_base64 (bytes)")
         value = item.data.encode() if item.data is not None else item.data_base64 or b""
         if len(value) > max_value_bytes:
-            raise refuse(413, f"Item {number}: a value has at most {max_value_bytes} bytes.")
+            raise refuse(
+                413,
+                "value_too_large",
+                f"Item {number}: a value has at most {max_value_bytes} bytes.",
+            )
         if (modified_at[number] or 0) > latest:
             raise _bad(number, "modified_at", "the date is too far in the future")
         values.append(value)
@@ -97,7 +101,9 @@ def show_values(items: KeyItems, found: dict[str, Found]) -> dict[str, str]:
                 answer[key] = item.value.decode()
             except UnicodeDecodeError:
                 raise refuse(
-                    406, f"The value of {key} is not UTF-8 text. Ask with Accept: {OBJECTS}."
+                    406,
+                    "value_not_text",
+                    f"The value of {key} is not UTF-8 text. Ask with Accept: {OBJECTS}.",
                 ) from None
     return answer
 
@@ -139,11 +145,11 @@ def _decode(decoder: Any, body: bytes, max_items: int) -> Any:
     try:
         items = decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise refuse(400, _explained(str(error))) from None
+        raise refuse(400, "bad_item", _explained(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise refuse(400, f"The body is not JSON in UTF-8: {error}.") from None
+        raise refuse(400, "bad_json", f"The body is not JSON in UTF-8: {error}.") from None
     if len(items) > max_items:
-        raise refuse(413, f"A batch has at most {max_items} items. Split it.")
+        raise refuse(413, "batch_too_large", f"A batch has at most {max_items} items. Split it.")
     return items
 
 
@@ -178,7 +184,7 @@ def _checked(number: int, field: str, text: str | None, parse: Callable[[str], P
 
 
 def _bad(number: int, field: str, why: str) -> Exception:
-    return refuse(400, f"Item {number}, field {field}: {why}.")
+    return refuse(400, "bad_item", f"Item {number}, field {field}: {why}.")
 
 
 def _if_matching(items: KeyItems, number: int, found: dict[str, Found]) -> Found | None:

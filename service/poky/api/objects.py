@@ -60,12 +60,15 @@ def put_object(services: Services, environ: Environ, bucket: str, key: str) -> A
     if modified_at is not None and modified_at > services.latest():
         raise refuse(
             400,
+            "date_in_future",
             "If-Unmodified-Since is too far in the future: at most "
             f"{services.config.max_future_seconds} seconds are allowed.",
         )
     value = environ["wsgi.input"].read()
     if len(value) > services.config.max_value_bytes:
-        raise refuse(413, f"A value has at most {services.config.max_value_bytes} bytes.")
+        raise refuse(
+            413, "value_too_large", f"A value has at most {services.config.max_value_bytes} bytes."
+        )
     content_type = read_content_type(environ, value)
     with services.caches.admit():
         put = services.store.put(
@@ -109,7 +112,7 @@ def list_objects(services: Services, environ: Environ, bucket: str) -> Answer:
     if not re.fullmatch("[0-9]{1,4}", limit_text := query.get("limit", "100")) or not (
         1 <= (limit := int(limit_text)) <= 1000
     ):
-        raise refuse(400, "limit is a whole number from 1 to 1000.")
+        raise refuse(400, "bad_query", "limit is a whole number from 1 to 1000.")
     found = services.store.list(bucket, query.get("prefix", ""), query.get("after", ""), limit + 1)
     page = found[:limit]
     keys = [

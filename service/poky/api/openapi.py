@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from poky import __version__
 from poky.api import admin, batches, buckets, objects
+from poky.api.codes import CODES
 from poky.api.items import OBJECTS
 from poky.api.names import BUCKET, KEY
 from poky.api.routes import Route
@@ -141,11 +142,12 @@ _HTTP_DATE: Json = {
     "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9] GMT$",
 }
 _PROBLEM = _object(
-    "type title status detail",
+    "type title status code detail",
     {"description": "RFC 9457."},
     type=_STRING,
     title=_STRING,
     status=_INTEGER,
+    code={"enum": sorted(CODES)},
     detail=_STRING,
 )
 _NAMES = {

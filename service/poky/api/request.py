@@ -18,14 +18,14 @@ def require_bucket(bucket: str) -> None:
     try:
         check_bucket(bucket)
     except ValueError as error:
-        raise refuse(400, f"Choose another bucket: {error}.") from None
+        raise refuse(400, "bad_bucket_name", f"Choose another bucket: {error}.") from None
 
 
 def require_key(key: str, what: str = "key", *, partial: bool = False) -> None:
     try:
         check_key(key + "-" if partial else key)
     except ValueError as error:
-        raise refuse(400, f"Choose another {what}: {error}.") from None
+        raise refuse(400, "bad_key", f"Choose another {what}: {error}.") from None
 
 
 def require_names(bucket: str, key: str) -> None:
@@ -44,6 +44,7 @@ def read_tags(environ: Environ, name: str, parse: Callable[[str], str]) -> str |
         header = name.removeprefix("HTTP_").replace("_", "-").title()
         raise refuse(
             400,
+            "bad_condition",
             f'{header} cannot be read: send *, or entity tags or an HTTP-date in "quotes".',
         ) from None
 
@@ -94,7 +95,7 @@ def read_content_type(environ: Environ, value: bytes) -> str:
     try:
         return check_content_type(given)
     except ValueError as error:
-        raise refuse(400, f"Send another Content-Type: {error}.") from None
+        raise refuse(400, "bad_content_type", f"Send another Content-Type: {error}.") from None
 
 
 def read_query(environ: Environ, *known: str) -> dict[str, str]:
@@ -110,17 +111,23 @@ def read_query(environ: Environ, *known: str) -> dict[str, str]:
             max_num_fields=16,
         )
     except ValueError:
-        raise refuse(400, "The query cannot be read: send name=value pairs in UTF-8.") from None
+        raise refuse(
+            400, "bad_query", "The query cannot be read: send name=value pairs in UTF-8."
+        ) from None
     query = dict(pairs)
     unknown = sorted(set(query) - set(known))
     if unknown or len(query) < len(pairs):
         allowed = ", ".join(known) or "none"
-        raise refuse(400, f"The query has a parameter too many; known here, once each: {allowed}.")
+        raise refuse(
+            400,
+            "bad_query",
+            f"The query has a parameter too many; known here, once each: {allowed}.",
+        )
     return query
 
 
 def read_atomic(environ: Environ) -> bool:
     value = read_query(environ, "atomic").get("atomic", "false")
     if value not in ("true", "false"):
-        raise refuse(400, "atomic is true or false.")
+        raise refuse(400, "bad_query", "atomic is true or false.")
     return value == "true"

@@ -10,6 +10,21 @@ import msgspec
 
 Headers = list[tuple[str, str]]
 
+#: Codes of the refusals that need no application, and what they mean. Programs compare codes,
+#: never sentences: a code keeps its meaning, and is never reused for another.
+CODES = {
+    "body_incomplete": "The body is shorter than its Content-Length; nothing was stored.",
+    "body_too_large": "The body is larger than any that is read.",
+    "expectation_unknown": "An Expect other than 100-continue.",
+    "head_too_large": "The request line or the header block is too large.",
+    "internal_error": "A defect of the service; the operator finds it in the log.",
+    "length_required": "The body has no Content-Length.",
+    "overloaded": "Too many connections, or too many bytes in flight. Try again shortly.",
+    "request_malformed": "Not a request as RFC 9110 and 9112 have it, or one of two meanings.",
+    "request_too_slow": "The head or the body took too long to arrive.",
+    "version_unsupported": "A version of HTTP other than 1.0 and 1.1.",
+}
+
 
 class Answer(NamedTuple):
     """A complete answer: status line without the version, header fields, body."""
@@ -27,15 +42,24 @@ class Refused(Exception):
         self.answer = answer
 
 
-def refuse(status: int, detail: str, headers: Headers | None = None) -> Refused:
+def refuse(status: int, code: str, detail: str, headers: Headers | None = None) -> Refused:
     """A refusal as problem details: ``detail`` is one sentence that says what to do."""
-    return Refused(problem(status, detail, headers))
+    return Refused(problem(status, code, detail, headers))
 
 
-def problem(status: int, detail: str, headers: Headers | None = None) -> Answer:
-    """Problem details (RFC 9457), never stored by a cache; 503 says when to come back."""
+def problem(status: int, code: str, detail: str, headers: Headers | None = None) -> Answer:
+    """Problem details (RFC 9457) with a ``code`` for programs; 503 says when to come back.
+
+    Never stored by a cache. docs/http-api.md lists the codes.
+    """
     title = HTTPStatus(status).phrase
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    body = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "code": code,
+        "detail": detail,
+    }
     fields = [("Content-Type", "application/problem+json"), ("Cache-Control", "no-store")]
     if status == 503:
         fields.append(("Retry-After", "1"))

@@ -54,11 +54,11 @@ _OURS: Final = frozenset(  # fields of an answer that are not for the applicatio
 
 def overload() -> Refused:
     """The refusal of what there is no room for now."""
-    return refuse(503, "Try again in a moment.")
+    return refuse(503, "overloaded", "Try again in a moment.")
 
 
 def _too_slow() -> Refused:
-    return refuse(408, "Send the whole request without long pauses.")
+    return refuse(408, "request_too_slow", "Send the whole request without long pauses.")
 
 
 @lru_cache(maxsize=128)
@@ -207,7 +207,9 @@ class Connection:
         if data:
             self._buffer = self._buffer + data if self._buffer else data
         elif self._buffer:
-            raise refuse(400, "Send the whole head of the request before closing.")
+            raise refuse(
+                400, "request_malformed", "Send the whole head of the request before closing."
+            )
         else:
             self.state = CLOSED
 
@@ -245,11 +247,21 @@ class Connection:
         """Refuse what cannot become a request; else wait, but not longer than the first time."""
         if buffer and (not b"A" <= buffer[:1] <= b"Z" or _BARE_LF.search(buffer)):
             if buffer != b"\r":
-                raise refuse(400, "Send an HTTP/1.1 request, its lines ended with CR LF.")
+                raise refuse(
+                    400,
+                    "request_malformed",
+                    "Send an HTTP/1.1 request, its lines ended with CR LF.",
+                )
         elif len(buffer) >= self.server.max_header_bytes:
             if b"\r\n" in buffer:
-                raise refuse(431, f"Send at most {self.server.max_header_bytes} bytes of headers.")
-            raise refuse(414, f"Send a request line of at most {REQUEST_LINE_BYTES} bytes.")
+                raise refuse(
+                    431,
+                    "head_too_large",
+                    f"Send at most {self.server.max_header_bytes} bytes of headers.",
+                )
+            raise refuse(
+                414, "head_too_large", f"Send a request line of at most {REQUEST_LINE_BYTES} bytes."
+            )
         if buffer and not self._partial:
             self._partial = True
             self.deadline = time.monotonic() + self.server.timeout
@@ -259,7 +271,9 @@ class Connection:
     def _begin_body(self, environ: Environ, length: int, expects: bool) -> None:
         server = self.server
         if length > server.max_body_bytes:
-            raise refuse(413, f"Send a body of at most {server.max_body_bytes} bytes.")
+            raise refuse(
+                413, "body_too_large", f"Send a body of at most {server.max_body_bytes} bytes."
+            )
         if server.admit is not None:
             self._release = server.admit(environ, length)
             if self._release is None:
@@ -292,7 +306,11 @@ class Connection:
             self._received += count
             missing = len(view) - self._received
         if not count:
-            raise refuse(400, f"Send the {missing} bytes which Content-Length announces as well.")
+            raise refuse(
+                400,
+                "body_incomplete",
+                f"Send the {missing} bytes which Content-Length announces as well.",
+            )
         if missing:
             now = time.monotonic()
             if now >= self._limit:  # a sweep may always find that a little has just come
@@ -329,7 +347,9 @@ class Connection:
             head, body = self._compose(self._status, self._headers, body)
         except BaseException:  # also SystemExit: a request must not end a worker
             log.exception("%s %s failed", environ["REQUEST_METHOD"], environ["REQUEST_URI"])
-            raise refuse(500, "Try again, and tell the operator if it fails again.") from None
+            raise refuse(
+                500, "internal_error", "Try again, and tell the operator if it fails again."
+            ) from None
         self._send(head, body)
 
     def _start_response(

@@ -42,30 +42,38 @@ def parse_head(head: bytes, environ: Environ, max_headers: int = 100) -> tuple[i
     """
     lines = head.decode("latin-1").split("\r\n")
     if len(head) - len(head.translate(None, CONTROLS)) != 2 * len(lines) - 2:
-        raise refuse(400, "Send no control characters, and end every line with CR LF.")
+        raise refuse(
+            400, "request_malformed", "Send no control characters, and end every line with CR LF."
+        )
     if len(lines[0]) > REQUEST_LINE_BYTES:
-        raise refuse(414, f"Send a request line of at most {REQUEST_LINE_BYTES} bytes.")
+        raise refuse(
+            414, "head_too_large", f"Send a request line of at most {REQUEST_LINE_BYTES} bytes."
+        )
     if len(lines) - 1 > max_headers:
-        raise refuse(431, f"Send at most {max_headers} header fields.")
+        raise refuse(431, "head_too_large", f"Send at most {max_headers} header fields.")
     line = _REQUEST_LINE.fullmatch(lines[0])
     if line is None:
-        raise refuse(400, "Send a request line of METHOD, target and HTTP/1.1, one space between.")
+        raise refuse(
+            400,
+            "request_malformed",
+            "Send a request line of METHOD, target and HTTP/1.1, one space between.",
+        )
     method, target, major, minor = line.groups()
     environ["REQUEST_METHOD"] = method
     environ["REQUEST_URI"] = target
     if major != "1" or minor > "1":
-        raise refuse(505, "Send HTTP/1.1 or HTTP/1.0.")
+        raise refuse(505, "version_unsupported", "Send HTTP/1.1 or HTTP/1.0.")
     environ["SERVER_PROTOCOL"] = "HTTP/1.1" if minor == "1" else "HTTP/1.0"
 
     for field in lines[1:]:
         name, colon, value = field.partition(":")
         key = _environ_key(name)
         if not colon:
-            raise refuse(400, "Send header fields as name, colon, value.")
+            raise refuse(400, "request_malformed", "Send header fields as name, colon, value.")
         value = value.strip(" \t")
         if key in environ:
             if key in _ONCE:
-                raise refuse(400, f"Send {name} only once.")
+                raise refuse(400, "request_malformed", f"Send {name} only once.")
             value = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ', '}{value}"
         if key:
             environ[key] = value
@@ -74,11 +82,17 @@ def parse_head(head: bytes, environ: Environ, max_headers: int = 100) -> tuple[i
     if "HTTP_TRANSFER_ENCODING" in environ:
         coding = environ["HTTP_TRANSFER_ENCODING"].lower()
         if coding != "chunked" or minor == "0" or "CONTENT_LENGTH" in environ:
-            raise refuse(400, "Send Content-Length, and no Transfer-Encoding.")
-        raise refuse(411, "Send the body with Content-Length in place of Transfer-Encoding.")
+            raise refuse(400, "request_malformed", "Send Content-Length, and no Transfer-Encoding.")
+        raise refuse(
+            411,
+            "length_required",
+            "Send the body with Content-Length in place of Transfer-Encoding.",
+        )
     length = environ.get("CONTENT_LENGTH", "0")
     if not _LENGTH.fullmatch(length):
-        raise refuse(400, "Send Content-Length as one decimal number of bytes.")
+        raise refuse(
+            400, "request_malformed", "Send Content-Length as one decimal number of bytes."
+        )
     return int(length), _keeps(environ, minor), _expects(environ, minor)
 
 
@@ -87,7 +101,11 @@ def _environ_key(name: str) -> str:
     """The CGI variable of a header field; empty for a name to be ignored."""
     key = name.upper().replace("-", "_")
     if not _TOKEN.fullmatch(name) or ("_" in name and key in _FRAMING):
-        raise refuse(400, "Send header names of letters, digits and hyphens, right before a colon.")
+        raise refuse(
+            400,
+            "request_malformed",
+            "Send header names of letters, digits and hyphens, right before a colon.",
+        )
     if "_" in name:
         return ""  # CGI cannot tell it from a hyphen: X_Y would pass for X-Y (nginx drops it, too)
     return key if key in ("CONTENT_LENGTH", "CONTENT_TYPE") else "HTTP_" + key
@@ -98,15 +116,21 @@ def _read_target(target: str, environ: Environ) -> None:
     host = environ.get("HTTP_HOST")
     if host is None:
         if environ["SERVER_PROTOCOL"] == "HTTP/1.1":
-            raise refuse(400, "Send one Host header field.")
+            raise refuse(400, "request_malformed", "Send one Host header field.")
     elif not _HOST.fullmatch(host):
-        raise refuse(400, "Send Host as a name or address, and optionally a colon and a port.")
+        raise refuse(
+            400,
+            "request_malformed",
+            "Send Host as a name or address, and optionally a colon and a port.",
+        )
     if target[0] != "/":
         absolute = _ABSOLUTE.fullmatch(target)
         if absolute is None or not _HOST.fullmatch(absolute[1]):
-            raise refuse(400, "Send a target which is a path that begins with a slash.")
+            raise refuse(
+                400, "request_malformed", "Send a target which is a path that begins with a slash."
+            )
         if host is not None and host.lower() != absolute[1].lower():
-            raise refuse(400, "Send the same host in the target and in Host.")
+            raise refuse(400, "request_malformed", "Send the same host in the target and in Host.")
         environ["HTTP_HOST"] = absolute[1]
         target = absolute[2]
         if not target.startswith("/"):
@@ -114,7 +138,11 @@ def _read_target(target: str, environ: Environ) -> None:
     path, _, environ["QUERY_STRING"] = target.partition("?")
     if "%" in target:
         if _BAD_ESCAPE.search(target):
-            raise refuse(400, "Send a target without control characters, escaped as %XX or not.")
+            raise refuse(
+                400,
+                "request_malformed",
+                "Send a target without control characters, escaped as %XX or not.",
+            )
         path = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), path)
     environ["PATH_INFO"] = path
 
@@ -134,5 +162,5 @@ def _expects(environ: Environ, minor: str) -> bool:
     if value is None or minor == "0":
         return False
     if value.lower() != "100-continue":
-        raise refuse(417, "Send no Expect other than 100-continue.")
+        raise refuse(417, "expectation_unknown", "Send no Expect other than 100-continue.")
     return True

@@ -1,0 +1,19 @@
+"""The codes of problem details: the contract's, the wire's and the store's, as one table."""
+
+from poky import http, store
+
+CODES = {
+    **http.CODES,
+    **store.CODES,
+    "bad_condition": "If-Match or If-None-Match cannot be read.",
+    "bad_content_type": "The content type cannot be sent back as a header field.",
+    "bad_item": "An item of a batch is not as it should be; nothing was done.",
+    "bad_json": "The body of a batch is not JSON in UTF-8.",
+    "bad_query": "The query has an unknown or repeated parameter, or a value that is not one.",
+    "batch_too_large": "The batch has too many bytes or items: split it.",
+    "date_in_future": "The new modified_at is too far ahead.",
+    "method_not_allowed": "The path has no such method: see Allow.",
+    "path_not_found": "There is nothing at this path.",
+    "value_not_text": "A value is not UTF-8: ask for the objects media type.",
+    "value_too_large": "The value is larger than those that are stored.",
+}
