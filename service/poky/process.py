@@ -1,7 +1,7 @@
-"""The process: builds the objects, listens, answers signals, and ends in good order.
+"""The process: builds the objects, starts the listeners, handles signals, shuts down gracefully.
 
-The only place where store, caches, contract and listeners meet. Knows systemd's protocol
-(sd_notify(3)); knows nothing of what is stored or asked.
+The only place where store, caches, contract and listeners meet. Speaks systemd's protocol
+(sd_notify(3)); knows nothing of objects and keys.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _STUCK_SECONDS = 20.0
 
 
 class ByteBudget:
-    """How many bytes of request bodies may be in memory at once."""
+    """Bounds the bytes of request bodies in memory."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -41,7 +41,7 @@ class ByteBudget:
         self._lock = threading.Lock()
 
     def admit(self, environ: Environ, length: int) -> Callable[[], None] | None:
-        """Reserve the body's bytes; the function to give them back, or None when over budget."""
+        """Reserve the body's bytes; returns what releases them, or None if over budget."""
         if not length:
             return _nothing
         with self._lock:
@@ -64,9 +64,9 @@ def _nothing() -> None:
 
 
 def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
-    """Serve until SIGTERM or SIGINT; the exit status: 0 if all running requests were finished.
+    """Serve until SIGTERM or SIGINT; returns the exit status: 0 if all requests finished.
 
-    Starts and stays up while the database is away. ``on_ready`` is called once it listens.
+    Starts and stays up while the database is away. Calls ``on_ready`` once all listeners accept.
     """
     schedule(config.cpu)
     store = Store(
@@ -141,7 +141,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
     ]
     for thread in threads:
         thread.start()
-    # What is loaded by now stays: the collector need not look at it again.
+    # Loaded modules live as long as the process: exclude them from garbage collection.
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(0.001)
@@ -167,12 +167,11 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
 
 
 def schedule(cpu: int) -> None:
-    """Have all threads that this one starts run for long and near each other.
+    """Pin this process to one CPU and schedule it as SCHED_BATCH; below 0: change nothing.
 
-    Waking a thread on another CPU costs as much as answering a GET, and the interpreter's lock
-    lets only one run anyway: so all may stay on one CPU, and PostgreSQL's processes follow them
-    there. SCHED_BATCH: who has been woken does not interrupt whoever is at work. Below 0: as the
-    system has it.
+    Waking a thread on another CPU costs as much as answering a GET, and the interpreter's lock runs
+    one thread at a time anyway. The kernel then wakes PostgreSQL's processes on the same CPU. A
+    SCHED_BATCH process does not preempt on wake-up.
     """
     if cpu < 0:
         return
@@ -194,9 +193,9 @@ def _serve_until_stopped(listener: Server, stopping: threading.Event) -> None:
 
 
 def _watch(listeners: list[Server], stopping: threading.Event) -> None:
-    """Feed systemd's watchdog while the workers turn; a process that is stuck gets restarted.
+    """Feed systemd's watchdog while the workers poll; systemd restarts a process that hangs.
 
-    The database has no say in it: an outage of PostgreSQL is no reason to die.
+    An outage of PostgreSQL does not stop the heartbeat: a restart would not help.
     """
     microseconds = int(os.environ.get("WATCHDOG_USEC", "0") or 0)
     pause = microseconds / 3e6 if microseconds else 5.0
@@ -209,7 +208,7 @@ def _watch(listeners: list[Server], stopping: threading.Event) -> None:
 
 
 def _stop(listeners: list[Server], timeout: float) -> int:
-    """Stop all listeners at once; how many requests did not finish."""
+    """Stop all listeners in parallel; returns how many requests did not finish."""
     stoppers = [threading.Thread(target=listener.stop, daemon=True) for listener in listeners]
     for stopper in stoppers:
         stopper.start()
@@ -220,7 +219,7 @@ def _stop(listeners: list[Server], timeout: float) -> int:
 
 
 def notify(message: str) -> None:
-    """Tell systemd (sd_notify(3)); does nothing where there is no systemd."""
+    """Send a message to systemd (sd_notify(3)); a no-op without NOTIFY_SOCKET."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return

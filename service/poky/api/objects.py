@@ -21,10 +21,10 @@ from poky.http import Answer, Environ, bare, json, refuse
 
 
 def get_object(services: Services, environ: Environ, bucket: str, key: str) -> Answer:
-    """The object, 304 or 412 as its conditions have it, or 404."""
+    """Answer with the object, 304 or 412 by its conditions, or 404."""
     require_names(bucket, key)
     if_match = read_tags(environ, "HTTP_IF_MATCH", conditions.parse_if_match)
-    if if_match is None:  # the original's cache sent it by this name
+    if if_match is None:  # the name that the original's cache sent
         if_match = read_tags(environ, "HTTP_X_IF_MATCH", conditions.parse_if_match)
     if_none_match = read_tags(environ, "HTTP_IF_NONE_MATCH", conditions.parse_if_none_match)
     found = services.store.get(bucket, key)
@@ -53,7 +53,7 @@ def get_object(services: Services, environ: Environ, bucket: str, key: str) -> A
 
 
 def put_object(services: Services, environ: Environ, bucket: str, key: str) -> Answer:
-    """Store the body; the form post of curl is a body like any other (seed)."""
+    """Store the body; a form post is stored as it is, not parsed."""
     require_names(bucket, key)
     if_match, if_none_match = read_tag_conditions(environ)
     modified_at = read_unmodified_since(environ)

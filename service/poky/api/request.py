@@ -34,7 +34,7 @@ def require_names(bucket: str, key: str) -> None:
 
 
 def read_tags(environ: Environ, name: str, parse: Callable[[str], str]) -> str | None:
-    """A condition as the store takes it; one that cannot be read is refused, never ignored."""
+    """A condition in the words of `conditions`; 400 if it cannot be parsed, never ignored."""
     value = environ.get(name)
     if value is None:
         return None
@@ -83,7 +83,7 @@ def is_unchanged(environ: Environ, unchanged_since: int) -> bool:
 
 
 def cacheability(environ: Environ) -> str:
-    """Only the one canonical spelling of an object's URL may be kept: a purge knows no other."""
+    """no-store for all but the canonical spelling of an object's URL, the one that is purged."""
     canonical = environ["REQUEST_URI"] == environ["PATH_INFO"]
     return "no-cache" if canonical else "no-store"
 
@@ -99,7 +99,7 @@ def read_content_type(environ: Environ, value: bytes) -> str:
 
 
 def read_query(environ: Environ, *known: str) -> dict[str, str]:
-    """The query's parameters; an unknown or repeated one is refused, for it would be ignored."""
+    """The query's parameters; 400 for unknown or repeated ones, which would be ignored."""
     if not environ["QUERY_STRING"]:
         return {}
     try:

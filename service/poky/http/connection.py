@@ -1,15 +1,14 @@
-"""HTTP/1.1 between a socket and a WSGI application: strict, fast, and never waiting.
+"""HTTP/1.1 between a non-blocking socket and a WSGI application.
 
-cheroot binds, listens and accepts. From there its own extension points lead here: `ConnectionClass`
-reads and answers requests, `requests` is the pool of threads that work on connections.
+cheroot binds, listens and accepts, then calls its extension points: `ConnectionClass` (here) reads
+and answers requests, `requests` (`workers`) is the pool of threads.
 
-A connection waits in one epoll set which all workers share. The next free worker takes it, does
-what can be done without waiting, and puts it back: so a slow client, in either direction, costs
-memory but no thread, and a kept-alive connection is never handed from one thread to another.
+All workers share one epoll set. The next free worker takes a ready connection, does what needs no
+waiting, and puts it back. A slow client, in either direction, therefore costs memory but no thread.
 
-The application is called only with a complete request, body included, and answers at once: a
-list of bytes, or an iterable that is joined before the first byte is sent. A memoryview may stand
-for the only piece: a large one is then not copied before it is sent.
+The application is called with the complete request, body included, and returns the complete answer:
+a list of bytes, or an iterable that is joined before the first byte is sent. A single memoryview is
+sent without a copy.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ CLIENT_GONE: Final = 499  # nginx's number for a request whose client did not wa
 WAIT_INPUT: Final = select.EPOLLIN | select.EPOLLONESHOT
 WAIT_OUTPUT: Final = select.EPOLLOUT | select.EPOLLONESHOT
 
-READ_HEAD, READ_BODY, SEND, LINGER, CLOSED = range(5)  # what a connection is waiting for
+READ_HEAD, READ_BODY, SEND, LINGER, CLOSED = range(5)  # what a connection waits for
 
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _OURS: Final = frozenset(  # fields of an answer that are not for the application to set
@@ -53,7 +52,7 @@ _OURS: Final = frozenset(  # fields of an answer that are not for the applicatio
 
 
 def overload() -> Refused:
-    """The refusal of what there is no room for now."""
+    """503 for a connection or body that exceeds a limit of the process."""
     return refuse(503, "overloaded", "Try again in a moment.")
 
 
@@ -103,7 +102,7 @@ class Host(Protocol):
 
 
 class Connection:
-    """One client. cheroot makes it; from then on it belongs to whoever took it from `Workers`."""
+    """One client's socket. Only the thread that took it out of `Workers` may touch it."""
 
     def __init__(self, server: Host, sock: socket.socket, makefile: object = None) -> None:
         sock.setblocking(False)
@@ -116,10 +115,10 @@ class Connection:
         self.state = READ_HEAD
         self.events = WAIT_INPUT
         self.deadline = time.monotonic() + server.timeout
-        self._limit = 0.0  # the latest end of the transfer at hand, however steady it is
+        self._limit = 0.0  # the latest end of the current transfer, however steady
         self._buffer = b""
         self._partial = False  # part of a head is in the buffer
-        self._environ: Environ | None = None  # of the request at hand
+        self._environ: Environ | None = None  # of the current request
         self._body: io.BytesIO | None = None
         self._received = 0
         self._release: Callable[[], None] | None = None
@@ -132,22 +131,22 @@ class Connection:
         self._started = 0.0
         server.connections.add(self)
 
-    # -- what workers call
+    # -- called by workers
 
     def communicate(self) -> bool:
-        """Do what can be done without waiting. True: wait for `events` again; False: close."""
+        """Read, answer and send until the socket would block. True: wait again; False: close."""
         try:
             self._proceed()
         except Refused as refused:
             return self.refuse(refused.answer)
-        except OSError:  # the client has gone; the application's own errors do not come here
+        except OSError:  # the client has gone; errors of the application are caught in _answer
             self.state = CLOSED
         return self.state != CLOSED
 
     def expire(self) -> bool:
-        """End the wait that has lasted until `deadline`. True: wait again; False: close."""
+        """Time out: `deadline` has passed. True: wait again; False: close."""
         if self.state != LINGER and self._ready():
-            return True  # the workers are late, not the client
+            return True  # data has arrived: the workers are late, not the client
         if self.state == READ_BODY or self._partial:
             return self.refuse(_too_slow().answer)
         return False
@@ -161,7 +160,7 @@ class Connection:
         return self.state != CLOSED
 
     def close(self) -> None:
-        """Close the socket, and account for a request that was left without its answer."""
+        """Close the socket; report a request that got no answer as status 499."""
         self.state = CLOSED
         self.server.connections.discard(self)
         self._output = None
@@ -169,7 +168,7 @@ class Connection:
         self._settle()
 
     def quiet_for(self, seconds: float) -> bool:
-        """Whether nothing has come or gone since the last answer, for so long."""
+        """Whether the connection has been idle for `seconds` since its last answer."""
         idle = self.state == READ_HEAD and not self._buffer
         return idle and self.deadline - self.server.timeout <= time.monotonic() - seconds
 
@@ -181,7 +180,7 @@ class Connection:
     # -- reading
 
     def _proceed(self) -> None:
-        """Go on with what we waited for, then with the requests that are already here."""
+        """Continue the current transfer, then serve the requests that are in the buffer."""
         if self.state == READ_HEAD:
             if self.events == WAIT_INPUT:
                 self._receive_head()
@@ -197,7 +196,7 @@ class Connection:
                 if not (self._buffer and self._take_request() and self.state == READ_HEAD):
                     return
             if self._buffer:
-                self.events = WAIT_OUTPUT  # at once true: to the end of the queue of ready ones
+                self.events = WAIT_OUTPUT  # true at once: requeue behind the other ready ones
 
     def _receive_head(self) -> None:
         try:
@@ -214,7 +213,7 @@ class Connection:
             self.state = CLOSED
 
     def _take_request(self) -> bool:
-        """Begin with the request whose head is first in the buffer; False if that is not whole."""
+        """Start the first request in the buffer; False if its head is incomplete."""
         buffer = self._buffer
         if buffer[:2] == b"\r\n":  # RFC 9112, 2.2: one empty line is no request
             buffer = self._buffer = buffer[2:]
@@ -244,7 +243,7 @@ class Connection:
         return environ
 
     def _await_head(self, buffer: bytes) -> None:
-        """Refuse what cannot become a request; else wait, but not longer than the first time."""
+        """Refuse what cannot become a request; else wait, without extending the deadline."""
         if buffer and (not b"A" <= buffer[:1] <= b"Z" or _BARE_LF.search(buffer)):
             if buffer != b"\r":
                 raise refuse(
@@ -286,8 +285,8 @@ class Connection:
             return
         if expects and not here:
             self.socket.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # Zeroed pages cost nothing until the body arrives in them, and there it stays: neither
-        # this buffer nor a read() of all of it makes a copy.
+        # The kernel allocates zeroed pages only as the body arrives in them; read() of the whole
+        # buffer makes no copy.
         self._body = io.BytesIO(bytes(length))
         self._body.getbuffer()[: len(here)] = here
         self._received = len(here)
@@ -313,7 +312,7 @@ class Connection:
             )
         if missing:
             now = time.monotonic()
-            if now >= self._limit:  # a sweep may always find that a little has just come
+            if now >= self._limit:  # a trickling client would pass every sweep
                 raise _too_slow()
             self.deadline = min(now + self.server.timeout, self._limit)
             return
@@ -322,14 +321,14 @@ class Connection:
         self._answer(self._environ)
 
     def _discard(self) -> None:
-        """Drop what is still being sent to us: closing at once could reset our last answer."""
+        """Discard input: closing a socket with unread data resets it and loses the answer."""
         if not self.socket.recv(RECEIVE_BYTES):
             self.state = CLOSED
 
     # -- answering
 
     def _answer(self, environ: Environ) -> None:
-        """Call the application and send what it returns, all at once."""
+        """Call the application and send its answer."""
         try:
             result = self.server.wsgi_app(environ, self._start_response)
             try:
@@ -368,11 +367,11 @@ class Connection:
         self._keep = False
         self._written = []
         self._status = answer.status
-        self._buffer = self._buffer or b"?"  # there may be more to come: close with care
+        self._buffer = self._buffer or b"?"  # more input may follow: linger before closing
         self._send(*self._compose(*answer))
 
     def _compose(self, status: str, headers: Headers, body: Body) -> tuple[bytes, Body]:
-        """The head of the answer, and the body as far as one may be sent."""
+        """The head of the answer, and its body; empty for HEAD, 204 and 304."""
         assert self._environ is not None
         code, line = _status_line(status)
         declared = None
@@ -448,7 +447,7 @@ class Connection:
             self._sent_all()
 
     def _send_waiting(self) -> None:
-        """Hold the worker until the answer is gone: too much of what was answered is unread."""
+        """Block the worker until the answer is sent: backpressure above PARKED_BYTES."""
         writable = select.poll()
         writable.register(self.fd, select.POLLOUT)
         while self.state == SEND:
@@ -474,16 +473,16 @@ class Connection:
 
     @property
     def unsent(self) -> int:
-        """Bytes of an answer that wait for the client to read."""
+        """Bytes of the answer that the socket has not accepted yet."""
         return len(self._output or b"")
 
     def _settle(self) -> None:
-        """Count the request at hand as over, once, however it ended."""
+        """Finish the current request exactly once: release its bytes, report its status."""
         environ, self._environ = self._environ, None
         if environ is None:
             return
         self._body = None
-        environ.pop("wsgi.input", None)  # Bottle keeps the last request of each thread
+        environ.pop("wsgi.input", None)  # the application may keep the environ
         self.server.busy.discard(self)
         if self._release is not None:
             self._release()

@@ -1,8 +1,8 @@
-"""The head of an HTTP/1.1 request, from bytes to a WSGI environ: strict, and without any input.
+"""Parses the head of an HTTP/1.1 request from bytes into a WSGI environ. Does no input.
 
-RFC 9112 leaves servers some freedom with malformed requests, and two that use it differently can
-be played off against each other (request smuggling). So whatever two readers could take for two
-different things is refused here, with a sentence for whoever sent it.
+RFC 9112 leaves servers freedom with malformed requests; two servers that use it differently can be
+played off against each other (request smuggling). This parser therefore refuses every head that
+two parsers could read differently, with a sentence that says what to send.
 """
 
 from __future__ import annotations

@@ -40,11 +40,11 @@ class Server(wsgi.Server):
     `bind_addr` is (host, port) or the path of a Unix socket, as in cheroot; after `prepare()` it
     is the real one. Times are in seconds.
 
-    `admit(environ, length)` is asked before a body is read and answers with a function to call
-    when the request is over, or None: then the client gets 503. `on_response(environ, status,
-    body_bytes_sent, seconds)` is called after every answer, also one given by this module: there
-    REQUEST_METHOD and REQUEST_URI are "-" unless they could be read. Status 499 stands for a
-    client that has gone. Both hooks must be quick and must not raise.
+    `admit(environ, length)` is called before a body is read. It returns a function that releases
+    the reservation at the end of the request, or None: the client gets 503. `on_response(environ,
+    status, body_bytes_sent, seconds)` is called after every answer, including refusals of this
+    package, where REQUEST_METHOD and REQUEST_URI are "-" unless the head could be read. Status 499
+    means that the client closed first. Both hooks must be quick and must not raise.
     """
 
     ConnectionClass = Connection
@@ -83,7 +83,7 @@ class Server(wsgi.Server):
         self.admit = admit
         self.on_response = on_response
         self.connections: set[Connection] = set()
-        self.busy: set[Connection] = set()  # those with a request: head read, answer not yet sent
+        self.busy: set[Connection] = set()  # head read, answer not yet sent
         self.closing = False
         self.environ: Environ = {}
         self._stamp = (0, "")
@@ -112,7 +112,7 @@ class Server(wsgi.Server):
         }
 
     def process_conn(self, conn: Connection) -> None:
-        """Take in a connection that cheroot has accepted, unless there are too many."""
+        """Register an accepted connection; 503 above `max_connections`."""
         excess = len(self.connections) - self.max_connections
         keep = excess <= 64  # beyond that, not even an answer
         if keep and excess > 0:
@@ -123,13 +123,13 @@ class Server(wsgi.Server):
             conn.close()
 
     def close_connections(self) -> None:
-        """From now on let every answer end its connection, but accept new ones still."""
+        """Send `Connection: close` with every answer from now on; still accept connections."""
         self.closing = True
 
     def stop(self) -> None:
-        """Stop accepting, finish what has begun, return within `shutdown_timeout`.
+        """Stop accepting, finish running requests, return within `shutdown_timeout`.
 
-        To be called in another thread than `serve()`.
+        Call it from another thread than `serve()`.
         """
         self.closing = True
         if self.ready:
@@ -138,7 +138,7 @@ class Server(wsgi.Server):
         super().stop()
 
     def _accept_rest(self) -> None:
-        """Take in who has already connected, which closing the listener would reset."""
+        """Accept the backlog: closing the listening socket would reset those connections."""
         listener, self.socket = self.socket, None
         listener.settimeout(0)
         with suppress(BlockingIOError), listener:
@@ -160,11 +160,11 @@ class Server(wsgi.Server):
         return self.requests.heartbeat
 
     def parked_bytes(self) -> int:
-        """Bytes of answers that wait for slow readers."""
+        """Bytes of answers that slow readers have not accepted yet."""
         return sum(conn.unsent for conn in self.busy.copy())
 
     def stamp(self) -> str:
-        """The header fields which all answers of this second share."""
+        """Date and Server, formatted once a second."""
         now = int(time.time())
         second, text = self._stamp
         if second != now:
@@ -173,5 +173,5 @@ class Server(wsgi.Server):
         return text
 
     def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
-        """Write what cheroot has to say to the log."""
+        """Route cheroot's messages to the log."""
         log.log(level, "%s", msg, exc_info=traceback)

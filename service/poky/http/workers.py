@@ -1,7 +1,4 @@
-"""The threads that work on connections, and the epoll set in which connections wait for one.
-
-cheroot calls this by the interface of its thread pool.
-"""
+"""The worker threads and their shared epoll set, behind cheroot's thread pool interface."""
 
 from __future__ import annotations
 
@@ -22,10 +19,10 @@ SWEEP_SECONDS: Final = 0.5
 
 
 class Workers:
-    """The threads, and the connections that wait for one (cheroot's thread pool interface).
+    """A pool of threads that serve ready connections.
 
-    Whoever takes a connection out of `_waiting` owns it until it is put back or closed; taking is
-    one `dict.pop`, so no lock is needed.
+    `_waiting.pop` transfers ownership of a connection to the calling thread until it is put back or
+    closed. It is atomic, so no lock is needed.
     """
 
     def __init__(self, server: Host, threads: int) -> None:
@@ -54,12 +51,12 @@ class Workers:
 
     def add(self, conn: Connection) -> None:
         """Take in a new connection."""
-        # Not yet armed: nobody can be told of it before it waits.
+        # Registered without events: epoll cannot report it before `put` arms it.
         self._epoll.register(conn.fd, select.EPOLLONESHOT)
         self.put(conn)
 
     def put(self, conn: Connection) -> None:
-        """Let a connection wait for its `events`."""
+        """Arm epoll for the connection's `events`."""
         self._waiting[conn.fd] = conn
         self._epoll.modify(conn.fd, conn.events)
 
@@ -78,10 +75,10 @@ class Workers:
         return None
 
     def stop(self, timeout: float = 5) -> None:
-        """Finish the requests that have begun, close the rest, and end, all within `timeout`.
+        """Finish running requests, close all connections, join the threads within `timeout`.
 
-        An idle connection is closed once it has been quiet for a second. One in use is closed by
-        its next answer, which says so: its client loses nothing.
+        An idle connection is closed after a second of silence. A busy one closes after its next
+        answer, which carries `Connection: close`, so no client loses a request.
         """
         end = time.monotonic() + timeout
         while self._server.connections and (now := time.monotonic()) < end:
@@ -104,7 +101,7 @@ class Workers:
             self._run(conn, Connection.communicate)
 
     def _run(self, conn: Connection, step: Callable[[Connection], bool]) -> None:
-        """Take one step of a connection we own, then put it back or close it."""
+        """Run one step of an owned connection, then put it back or close it."""
         try:
             if step(conn):
                 self.put(conn)
