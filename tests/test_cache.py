@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from poky.api import LEASE_ROUTES, Services, application
+from poky.background import Background
 from poky.cache import Caches
 from poky.cli import poky
 from poky.config import CacheNode, Config
@@ -70,9 +71,11 @@ def start(store: Store) -> Iterator[Start]:
                 purge_timeout=TIMEOUT,
                 **settings,
             )
-            caches = Caches(store, config)
+            background = Background(store)
+            caches = Caches(store, config, background)
             caches.start()
             stack.callback(caches.stop)
+            stack.callback(background.stop)
             return caches
 
         yield start
@@ -238,7 +241,8 @@ def test_no_lease_for_a_suspended_node(leased: Caches, store: Store) -> None:
 
 
 def test_neither_yes_nor_no_without_a_database(nowhere: Store, node: FakeCache) -> None:
-    caches = Caches(nowhere, Config(caches=(CacheNode("one", node.url),)))
+    config = Config(caches=(CacheNode("one", node.url),))
+    caches = Caches(nowhere, config, Background(nowhere))
     assert ask_for_lease(caches, "one")[0] == "503 Service Unavailable"
 
 
@@ -293,7 +297,7 @@ def test_a_change_waits_for_the_lease_of_a_node_that_does_not_confirm(
     assert after.drained
     assert after.generation != before.generation
     # And nobody waits for it again.
-    waits = leased.gauges["cache_waits"][1]
+    waits = leased.figures()["cache_waits"].read
     assert waits() == 1
     leased.purge(bucket, ["k"], [change(store, bucket)])
     assert waits() == 1
@@ -313,7 +317,7 @@ def test_a_change_waits_for_a_node_that_somebody_else_suspended(
 ) -> None:
     store.suspend_node("one", hold=True)
     took = timed(leased.purge, bucket, ["k"], [change(store, bucket)])
-    assert took >= GRANT - 0.3  # its keeper may have seen it a little before
+    assert took >= GRANT - 0.3  # its background task may have seen it a little before
 
 
 def test_who_waits_is_released_when_somebody_else_knows(
@@ -404,9 +408,11 @@ def test_half_of_the_threads_wait_at_most(
 
 
 def test_a_change_that_cannot_be_told_is_not_acknowledged(nowhere: Store, bucket: str) -> None:
-    caches = Caches(nowhere, Config())
+    background = Background(nowhere)
+    caches = Caches(nowhere, Config(), background)
     with pytest.raises(StoreError) as error:
         caches.purge(bucket, ["k"], [1])
+    background.stop()
     caches.stop()
     assert error.value.status == 503
     assert error.value.unknown
@@ -499,18 +505,18 @@ def test_a_node_is_removed_once_it_is_drained(leased: Caches, store: Store) -> N
     assert not leased.remove("one")
 
 
-def test_the_gauges_tell_what_happened(
+def test_the_figures_say_what_happened(
     leased: Caches, store: Store, bucket: str, node: FakeCache
 ) -> None:
     node.is_silent = True
     leased.purge(bucket, ["k"], [change(store, bucket)])
-    values = {name: read() for name, (_, read) in leased.gauges.items()}
+    values = {name: figure.read() for name, figure in leased.figures().items()}
     assert values["cache_nodes"] == 1
     assert values["cache_purges"] == 1
     assert values["cache_purge_failures"] == 1
     assert values["cache_waits"] == 1
     assert values["cache_waiting"] == 0
-    wait_until(lambda: leased.gauges["cache_nodes_suspended"][1]() == 1)
+    wait_until(lambda: leased.figures()["cache_nodes_suspended"].read() == 1)
 
 
 @pytest.mark.slow

@@ -18,10 +18,11 @@ LAYERS: dict[str, set[str]] = {
     "store": set(),
     "schema": set(),
     "health": {"schema", "store"},
-    "cache": {"config", "store"},
+    "background": {"metrics", "store"},
+    "cache": {"background", "config", "metrics", "store"},
     "api": {"config", "health", "http", "store"},
-    "process": {"api", "cache", "config", "health", "http", "metrics", "store"},
-    "cli": {"cache", "config", "embedded", "process", "schema", "store"},
+    "process": {"api", "background", "cache", "config", "health", "http", "metrics", "store"},
+    "cli": {"background", "cache", "config", "embedded", "process", "schema", "store"},
     "__main__": {"cli"},
 }
 

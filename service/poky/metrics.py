@@ -7,14 +7,27 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 
 Environ = dict[str, Any]
+
+
+class Figure(NamedTuple):
+    """One metric that is read when it is asked for: a number, or one for each value of a label."""
+
+    help: str
+    read: Callable[[], float | Mapping[str, float]]
+    kind: Literal["gauge", "counter"] = "gauge"
+    label: str = ""
+
+
+Figures = Mapping[str, Figure]  # by name, without "poky_" and "_total"
+
 # Method, route, status, bytes sent, seconds, target, outcome, client, the request's id.
 _Seen = tuple[str, str, int, int, float, str, str, str, str]
 
@@ -36,7 +49,7 @@ class Metrics:
 
     def __init__(
         self,
-        gauges: dict[str, tuple[str, Callable[[], float]]] | None = None,
+        figures: Figures | None = None,
         statsd_host: str = "",
         statsd_key_base: str = "poky",
         *,
@@ -60,7 +73,7 @@ class Metrics:
             "poky_sent_bytes", "Bytes of answers' bodies sent.", registry=self._registry
         )
         ProcessCollector(registry=self._registry)
-        self._gauges = gauges or {}
+        self._figures = figures or {}
         self._registry.register(self)
         self._children: dict[tuple[str, str, int], tuple[Any, Any]] = {}
         self._statsd = _Statsd(statsd_host, statsd_key_base) if statsd_host else None
@@ -89,7 +102,7 @@ class Metrics:
         )
         if self._statsd:
             self._statsd.send(method, status, seconds)
-        if len(self._seen) >= _MOST_SEEN:  # the thread has no time, or waits for the log
+        if len(self._seen) >= _MOST_SEEN:  # the thread is starved, or blocked by the log
             self._count()
 
     def _work(self) -> None:
@@ -103,12 +116,12 @@ class Metrics:
     def _count(self) -> None:
         """Count what was seen, and queue its lines."""
         with self._counting:
-            # Only who holds the lock takes any, so as many as there are now will be there.
+            # Only the holder of the lock removes any, so all that are there now stay there.
             for _ in range(len(self._seen)):
                 seen = self._seen.popleft()
                 method, route, status, sent, seconds, *_ = seen
                 if route == "-" and method not in ("GET", "HEAD", "PUT", "POST", "DELETE"):
-                    method = "-"  # whatever a client invents is no new series
+                    method = "-"  # a client's inventions are no new series
                 children = self._children.get((method, route, status))
                 if children is None:
                     children = (
@@ -123,9 +136,14 @@ class Metrics:
                     self._access.queue(seen)
 
     def collect(self) -> Any:
-        """The gauges, asked when Prometheus asks."""
-        for name, (help, read) in self._gauges.items():
-            yield GaugeMetricFamily(f"poky_{name}", help, value=read())
+        """The figures, read when Prometheus asks."""
+        for name, figure in self._figures.items():
+            family = CounterMetricFamily if figure.kind == "counter" else GaugeMetricFamily
+            metric = family(f"poky_{name}", figure.help, labels=[figure.label] * bool(figure.label))
+            value = figure.read()
+            for label, number in value.items() if isinstance(value, Mapping) else [("", value)]:
+                metric.add_metric([label] * bool(figure.label), number)
+            yield metric
 
     def expose(self) -> bytes:
         """Everything in Prometheus' text format."""
@@ -139,11 +157,11 @@ class Metrics:
 
 
 class AccessLog:
-    """One line per request; whoever writes them out may have to wait for a disk."""
+    """One line per request; writing may block on a disk or a pipe."""
 
     def __init__(self, file: int | None = None) -> None:
         self._file = sys.stderr.fileno() if file is None else file
-        # Bounded: while nobody takes the log, the oldest lines are lost, not the service.
+        # Bounded: while the log is blocked, the oldest lines are dropped.
         self._lines: deque[str] = deque(maxlen=_WAITING_LINES)
 
     def queue(self, seen: _Seen) -> None:
@@ -157,7 +175,7 @@ class AccessLog:
     def write(self) -> None:
         """Write what is queued; to be called by one thread only."""
         while self._lines:
-            # Nobody else takes lines, so as many as there are now will be there.
+            # Only this thread removes lines, so all that are there now stay there.
             count = min(len(self._lines), 512)
             data = "".join(self._lines.popleft() for _ in range(count)).encode()
             while data:

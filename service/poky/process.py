@@ -17,11 +17,12 @@ from collections.abc import Callable
 from typing import Any
 
 from poky.api import ADMIN_ROUTES, LEASE_ROUTES, ROUTES, Services, application
+from poky.background import Background
 from poky.cache import Caches
 from poky.config import Config
 from poky.health import Health
 from poky.http import Server
-from poky.metrics import Metrics
+from poky.metrics import Figure, Metrics
 from poky.store import Store
 
 Environ = dict[str, Any]
@@ -76,23 +77,35 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         statement_timeout=config.statement_timeout,
         lock_timeout=config.lock_timeout,
     )
-    caches = Caches(store, config)
+    background = Background(store)
+    caches = Caches(store, config, background)
     budget = ByteBudget(config.max_inflight_bytes)
     metrics = Metrics(
         {
-            "inflight": ("Requests being answered.", lambda: listeners[0].in_flight),
-            "inflight_bytes": ("Request bodies in memory.", budget.used),
-            "connections": ("Client connections.", lambda: len(listeners[0].connections)),
-            "database_busy": ("Busy connections to PostgreSQL.", lambda: store.connections[0]),
-            "database_idle": ("Idle connections to PostgreSQL.", lambda: store.connections[1]),
-            **caches.gauges,
+            "inflight": Figure("Requests being answered.", lambda: listeners[0].in_flight),
+            "inflight_bytes": Figure("Request bodies in memory.", budget.used),
+            "connections": Figure("Client connections.", lambda: len(listeners[0].connections)),
+            "database_busy": Figure(
+                "Busy connections to PostgreSQL.", lambda: store.connections[0]
+            ),
+            "database_idle": Figure(
+                "Idle connections to PostgreSQL.", lambda: store.connections[1]
+            ),
+            **caches.figures(),
+            **background.figures(),
         },
         config.statsd_host,
         config.statsd_key_base,
         access_log=config.log_level in ("debug", "info"),
     )
     services = Services(
-        store, caches, config, Health(store), lambda: listeners[0].in_flight, metrics.expose
+        store,
+        caches,
+        config,
+        Health(store),
+        lambda: listeners[0].in_flight,
+        metrics.expose,
+        background.status,
     )
     largest = max(config.max_value_bytes, config.max_batch_bytes)
     listeners = [
@@ -158,6 +171,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
     notify("STOPPING=1\nSTATUS=finishing what runs")
     log.info("stopping: %d requests are running", listeners[0].in_flight)
     unfinished = _stop(listeners, config.shutdown_timeout)
+    background.stop()
     caches.stop()
     metrics.close()
     store.close()

@@ -61,8 +61,8 @@ def purge_before_commit() -> None:
     """The caches hear of a change before it is made."""
     made = cache.Caches.__init__
 
-    def init(self: cache.Caches, its_store: Any, config: Any) -> None:
-        made(self, its_store, config)
+    def init(self: cache.Caches, its_store: Any, *rest: Any) -> None:
+        made(self, its_store, *rest)
         its_store.caches = self
 
     cache.Caches.__init__ = init  # type: ignore[method-assign]
@@ -75,7 +75,7 @@ def _before(verb: str) -> None:
     original = getattr(store.Store, verb)
 
     def told_first(self: Any, bucket: str, keys: Any, *rest: Any) -> Any:
-        self.caches.tell(bucket, [keys] if isinstance(keys, str) else keys)
+        self.caches.purge_keys(bucket, [keys] if isinstance(keys, str) else keys)
         return original(self, bucket, keys, *rest)
 
     setattr(store.Store, verb, told_first)

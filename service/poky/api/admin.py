@@ -20,6 +20,7 @@ def get_status(services: Services, environ: Environ) -> Answer:
             "schema": state.schema,
             "inflight": max(services.inflight() - 1, 0),
             "instance": services.config.instance,
+            "background": services.background(),
         },
         status,
     )

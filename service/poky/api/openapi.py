@@ -345,12 +345,25 @@ _STATUS: Json = {
     "text/plain": {"schema": _STRING},
     "application/json": {
         "schema": _object(
-            "release database schema inflight instance",
+            "release database schema inflight instance background",
             release=_STRING,
             database={"enum": ["ok", "unavailable"]},
             schema={"enum": ["ok", "missing", "outdated", "newer", "unknown"]},
             inflight={"type": "integer", "minimum": 0},
             instance=_STRING,
+            background={
+                "type": "array",
+                "items": _object(
+                    "name scope period_seconds runs errors ended_at last_error",
+                    name=_STRING,
+                    scope={"enum": ["instance", "fleet"]},
+                    period_seconds={"type": "number", "exclusiveMinimum": 0},
+                    runs={"type": "integer", "minimum": 0},
+                    errors={"type": "integer", "minimum": 0},
+                    ended_at={"type": ["integer", "null"]},
+                    last_error={"type": ["string", "null"]},
+                ),
+            },
         )
     },
 }

@@ -45,6 +45,7 @@ class Services(NamedTuple):
     health: Health
     inflight: Callable[[], int]  #: requests that are being answered now
     metrics: Callable[[], bytes]  #: all metrics in Prometheus' text format
+    background: Callable[[], Sequence[Mapping[str, Any]]] = list  #: its tasks, for /status
     help: str = ""  #: the routes of the listener, for people
     document: Mapping[str, Any] | None = None  #: the same as OpenAPI
 

@@ -15,12 +15,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import NamedTuple
 
+from poky.background import Background
 from poky.cache.purge import NotConfirmed, PurgeClient
 from poky.config import CacheNode, Config
+from poky.metrics import Figure, Figures
 from poky.store import Node, Store, StoreError
 
 log = logging.getLogger("poky.cache")
@@ -47,42 +49,38 @@ class Caches:
     ``unknown``: the change is made, but may not be acknowledged.
     """
 
-    def __init__(self, store: Store, config: Config) -> None:
+    def __init__(self, store: Store, config: Config, background: Background) -> None:
         self._store = store
+        self._background = background
         self._client = PurgeClient(config.purge_timeout)
         self._may_wait = config.cache_mode != "bounded"
         # A cut-off node delays a change by the purge's timeout and by the lease it was granted:
         # together by lease_seconds at most. (Clocks that run at different rates are the node's
         # business: poky.vcl uses nine tenths of a lease.)
         self._grant = config.lease_seconds - config.purge_timeout
-        # Who asks for every read holds no copy that would have to be purged.
+        # A cache that revalidates every read has no copy that would have to be purged.
         self._unregistered = list(config.caches) if config.cache_mode != "revalidate" else []
         self._are_ours = bool(config.caches)
         self._places = max(config.threads // 2, 1)
         self._waiting = 0
         self._lock = threading.Lock()
         self._confirmed: deque[int] = deque()
-        self._keeper: threading.Thread | None = None
-        self._stopping = threading.Event()
+        self._has_tasks = False
         self._seen: Sequence[Node] = ()
-        self._drains: dict[str, float] = {}
+        self._lease_ends: dict[str, float] = {}  # by generation
         self._good_probes: dict[str, int] = {}
         self._failures: dict[str, str] = {}
-        self._swept_at = 0.0
         self._counts = dict.fromkeys(("purges", "failures", "waits", "refusals", "swept"), 0)
 
     def start(self) -> None:
-        """Register the nodes of the configuration, and look after all nodes from now on."""
+        """Register the nodes of the configuration; the background work begins."""
         if self._unregistered:
-            self._start_keeper()
+            self._start_tasks()
 
     def stop(self) -> None:
-        """Look after nothing any more, in good order."""
-        self._stopping.set()
-        if self._keeper:
-            self._keeper.join(5)
-            with suppress(StoreError):
-                self._write_confirmed()
+        """Write what is not written yet; to be called after the background work has stopped."""
+        with suppress(StoreError):
+            self._write_confirmed()
         self._client.close()
 
     # The way of a change.
@@ -106,10 +104,10 @@ class Caches:
 
         To be called after the commit of the change and before its answer.
         """
-        if self._keeper is None:
-            self._start_keeper()
+        if not self._has_tasks:
+            self._start_tasks()
         with _unacknowledged():
-            self.tell(bucket, keys)
+            self.purge_keys(bucket, keys)
         self._confirmed.extend(outbox_ids)
 
     def forget_bucket(self, outbox_id: int) -> None:
@@ -117,27 +115,27 @@ class Caches:
 
         The caches forget everything: a new generation costs the same for any number of keys.
         """
-        if self._keeper is None:
-            self._start_keeper()
+        if not self._has_tasks:
+            self._start_tasks()
         with _unacknowledged():
-            self.forget()
+            self.purge_all()
         self._confirmed.append(outbox_id)
 
-    def tell(self, bucket: str, keys: Sequence[str]) -> None:
+    def purge_keys(self, bucket: str, keys: Sequence[str]) -> None:
         """Purge these keys everywhere, and wait for the leases of nodes that do not confirm."""
-        # Asked now, and not before the commit: a node that joined since must hear of it.
-        pending = self._tell(self._store.nodes(), _paths(bucket, keys))
+        # Read after the commit: a node that joined since must be purged as well.
+        pending = self._purge_nodes(self._store.nodes(), _paths(bucket, keys))
         if pending and self._may_wait:
             with self._place():
-                self._outwait(pending)
+                self._await_leases(pending)
 
-    def forget(self) -> None:
-        """Let every cache forget everything, and wait until nobody uses an old copy."""
+    def purge_all(self) -> None:
+        """Have every cache forget everything, and return when no old copy is in use any more."""
         seconds = self._store.renew_generations()
         if self._may_wait:
             time.sleep(seconds)
 
-    def _tell(self, nodes: Iterable[Node], paths: Sequence[str]) -> list[Node]:
+    def _purge_nodes(self, nodes: Iterable[Node], paths: Sequence[str]) -> list[Node]:
         """Purge at all nodes that take part; those whose leases are still to be waited for."""
         nodes = list(nodes)
         failures = self._client.purge(
@@ -147,7 +145,7 @@ class Caches:
         for name, reason in failures.items():
             log.warning("the cache %s %s: it is suspended", name, reason)
             node = self._store.suspend_node(name)
-            # Somebody else may have seen it long before: then there is nothing to wait for.
+            # If another instance suspended it long ago, its leases have expired already.
             if node is not None and not node.drained:
                 pending.append(node)
         self._counts["purges"] += 1
@@ -156,7 +154,7 @@ class Caches:
 
     @contextmanager
     def _place(self) -> Iterator[None]:
-        """One of the places for those who wait; StoreError 503 when there is none."""
+        """Take one of the places for changes that wait; StoreError 503 when there is none."""
         with self._lock:
             if self._waiting >= self._places:
                 raise StoreError(
@@ -170,11 +168,11 @@ class Caches:
             with self._lock:
                 self._waiting -= 1
 
-    def _outwait(self, pending: Iterable[Node]) -> None:
-        """Return when all leases of these suspended nodes have certainly run out.
+    def _await_leases(self, pending: Iterable[Node]) -> None:
+        """Return when all leases of these suspended nodes have certainly expired.
 
         By our own monotonic clock, counted from after the suspension's commit; or earlier, when
-        somebody who began to wait before us says so.
+        another instance, which began to wait before, has recorded it.
         """
         left_out = {(node.name, node.generation): node for node in pending}
         end = time.monotonic() + max(node.lease_seconds for node in left_out.values())
@@ -204,20 +202,20 @@ class Caches:
         generation = self._store.lease(node, self._grant)
         return None if generation is None else Lease(generation, self._grant)
 
-    # For people (poky cache).
+    # For the command poky cache.
 
     def status(self) -> Sequence[Node]:
         """All nodes."""
         return self._store.nodes()
 
     def suspend(self, name: str) -> bool:
-        """Suspend a node until people resume it, and wait until nobody uses a copy of its.
+        """Suspend a node until it is resumed by command, and wait until its leases have expired.
 
         False if there is no such cache.
         """
         node = self._store.suspend_node(name, hold=True)
         if node is not None and not node.drained:
-            self._outwait([node])
+            self._await_leases([node])
         return node is not None
 
     def resume(self, name: str) -> bool:
@@ -225,60 +223,55 @@ class Caches:
         return self._store.resume_node(name)
 
     def remove(self, name: str) -> bool:
-        """Forget a node, once nobody uses a copy of its; False if there is no such cache."""
+        """Remove a node once its leases have expired; False if there is no such cache."""
         return self.suspend(name) and self._store.remove_node(name)
 
-    @property
-    def gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
-        """What to watch, by name: a sentence and the number now."""
+    def figures(self) -> Figures:
+        """What to watch, by name."""
         counts = self._counts
+
+        def counter(help: str, count: str) -> Figure:
+            return Figure(help, lambda: counts[count], kind="counter")
+
         return {
-            "cache_nodes": ("Caches known.", lambda: len(self._seen)),
-            "cache_nodes_suspended": (
+            "cache_nodes": Figure("Caches known.", lambda: len(self._seen)),
+            "cache_nodes_suspended": Figure(
                 "Caches that are suspended.",
                 lambda: sum(node.suspended_at is not None for node in self._seen),
             ),
-            "cache_purges": ("Changes told to the caches.", lambda: counts["purges"]),
-            "cache_purge_failures": ("Purges not confirmed.", lambda: counts["failures"]),
-            "cache_waiting": ("Changes that wait for leases now.", lambda: self._waiting),
-            "cache_waits": ("Changes that waited for leases.", lambda: counts["waits"]),
-            "cache_refusals": ("Changes refused, too many waiting.", lambda: counts["refusals"]),
-            "cache_swept": ("Changes told in place of their writers.", lambda: counts["swept"]),
+            "cache_purges": counter("Changes purged at the caches.", "purges"),
+            "cache_purge_failures": counter("Purges not confirmed.", "failures"),
+            "cache_waiting": Figure("Changes that wait for leases now.", lambda: self._waiting),
+            "cache_waits": counter("Changes that waited for leases.", "waits"),
+            "cache_refusals": counter("Changes refused, too many waiting.", "refusals"),
+            "cache_swept": counter("Changes purged in place of their writers.", "swept"),
         }
 
-    # The keeper: a thread that registers, drains, probes, reinstates and sweeps. Every instance
-    # has one; whatever two of them do at once, the database lets happen once.
+    # Background work. Every instance does all of it, so that none depends on another one;
+    # what two of them do at once, the database lets happen once.
 
-    def _start_keeper(self) -> None:
+    def _start_tasks(self) -> None:
         with self._lock:
-            if self._keeper is not None:
+            if self._has_tasks:
                 return
-            if not self._are_ours:
-                log.warning(
-                    "caches are registered, but POKY_CACHES is empty here; they are told of every"
-                    " change all the same. Set it, or remove them with: poky cache remove NAME"
-                )
-            self._keeper = threading.Thread(target=self._keep, name="poky-caches", daemon=True)
-            self._keeper.start()
+            self._has_tasks = True
+        if not self._are_ours:
+            log.warning(
+                "caches are registered, but POKY_CACHES is empty here; they are told of every"
+                " change all the same. Set it, or remove them with: poky cache remove NAME"
+            )
+        self._background.add("caches", self._look_after, period=_TICK_SECONDS)
+        self._background.add("cache-sweep", self._sweep, period=_SWEEP_SECONDS)
 
-    def _keep(self) -> None:
-        while not self._stopping.wait(_TICK_SECONDS):
-            try:
-                self._write_confirmed()
-                self._register()
-                self._seen = self._store.nodes()
-                self._drain(self._seen)
-                self._reinstate(self._seen)
-                if time.monotonic() - self._swept_at > _SWEEP_SECONDS:
-                    self._sweep()
-                    self._swept_at = time.monotonic()
-            except StoreError as error:
-                log.info("looking after the caches again shortly: %s", error)
-            except Exception:
-                log.exception("looking after the caches failed")
+    def _look_after(self) -> None:
+        self._write_confirmed()
+        self._register()
+        self._seen = self._store.nodes()
+        self._expire_leases(self._seen)
+        self._reinstate(self._seen)
 
     def _write_confirmed(self) -> None:
-        """Remove changes from the outbox; if that fails they are told once more, no harm done."""
+        """Remove changes from the outbox; if that fails they are purged once more: no harm."""
         ids = [self._confirmed.popleft() for _ in range(min(len(self._confirmed), 10_000))]
         if ids:
             self._store.confirm(ids)
@@ -303,27 +296,27 @@ class Caches:
             return self._client.name_of(given.url)
         return ""
 
-    def _drain(self, nodes: Iterable[Node]) -> None:
-        """Time the leases of suspended nodes, in case whoever suspended them dies meanwhile."""
+    def _expire_leases(self, nodes: Iterable[Node]) -> None:
+        """Time the leases of suspended nodes, in case the instance that suspended them has died."""
         now = time.monotonic()
-        drains = {}
+        ends = {}
         for node in nodes:
             if node.suspended_at is not None and not node.drained:
-                end = self._drains.get(node.generation, now + node.lease_seconds)
-                drains[node.generation] = end
+                end = self._lease_ends.get(node.generation, now + node.lease_seconds)
+                ends[node.generation] = end
                 if now >= end:
                     self._store.drain_node(node.name, node.generation)
-        self._drains = drains
+        self._lease_ends = ends
 
     def _reinstate(self, nodes: Iterable[Node]) -> None:
-        drained = {node.name: node for node in nodes if node.drained and not node.held}
-        failures = self._client.probe({name: node.url for name, node in drained.items()})
+        candidates = {node.name: node for node in nodes if node.drained and not node.held}
+        failures = self._client.probe({name: node.url for name, node in candidates.items()})
         for name, reason in failures.items():
             if self._failures.get(name) != reason:
                 log.info("the cache %s stays suspended: it %s", name, reason)
         self._failures = failures
         good = {}
-        for name, node in drained.items():
+        for name, node in candidates.items():
             if name in failures:
                 continue
             good[name] = self._good_probes.get(name, 0) + 1
@@ -332,21 +325,21 @@ class Caches:
         self._good_probes = good
 
     def _sweep(self) -> None:
-        """Tell the caches what a writer that died, or that is not the service, did not tell."""
-        while not self._stopping.is_set():
+        """Purge what a writer that died, or that is not the service, did not purge."""
+        while not self._background.is_stopping:
             changes = self._store.unconfirmed(_SWEEP_SECONDS, _SWEEP_CHANGES)
             if not changes:
                 return
             if not all(change.key for change in changes):
                 self._store.renew_generations()
-            # Nobody waits for these, so a node that fails need only be suspended.
-            self._tell(
+            # No answer waits for these, so a node that fails need only be suspended.
+            self._purge_nodes(
                 self._store.nodes(),
                 [path for change in changes for path in _paths(change.bucket, [change.key])],
             )
             self._store.confirm([change.id for change in changes])
             self._counts["swept"] += len(changes)
-            log.info("told the caches of %d changes in place of their writers", len(changes))
+            log.info("purged %d changes in place of their writers", len(changes))
             if len(changes) < _SWEEP_CHANGES:
                 return
 

@@ -56,6 +56,6 @@ def drop_bucket(name: str, keys: bool, dsn: str | None, as_json: bool) -> None:
             raise Failed(detail, code=error.code) from error
         if outbox_id is not None:
             with open_caches(store) as caches:
-                caches.forget()
+                caches.purge_all()
             store.confirm([outbox_id])
     show_pairs({name: "dropped"}, as_json)

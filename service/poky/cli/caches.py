@@ -58,9 +58,9 @@ def purge_caches(
         raise click.UsageError("Name a BUCKET and a KEY, or say --all.")
     with open_store(dsn) as store, open_caches(store) as caches:
         if bucket and key and not everything:
-            caches.tell(bucket, [key])
+            caches.purge_keys(bucket, [key])
         else:
-            caches.forget()
+            caches.purge_all()
         nodes = store.nodes()
     show_pairs({node.name: _show_state(node) for node in nodes}, as_json)
 

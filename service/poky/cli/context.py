@@ -112,9 +112,11 @@ def open_store(dsn: str | None) -> Iterator[Store]:
 @contextlib.contextmanager
 def open_caches(store: Store) -> Iterator["Caches"]:
     """The caches of the store's database, without background work."""
-    from poky.cache import Caches  # noqa: PLC0415 - serve has its own
+    # Serve has its own.
+    from poky.background import Background  # noqa: PLC0415
+    from poky.cache import Caches  # noqa: PLC0415
 
-    caches = Caches(store, load_config())
+    caches = Caches(store, load_config(), Background(store))
     try:
         yield caches
     finally:

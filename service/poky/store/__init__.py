@@ -1,12 +1,13 @@
 """The store: every conversation of the running service with PostgreSQL.
 
 One method per function of schema ``poky``, same verb, same order of arguments: ``objects``,
-``buckets`` and ``nodes``, over the ``pool``. Knows psycopg2 and SQLSTATEs (``errors``); knows
-nothing of HTTP headers, and builds no SQL beyond ``statements``.
+``buckets``, ``nodes`` and ``locks``, over the ``pool``. Knows psycopg2 and SQLSTATEs (``errors``);
+knows nothing of HTTP headers, and builds no SQL beyond ``statements``.
 """
 
 from poky.store.buckets import Buckets
 from poky.store.errors import CODES, StoreError
+from poky.store.locks import Locks
 from poky.store.nodes import Nodes
 from poky.store.objects import Objects
 from poky.store.results import (
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 
-class Store(Objects, Buckets, Nodes):
+class Store(Objects, Buckets, Nodes, Locks):
     """The interface of schema ``poky`` over one pool of connections.
 
     Never hands out a connection that the server has closed; every wait is bounded; a statement
