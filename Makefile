@@ -100,10 +100,14 @@ wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/, from w
 	@rm -rf build/tree && .ci/tracked build/tree
 	$(BIN)/python -m build --no-isolation --outdir dist build/tree
 
+.PHONY: collection
+collection: $(DEPLOY_VENV)/.deploy ## Build the Ansible collection poky.poky, wheels included, into dist/
+	$(DEPLOY_VENV)/bin/python .ci/collection.py
+
 .PHONY: release
 release: $(VENV)/.dev $(DEPLOY_VENV)/.deploy ## Tag the release that CHANGELOG.md describes, and build all that is published
 	.ci/release check
-	$(MAKE) wheel
+	$(MAKE) wheel collection
 	.ci/release tag
 
 .PHONY: venv

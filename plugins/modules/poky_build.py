@@ -91,6 +91,16 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     return manifest if true else None
 
 
+def carried(source: Path, destination: Path) -> dict[str, str] | None:
+    """The release that an installed collection brings along; None where the source is a checkout."""
+    if (source / ".git").exists():
+        return None
+    for path in sorted(destination.glob("*/manifest.json")):
+        if manifest := read_manifest(path.parent):
+            return {"id": manifest["release"], **{k: manifest[k] for k in ("version", "revision")}}
+    return None
+
+
 def make_tools(source: Path, directory: Path) -> str:
     """An environment with the build tools of the checkout, pinned by hash; its Python."""
     run(sys.executable, "-m", "venv", str(directory))
@@ -176,10 +186,17 @@ def main() -> None:
     source, destination = (Path(module.params[name]) for name in ("source", "destination"))
     targets = set(module.params["targets"])
     try:
-        identity = identify(source, module.params["allow_dirty"])
+        brought = carried(source, destination)
+        identity = brought or identify(source, module.params["allow_dirty"])
         directory = destination / identity["id"]
         manifest = read_manifest(directory)
         missing = not manifest or not targets <= set(manifest["targets"])
+        if missing and brought and manifest:
+            raise BuildError(
+                f"This collection has no wheels for {', '.join(targets - set(manifest['targets']))}, the "
+                f"Python of some hosts, only for {', '.join(manifest['targets'])}: build it for them "
+                "from a checkout (.ci/collection.py --target), or deploy from there."
+            )
         if missing and not module.check_mode:
             build(source, destination, identity, targets)
     except (BuildError, OSError) as error:
