@@ -15,7 +15,8 @@ from tests.coherence.run import altered, run
 from tests.coherence.sabotage import SABOTAGES, Sabotage
 from tests.coherence.stack import Stack
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+# Chance has to strike within seconds: other tests would take the CPUs that it needs.
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
 IN_SHORT = ("slow-reads", "stalls", "purges-dropped", "varnish-restarted", "instance-killed")
 

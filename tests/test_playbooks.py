@@ -30,7 +30,7 @@ import poky
 from poky.config import Config
 from poky.schema import SCRIPTS, Scripts
 from poky.schema.migrate import migrate, plan
-from poky.schema.owner import Owner
+from poky.schema.owner import OwnerConnection
 from poky.schema.plan import Kind, Phase
 from tests.conftest import Database
 
@@ -230,7 +230,7 @@ def test_a_plan_for_a_virgin_database_is_what_migrate_does(
 def test_a_plan_for_a_database_in_use_is_what_migrate_does(
     releases: ModuleType, own_database: Database, kind: Kind, changed: list[str]
 ) -> None:
-    with Owner(own_database.dsn_owner) as owner:
+    with OwnerConnection(own_database.dsn_owner) as owner:
         for name in changed:
             owner.run("UPDATE poky.migration SET checksum = 'older' WHERE name = %s", name)
     for phase in ("expand", "contract"):

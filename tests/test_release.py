@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -257,3 +259,114 @@ def test_a_bucket_without_a_name_is_asked_for() -> None:
     makefile = (ROOT / "Makefile").read_text()
     recipe = makefile.partition("\nbucket: ")[2].partition("\n\n")[0]
     assert recipe.index("make bucket BUCKET=") < recipe.index("$(PLAYBOOK)")
+
+
+# The collection.
+
+DEPLOY = ROOT / ".venv-deploy" / "bin"
+PYTHON = f"cp3{sys.version_info.minor}"
+
+CARRIES = """
+- ansible.builtin.import_playbook: poky.poky.given
+- hosts: service
+  gather_facts: true
+  tasks:
+    - ansible.builtin.include_role:
+        name: poky.poky.poky
+        tasks_from: {entry}
+    - ansible.builtin.debug:
+        var: _poky_build
+"""
+
+
+@pytest.fixture(scope="module")
+def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the collection was installed, without a network, after it was built for this Python."""
+    into, collections = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("collections")
+    packages = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    archive = into / f"poky-poky-{VERSION}.tar.gz"
+    build = (ROOT / ".ci/collection.py", "--into", into, "--target", f"{PYTHON}-x86_64")
+    install = ("collection", "install", "--offline", "--collections-path", collections, archive)
+    for command in ((DEPLOY / "python", *build), (DEPLOY / "ansible-galaxy", *install)):
+        done = subprocess.run(
+            command,
+            cwd=into,
+            env={**ENVIRONMENT, **packages, "HOME": str(into)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    return collections
+
+
+@pytest.fixture
+def play(collections: Path, tmp_path: Path) -> Callable[..., Run]:
+    """Run a playbook in a folder that has nothing but an inventory, copied from the collection."""
+    collection = collections / "ansible_collections/poky/poky"
+    shutil.copytree(collection / "inventories/development", tmp_path / "inventory")
+    groups = ("database", "service", "cache", "web")
+    (tmp_path / "inventory/hosts.yml").write_text(
+        yaml.safe_dump(
+            {
+                "all": {
+                    "hosts": {"here": {"ansible_connection": "local", "machine_image": ""}},
+                    "vars": {"ansible_python_interpreter": sys.executable},
+                    "children": {group: {"hosts": {"here": None}} for group in groups},
+                }
+            }
+        )
+    )
+
+    def play(*words: str) -> Run:
+        return subprocess.run(
+            [DEPLOY / "ansible-playbook", *words, "-i", "inventory"],
+            cwd=tmp_path,
+            env={
+                **ENVIRONMENT,
+                "HOME": str(tmp_path),
+                "LC_ALL": "C.UTF-8",
+                "ANSIBLE_COLLECTIONS_PATH": str(collections),
+                "ANSIBLE_CONFIG": str(collection / "ansible.cfg"),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return play
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml")))
+def test_every_playbook_of_the_collection_holds(play: Callable[..., Run], name: str) -> None:
+    done = play(f"poky.poky.{name}", "--list-tasks")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"playbooks/{name}.yml" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_collection_deploys_the_release_that_it_carries(
+    play: Callable[..., Run], tmp_path: Path
+) -> None:
+    entry = "release/build" if (ROOT / "roles/poky/tasks/release/build.yml").exists() else "build"
+    (tmp_path / "carries.yml").write_text(CARRIES.format(entry=entry))
+    done = play("carries.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf"id: {re.escape(VERSION)}\+[0-9a-f]{{10}}", done.stdout), done.stdout
+    (archive,) = re.findall(r"archive: (\S+release\.tar)", done.stdout)
+    with tarfile.open(archive) as wheels:
+        names = wheels.getnames()
+    assert [name for name in names if name.startswith(f"wheels/poky-{VERSION}-")]
+    assert [name for name in names if "psycopg2" in name and PYTHON in name]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_filters_of_the_collection_have_their_full_names(collections: Path) -> None:
+    collection = collections / "ansible_collections/poky/poky"
+    texts = [path.read_text() for path in collection.glob("roles/**/*.yml")]
+    assert any("| poky.poky.poky_targets" in text for text in texts)
+    assert not [text for text in texts if "| poky_targets" in text]

@@ -92,7 +92,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 
 
 def carried(source: Path, destination: Path) -> dict[str, str] | None:
-    """The release that an installed collection brings along; None where the source is a checkout."""
+    """The release that an installed collection brings along; None for a checkout."""
     if (source / ".git").exists():
         return None
     for path in sorted(destination.glob("*/manifest.json")):
@@ -193,9 +193,9 @@ def main() -> None:
         missing = not manifest or not targets <= set(manifest["targets"])
         if missing and brought and manifest:
             raise BuildError(
-                f"This collection has no wheels for {', '.join(targets - set(manifest['targets']))}, the "
-                f"Python of some hosts, only for {', '.join(manifest['targets'])}: build it for them "
-                "from a checkout (.ci/collection.py --target), or deploy from there."
+                f"This collection has wheels for {', '.join(manifest['targets'])}, and some hosts "
+                f"have the Python {', '.join(sorted(targets - set(manifest['targets'])))}. Build "
+                "it for them (.ci/collection.py --target), or deploy from a checkout."
             )
         if missing and not module.check_mode:
             build(source, destination, identity, targets)
