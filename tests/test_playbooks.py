@@ -686,11 +686,82 @@ def here(tmp_path: Path) -> Path:
 
 def test_a_playbook_runs_from_any_folder(here: Path) -> None:
     """It finds its filters, modules and roles; the lock is only shown."""
-    secrets = ("-e", "poky_database_password=a", "-e", "poky_database_owner_password=b")
+    secrets = ("-e", json.dumps(SECRETS))
     playbook = ROOT / "playbooks/unlock.yml"
     done = play(playbook, "-i", here, *secrets, cwd=here.parent)
     assert done.returncode == 0, done.stdout
     assert "The deploy lock is free" in done.stdout
+
+
+def entry_points() -> Iterator[tuple[str, str, str]]:
+    """(playbook, role, entry point) of all that playbooks include of roles."""
+    for playbook in PLAYBOOKS:
+        text = playbook.read_text()
+        for role, tasks in re.findall(r"_role:\n\s+name: (.+)(?:\n\s+tasks_from: (\S+))?", text):
+            roles = [role]
+            if "{{" in role:
+                roles = [path.name for path in (ROOT / "roles").iterdir()]
+            yield from ((playbook.stem, each, tasks or "main") for each in roles)
+
+
+def test_every_entry_point_says_what_it_takes() -> None:
+    """Or nothing would refuse a misspelt value: argument_specs are per entry point."""
+    found = sorted(entry_points())
+    assert ("deploy", "varnish", "preflight") in found
+    for playbook, role, tasks in found:
+        specs = yaml.safe_load((ROOT / f"roles/{role}/meta/argument_specs.yml").read_text())
+        assert tasks in specs["argument_specs"], f"{playbook}: {role}/{tasks}"
+        assert (ROOT / f"roles/{role}/tasks/{tasks}.yml").exists()
+
+
+def test_every_task_file_is_used() -> None:
+    entries = {(role, f"{tasks}.yml") for _, role, tasks in entry_points()}
+    for role in (ROOT / "roles").iterdir():
+        files = {str(path.relative_to(role / "tasks")) for path in role.rglob("tasks/**/*.yml")}
+        text = "\n".join((role / "tasks" / name).read_text() for name in files)
+        included = set(re.findall(r"_tasks: (\S+)", text))
+        unused = files - included - {name for each, name in entries if each == role.name}
+        assert unused <= {"main.yml"}, role.name
+        assert included <= files
+
+
+SECRETS = {
+    "poky_database_password": "a",
+    "poky_database_owner_password": "b",
+    "poky_database_hosts": ["127.0.0.1"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("playbook", "wrong", "sentence"),
+    [
+        ("buckets", {"poky_bucket_state": "absnt"}, "one of: present, absent, got: absnt"),
+        ("buckets", {"poky_buckets": [{"name": "a", "state": "gone"}]}, "absent, got: gone"),
+        ("buckets", {"poky_buckets": [{"name": "a", "status": "absent"}]}, "poky_buckets.status"),
+        ("buckets", {"poky_buckets": [{"state": "absent"}]}, "missing required arguments: name"),
+        ("buckets", {"poky_buckets": "a"}, "poky_buckets"),
+        ("buckets", {"poky_buckets_undeclared": "forbid"}, "warn, fail, ignore, got: forbid"),
+        ("drain", {"poky_drain_state": "out"}, "drained, in_service, got: out"),
+        ("migrate", {"poky_schema_phase": "shrink"}, "expand, contract, got: shrink"),
+        ("rollback", {"poky_min_healthy": "many"}, "poky_min_healthy"),
+        ("restart", {"poky_cache_mode": "eventual"}, "bounded, got: eventual"),
+        ("smoke", {"poky_log_level": "loud"}, "got: loud"),
+        ("unlock", {"poky_schema": "flta"}, "partitioned, flat, got: flta"),
+        ("deploy", {"varnish_mode": "never"}, "bounded, got: never"),
+        ("deploy", {"nginx_http_port": "eighty"}, "nginx_http_port"),
+        ("maintenance", {"nginx_maintenance": "maybe"}, "on, off, got: maybe"),
+    ],
+)
+def test_a_value_that_is_none_of_the_choices_is_refused(
+    here: Path, playbook: str, wrong: dict[str, Any], sentence: str
+) -> None:
+    given = json.dumps({**SECRETS, "machine_image": "", "poky_address": "127.0.0.1", **wrong})
+    done = play(f"playbooks/{playbook}.yml", "-i", here, "-e", given)
+    assert done.returncode != 0, done.stdout
+    assert sentence in done.stdout
+    assert "changed=0" in done.stdout
+    assert "changed=1" not in done.stdout
 
 
 @pytest.mark.parametrize("anywhere", [False, True])

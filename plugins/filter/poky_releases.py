@@ -77,10 +77,21 @@ def poky_rollback_target(
         stack.pop()
     if not stack:
         raise ValueError(
-            "The journal knows no good release to go back to; name one that is on every service "
+            "The journal has no good release to go back to; name one that is on every service "
             "host with -e poky_release=…"
         )
     return stack[-1]
+
+
+def poky_rollback(
+    journal: list[Entry], current: str, wanted: str = "", unfinished: bool = False
+) -> dict[str, str]:
+    """The ``release`` that poky_rollback_target chooses, or its ``refusal`` as a sentence."""
+    try:
+        chosen = poky_rollback_target(journal, current, wanted, unfinished)
+    except ValueError as error:
+        return {"release": "", "refusal": str(error)}
+    return {"release": chosen, "refusal": ""}
 
 
 def poky_prunable(
@@ -213,7 +224,7 @@ def poky_bucket_plan(
     create = [name for name, state in wanted.items() if state == "present" and name not in found]
     drop = [name for name, state in wanted.items() if state == "absent" and name in found]
     lines = [f"+ create {name}" for name in create] + [f"- drop {name}" for name in drop]
-    lines += [f"~ {name} is declared nowhere" for name in undeclared]
+    lines += [f"~ {name} is undeclared" for name in undeclared]
     if asked.get("state") == "present" and asked["name"] not in declared_names:
         lines.append(f"~ {asked['name']} is to be declared: add it to poky_buckets")
     return {
@@ -235,7 +246,7 @@ class FilterModule:
             for function in (
                 poky_journal,
                 poky_unsettled,
-                poky_rollback_target,
+                poky_rollback,
                 poky_prunable,
                 poky_todo,
                 poky_before,

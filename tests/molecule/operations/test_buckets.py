@@ -31,7 +31,7 @@ def test_what_nobody_declared_is_told(deployment: Deployment) -> None:
     assert "extra" in deployment.succeed("status", poky_buckets=DECLARED).output
     strict = {"poky_buckets": DECLARED, "poky_buckets_undeclared": "fail"}
     deployment.fail("status", "rows are marked", **strict)
-    deployment.fail("buckets", "Nobody declared extra", **strict)
+    deployment.fail("buckets", "Undeclared buckets: extra", **strict)
 
 
 def test_a_name_that_is_none_is_refused(deployment: Deployment) -> None:

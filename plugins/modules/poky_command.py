@@ -1,0 +1,52 @@
+"""Run a command of Poky with ``--json``: its answer, or the sentence with which it failed.
+
+``answer`` is what it printed. A failure has the ``code`` that the command gives its errors; codes
+in ``accept`` are no failures of the task.
+"""
+
+import json
+import subprocess
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def read_failure(stderr: str) -> dict[str, str]:
+    """The ``code`` and ``detail`` of the last line; of a program that gives none, what it said."""
+    said = stderr.strip()
+    try:
+        last: Any = json.loads(said.splitlines()[-1])
+        return {"code": str(last["code"]), "detail": str(last["detail"])}
+    except (IndexError, ValueError, KeyError, TypeError):
+        return {"code": "", "detail": said}
+
+
+def main() -> None:
+    """Run it; fail with its own sentence."""
+    module = AnsibleModule(
+        argument_spec={
+            "argv": {"type": "list", "elements": "str", "required": True},
+            "accept": {"type": "list", "elements": "str", "default": []},
+            "changes": {"type": "bool", "default": False},
+        }
+    )
+    given = module.params
+    try:
+        done = subprocess.run(given["argv"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        module.fail_json(msg=f"{given['argv'][0]} cannot be run: {error.strerror}.")
+    if done.returncode:
+        failure = read_failure(done.stderr or done.stdout)
+        if failure["code"] in given["accept"]:
+            module.exit_json(changed=False, answer=None, code=failure["code"])
+        sentence = failure["detail"] or f"{' '.join(given['argv'])}: exit status {done.returncode}"
+        module.fail_json(msg=sentence, code=failure["code"], rc=done.returncode)
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        module.fail_json(msg=f"This is not JSON: {done.stdout[:200]!r}")
+    module.exit_json(changed=given["changes"], answer=answer, code="")
+
+
+if __name__ == "__main__":
+    main()
