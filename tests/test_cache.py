@@ -150,7 +150,7 @@ def test_an_instance_that_was_told_of_no_cache_tells_them_all_the_same(
     assert "POKY_CACHES is empty here" in caplog.text
 
 
-# Who takes part.
+# Taking part.
 
 
 @pytest.mark.slow
@@ -197,7 +197,7 @@ def test_a_node_at_a_new_address_is_suspended_first(
 def test_registration_waits_for_writers_that_saw_no_cache(
     database: Database, store: Store, bucket: str
 ) -> None:
-    """They will tell nobody, so the node must not read before they have committed."""
+    """They will purge nothing, so the node must not read before they have committed."""
     with closing(database.connect(as_service=True)) as writer:
         cursor = writer.cursor()
         cursor.execute("SELECT outbox_id FROM poky.put(%s, 'k', 'v', 't')", [bucket])
@@ -296,7 +296,7 @@ def test_a_change_waits_for_the_lease_of_a_node_that_does_not_confirm(
     assert after.suspended_at is not None
     assert after.drained
     assert after.generation != before.generation
-    # And nobody waits for it again.
+    # And no change waits for it again.
     waits = leased.figures()["cache_waits"].read
     assert waits() == 1
     leased.purge(bucket, ["k"], [change(store, bucket)])
@@ -312,7 +312,7 @@ def test_a_node_that_never_had_a_lease_is_not_waited_for(
     assert timed(caches.purge, bucket, ["k"], [change(store, bucket)]) < LONG / 2
 
 
-def test_a_change_waits_for_a_node_that_somebody_else_suspended(
+def test_a_change_waits_for_a_node_that_another_instance_suspended(
     leased: Caches, store: Store, bucket: str
 ) -> None:
     store.suspend_node("one", hold=True)
@@ -320,7 +320,7 @@ def test_a_change_waits_for_a_node_that_somebody_else_suspended(
     assert took >= GRANT - 0.3  # its background task may have seen it a little before
 
 
-def test_who_waits_is_released_when_somebody_else_knows(
+def test_a_wait_ends_when_another_instance_records_the_expiry(
     start: Start, store: Store, bucket: str, node: FakeCache
 ) -> None:
     caches = start(node, lease_seconds=LONG)
@@ -443,7 +443,7 @@ def test_a_dropped_bucket_whose_dropper_died_is_forgotten(
 # Buckets.
 
 
-def test_dropping_a_bucket_waits_until_nobody_has_its_copies(
+def test_dropping_a_bucket_waits_until_its_copies_are_out_of_use(
     leased: Caches, store: Store, bucket: str
 ) -> None:
     change(store, bucket)

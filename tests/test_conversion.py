@@ -122,7 +122,7 @@ def test_clients_notice_nothing(flat: Database, load: Load) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("lines", [(1, 2, 4, 6, 9), ("Copying", "Copying", "Changing over")])
 def test_kills_lose_nothing(flat: Database, load: Load, lines: tuple[int | str, ...]) -> None:
-    """kill -9 after so many lines, or after a certain one; the next one goes on."""
+    """kill -9 after a number of lines, or after a certain one; the next one goes on."""
     with load:
         load.wait_for_calls(100)
         for line in lines:
@@ -213,7 +213,7 @@ def test_buckets_are_what_they_were(flat: Database) -> None:
 
 
 def test_an_old_snapshot_keeps_the_partitions_waiting(flat: Database) -> None:
-    """Whoever began before the copy was complete would find partitions with holes."""
+    """A statement from before the end of the copy would find partitions with holes."""
     waits = threading.Event()
 
     def report(progress: Progress) -> None:

@@ -138,7 +138,7 @@ def test_its_processes_do_not_interrupt_the_service(server: embedded.Embedded) -
         assert os.sched_getscheduler(pid) == os.SCHED_BATCH
 
 
-def test_nobody_else_can_enter(server: embedded.Embedded, home: Path) -> None:
+def test_no_other_user_can_enter(server: embedded.Embedded, home: Path) -> None:
     assert (home / "postgresql").stat().st_mode & 0o777 == 0o700
     sockets = Path(str(query(server.dsn_owner, "SHOW unix_socket_directories")[0][0]))
     assert sockets.stat().st_mode & 0o777 == 0o700
@@ -242,7 +242,7 @@ def test_the_server_stops_after_its_last_user_was_killed(home: Path) -> None:
         assert query(next_one.dsn_owner, "SELECT 1") == [(1,)]
 
 
-def test_a_killed_user_takes_the_server_from_nobody(server: embedded.Embedded, home: Path) -> None:
+def test_a_killed_user_leaves_the_server_running(server: embedded.Embedded, home: Path) -> None:
     user = start_user(home)
     assert said_pid(user) == server.pid
     user.kill()

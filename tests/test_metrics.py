@@ -1,4 +1,4 @@
-"""What is counted and written of every answer, also while nobody takes the log."""
+"""What is counted and written of every answer, also while the log is blocked."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def stderr(monkeypatch: pytest.MonkeyPatch) -> int:
     return reader
 
 
-def test_an_answer_counts_as_soon_as_somebody_asks() -> None:
+def test_an_answer_counts_at_the_next_scrape() -> None:
     metrics = Metrics(access_log=False)
     for number in range(3):
         metrics.observe(REQUEST, 200, 10, 0.003)
@@ -76,7 +76,7 @@ def test_the_last_lines_are_written_at_the_end(stderr: int) -> None:
     assert [line.split()[3] for line in lines] == [f"bytes={number}" for number in range(50)]
 
 
-def test_while_nobody_takes_the_log_answers_are_counted_and_memory_is_bounded(stderr: int) -> None:
+def test_while_the_log_is_blocked_answers_are_counted_and_memory_is_bounded(stderr: int) -> None:
     metrics = Metrics()
     for _ in range(80_000):
         metrics.observe(REQUEST, 200, 1, 0.003)

@@ -42,7 +42,7 @@ def test_all_nodes_are_told(client: PurgeClient, one: FakeCache, two: FakeCache)
     assert one.told == two.told == ["/kv/b/k", "/kv/b/l"]
 
 
-def test_nobody_to_tell_and_nothing_to_say(client: PurgeClient, one: FakeCache) -> None:
+def test_no_node_or_no_path_is_no_work(client: PurgeClient, one: FakeCache) -> None:
     assert client.purge({}, ["/kv/b/k"]) == {}
     assert client.purge(at(one), []) == {}
     assert one.connections == 0
@@ -144,7 +144,7 @@ def test_what_else_is_no_confirmation(
     assert client.purge(at(one), ["/kv/b/k"]) == {"one": reason}
 
 
-def test_a_port_where_nobody_listens(client: PurgeClient) -> None:
+def test_a_port_without_a_listener(client: PurgeClient) -> None:
     (port,) = free_ports(1)
     began = time.monotonic()
     failures = client.purge({"one": f"http://127.0.0.1:{port}"}, ["/kv/b/k"])

@@ -345,8 +345,8 @@ def test_versions_agree_with_state(migrated: Database, next_scripts: Scripts) ->
 # Rights
 
 
-def test_roles_are_made_by_whoever_may(each_cluster: Cluster, tmp_path: Path) -> None:
-    """On a cluster where nobody has heard of Poky."""
+def test_roles_are_made_by_any_user_with_the_right(each_cluster: Cluster, tmp_path: Path) -> None:
+    """On a cluster without any role of Poky."""
     bindir = each_cluster.server._bin
     with embedded.ensure_running(tmp_path, bindir=bindir, settings=HASTY) as server:
         admin = server.dsn_owner.replace("/poky?", "/postgres?")

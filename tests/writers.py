@@ -38,7 +38,7 @@ class Load:
         self.calls = 0
         self.slowest = 0.0
         self.states: dict[tuple[str, str], Seen | None] = {}  # what was acknowledged last
-        self.static: dict[tuple[str, str], Seen] = {}  # what nobody touches
+        self.static: dict[tuple[str, str], Seen] = {}  # what no test touches
         self.counted = 0  # increments acknowledged to anybody
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -213,7 +213,7 @@ class Load:
                     self.counted += 1
 
     def _read(self, cursor: Any, number: int) -> None:
-        """What nobody touches is always there, whichever way it is asked for."""
+        """What no test touches is always there, whichever way it is asked for."""
         chance = random.Random(number)
         names = list(self.static)
         while names and not self._stop.is_set():

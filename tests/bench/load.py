@@ -1,4 +1,4 @@
-"""Who asks: wrk against HTTP, pgbench against PostgreSQL. One slice of load gives one Sample."""
+"""The clients: wrk against HTTP, pgbench against PostgreSQL. One slice of load gives one Sample."""
 
 from __future__ import annotations
 

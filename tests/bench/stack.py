@@ -150,7 +150,7 @@ class Stack:
         )
         self.flat = self._database("flat", "flat")
         self.partitioned = self._database("partitioned", "partitioned")
-        # Who writes to a database with caches waits for them: those without must not meet theirs.
+        # A write to a database with caches waits for them: instances without need another one.
         self.cached = self._database("cached", "partitioned")
         self.cached_twice = self._database("cached_twice", "partitioned")
         self.partitioned.execute(_TABLES)

@@ -3,5 +3,5 @@
 ``python -m tests.coherence`` (``make coherence``) starts PostgreSQL, two instances of the service,
 two Varnish nodes and nginx, writes and reads as fast as it can while one fault after the other
 strikes, and checks the whole history. Read in this order: ``history`` (what is recorded),
-``checker`` (what is wrong), ``load`` (who writes and reads), ``stack``, ``faults``, ``sabotage``.
+``checker`` (what is wrong), ``load`` (writers and readers), ``stack``, ``faults``, ``sabotage``.
 """

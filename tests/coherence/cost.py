@@ -1,4 +1,4 @@
-"""What a purge costs a write that nobody else disturbs."""
+"""What a purge costs a write without other load."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def _before(verb: str) -> None:
 
 
 def nodes_before_commit() -> None:
-    """Who writes looks for the caches first, and then takes its time."""
+    """A write reads the nodes before its commit, and then takes its time."""
     early = threading.local()
     nodes = store.Store.nodes
     store.Store.nodes = lambda self: early.__dict__.pop("nodes", None) or nodes(self)  # type: ignore[method-assign]
@@ -101,7 +101,7 @@ def nodes_before_commit() -> None:
 
 
 def no_purge_on_insert() -> None:
-    """Who creates an object thinks that no cache can have it."""
+    """An insert assumes that no cache can have a copy."""
     _forget_outbox("put", lambda outcome: outcome.outcome == "inserted")
     _forget_outbox("put_many", lambda outcome: outcome.outcome == "inserted")
 

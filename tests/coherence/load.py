@@ -1,4 +1,4 @@
-"""Who writes and who reads: processes with raw sockets, as fast as Python can, recording all of it.
+"""Writers and readers: processes with raw sockets, as fast as Python can, recording all of it.
 
 A *slot* is a key that is written again and again. Each slot belongs to one lane, which writes its
 keys one after the other; a few belong to all lanes, which race for them. A write of unknown outcome
@@ -304,7 +304,7 @@ class _Answer:
 
     @property
     def is_refusal(self) -> bool:
-        """Whether certainly nothing was changed: nobody was asked, or the service says so."""
+        """Whether certainly nothing was changed: nothing was sent, or the service says so."""
         return self.status == NOT_SENT or (
             self.status == 503
             and b"application/problem+json" in self.head

@@ -48,7 +48,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "no-purge-on-insert",
-        "Who creates an object thinks that no cache can know anything of it.",
+        "An insert assumes that no cache can know anything of the object.",
         _SLOW_READS,
         alterations="no_purge_on_insert",
     ),
@@ -70,7 +70,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "nodes-before-commit",
-        "Who writes looks for the caches before the commit; one that joins meanwhile is not told.",
+        "A write reads the nodes before its commit; one that joins meanwhile is not purged.",
         _PURGES_DROPPED,
         alterations="nodes_before_commit",
     ),

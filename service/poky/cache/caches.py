@@ -36,7 +36,7 @@ _ADMITTED = nullcontext()
 
 
 class Lease(NamedTuple):
-    """A node may use its copies of this generation for so many seconds from when it asked."""
+    """A node may use its copies of this generation for these seconds from when it asked."""
 
     generation: str
     seconds: float

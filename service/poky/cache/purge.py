@@ -1,8 +1,8 @@
 """The wire to the caches: PURGE, told to all of them at once, and believed only when confirmed.
 
-A cache confirms by answering 200 with its own name (``Poky-Node``): an answer from somebody else,
-such as a cache that took over the address, is no confirmation. Knows sockets and HTTP's answers;
-knows nothing of leases or PostgreSQL, and imports nothing of ours.
+A cache confirms by answering 200 with its own name (``Poky-Node``): an answer under another name,
+such as that of a cache that took over the address, is no confirmation. Knows sockets and HTTP's
+answers; knows nothing of leases or PostgreSQL, and imports nothing of ours.
 """
 
 import os
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 _RECEIVE_BYTES = 65536
 _IDLE_CONNECTIONS = 64
-_LARGE_BATCH = 1000  # for every so many keys the whole exchange may take the timeout once more
+_LARGE_BATCH = 1000  # keys: for each further batch the exchange may take the timeout once more
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*\r\n", re.IGNORECASE)
 _NODE = re.compile(rb"\r\npoky-node:[ \t]*([^\r\n]*?)[ \t]*\r\n", re.IGNORECASE)

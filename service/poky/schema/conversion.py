@@ -1,10 +1,10 @@
 """The conversion of a flat database into a partitioned one, while clients read and write.
 
-Every bucket gets a partition that nobody uses yet; triggers repeat every change there; a copy
+Every bucket gets a partition that is not in use yet; triggers repeat every change there; a copy
 brings in what was there before; then, in one short transaction, the partitions take over. The flat
 table is the truth until that moment, so there is always a way back.
 
-The whole state is in the database: whoever calls ``convert`` after a crash continues. In order:
+The whole state is in the database: after a crash, ``convert`` continues. In order:
 poky._conversion (there is a conversion), the trigger mirror_object (changes are repeated), the
 position in poky._conversion (what is copied). Needs room for a second copy of all objects.
 """
@@ -141,8 +141,8 @@ def _copy_batch(owner: OwnerConnection, bucket: int, after: str, last: str, rows
 def _wait_for_snapshots(owner: OwnerConnection) -> None:
     """Wait for the statements that began before the copy was complete.
 
-    Whoever reads through the change-over sees the partitions as they were when its statement
-    began, so the copy has to be older than that (as with CREATE INDEX CONCURRENTLY).
+    A statement that reads across the change-over sees the partitions as of its snapshot, so the
+    copy has to be older than that (as with CREATE INDEX CONCURRENTLY).
     """
     active = (
         "SELECT l.virtualtransaction FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)"

@@ -21,7 +21,7 @@ from poky.schema.plan import SchemaError
 T = TypeVar("T")
 
 # Clients queue behind a lock that we wait for: well below their own lock timeout, and below
-# PostgreSQL's deadlock_timeout (1 s), so that in a deadlock it is never they who lose.
+# PostgreSQL's deadlock_timeout (1 s), so that in a deadlock PostgreSQL cancels us, not them.
 _LOCK_TIMEOUT_MS = 200
 _PATIENCE_SECONDS = 60.0
 # Any number that no other program uses: "poky" in ASCII.
@@ -125,7 +125,7 @@ class OwnerConnection:
         try:
             self.run("SET ROLE poky_owner")
         except psycopg2.errors.InsufficientPrivilege:
-            # Since PostgreSQL 16, who creates a role may join it, but has to say so.
+            # Since PostgreSQL 16 a role's creator may join it, but has to grant that itself.
             self.run("GRANT poky_owner TO CURRENT_USER")
             self.run("SET ROLE poky_owner")
 
@@ -160,7 +160,7 @@ class OwnerConnection:
                 self.run("ROLLBACK")
                 if time.monotonic() > deadline:
                     raise SchemaError(
-                        f"In {self._patience:.0f} s there was no moment without somebody in the way"
+                        f"For {self._patience:.0f} s other transactions held locks that this needs"
                         f" ({_first_line(error)}); nothing was changed. Look for long transactions"
                         " in pg_stat_activity, and try again.",
                         code="busy",

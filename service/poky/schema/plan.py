@@ -195,7 +195,7 @@ def plan(
 def script(
     kind: Kind = "partitioned", *, release: str = __version__, scripts: Scripts = SCRIPTS
 ) -> str:
-    """Give the SQL that makes a new database, for psql and for whoever wants to read it first."""
+    """Give the SQL that makes a new database, for psql, or to be read first."""
     names = scripts.fresh(kind)
     records = ",\n".join(
         "    ('{}', '{}', '{}')".format(name, scripts.checksum(name), release.replace("'", "''"))

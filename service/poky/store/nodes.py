@@ -7,7 +7,7 @@ from poky.store.results import Change, Node
 
 
 class Nodes(Pool):
-    """What the caches need of the database."""
+    """What the caches need of the database. ``drained``: all leases of a node have expired."""
 
     def nodes(self) -> list[Node]:
         """All caches, by name: to be asked after a commit, never before."""
@@ -23,7 +23,7 @@ class Nodes(Pool):
         return generation
 
     def suspend_node(self, node: str, hold: bool = False) -> Node | None:
-        """Grant a cache no more leases, whoever did it first; None if there is no such cache."""
+        """Grant a cache no more leases; also if it is suspended already. None: no such cache."""
         rows = self._write("SELECT * FROM poky.suspend_node(%s, %s)", (node, hold))
         return Node(*rows[0]) if rows else None
 
@@ -44,11 +44,11 @@ class Nodes(Pool):
         return bool(self._write("SELECT poky.remove_node(%s)", (node,))[0][0])
 
     def renew_generations(self) -> float:
-        """Let every cache forget all it has; after so many seconds nobody uses an old copy."""
+        """Invalidate every copy; the seconds after which none of them is in use any more."""
         return float(self._write("SELECT poky.renew_generations()", ())[0][0])
 
     def unconfirmed(self, seconds: float, limit: int) -> list[Change]:
-        """The oldest changes that nobody has confirmed to be purged for so many seconds."""
+        """The oldest changes without a confirmed purge, of at least this age in seconds."""
         rows = self._read("SELECT id, bucket, key FROM poky.unconfirmed(%s, %s)", (seconds, limit))
         return [Change(*row) for row in rows]
 
