@@ -47,12 +47,15 @@ CREATE TABLE poky._object (
     hash text COLLATE "C" NOT NULL,
     content_type text COLLATE "C" NOT NULL,
     value bytea NOT NULL,
+    content_encoding text COLLATE "C",
     PRIMARY KEY (bucket_id, key)
 );
 COMMENT ON TABLE poky._object IS 'The objects of all buckets.';
 COMMENT ON COLUMN poky._object.revision IS 'Drawn from poky.revision at every accepted change.';
 COMMENT ON COLUMN poky._object.modified_at IS 'The client''s clock, as the seed has it.';
 COMMENT ON COLUMN poky._object.written_at IS 'The server''s clock when this row was written.';
+COMMENT ON COLUMN poky._object.content_encoding IS
+'The coding that the value is stored in, as the client sent it (RFC 9110 8.4); null: none.';
 COMMENT ON COLUMN poky._object.hash IS
 'The first 8 hex digits of the value''s SHA-256: with the revision, the entity tag.';
 
@@ -115,7 +118,8 @@ CREATE TYPE poky.object AS (
     modified_at bigint,
     unchanged_since bigint,
     content_type text,
-    value bytea
+    value bytea,
+    content_encoding text
 );
 COMMENT ON TYPE poky.object IS 'An object as poky.get gives it.';
 
@@ -125,7 +129,8 @@ CREATE TYPE poky.listed AS (
     revision bigint,
     hash text,
     modified_at bigint,
-    content_type text
+    content_type text,
+    content_encoding text
 );
 COMMENT ON TYPE poky.listed IS 'An object as poky.list gives it: everything but the value.';
 

@@ -249,7 +249,7 @@ def test_it_can_be_given_up(each_cluster: Cluster, flat: Database) -> None:
 
 def test_tables_do_not_change_under_it(flat: Database, tmp_path: Path) -> None:
     shutil.copytree(SQL, tmp_path / "sql")
-    (tmp_path / "sql/migrations/0002_expand_x.sql").write_text(
+    (tmp_path / "sql/migrations/0003_expand_x.sql").write_text(
         "ALTER TABLE poky._object ADD COLUMN x text;"
     )
     following = Scripts(tmp_path / "sql")

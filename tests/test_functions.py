@@ -14,7 +14,9 @@ import psycopg2
 import pytest
 
 import poky.store
+from poky.schema.migrate import migrate
 from poky.store import Store, StoreError
+from poky.store.statements import FUNCTIONS
 from tests.conftest import Cluster, Database
 from tests.service import wait_until
 
@@ -44,7 +46,7 @@ def test_every_function_table_and_type_has_a_comment(database: Database) -> None
             database,
             """
             SELECT p.oid::regprocedure::text FROM pg_proc AS p
-            WHERE p.pronamespace = 'poky'::regnamespace
+            WHERE p.pronamespace = 'poky'::regnamespace AND p.proname !~ '_[0-9]+$'
             AND obj_description(p.oid, 'pg_proc') IS NULL
             UNION ALL
             SELECT c.oid::regclass::text FROM pg_class AS c
@@ -126,9 +128,10 @@ def test_the_store_has_a_method_of_the_same_name_for_every_function(database: Da
     called = {
         name for file in sources for name in re.findall(r"poky\.([a-z_]+)\(", file.read_text())
     }
-    assert named == called
+    older = {"reader", "writer"}  # release 0.1.0 calls them
+    assert named - older - {"get"} == called | set(FUNCTIONS)
     methods = {name for name in dir(Store) if not name.startswith("_")}
-    for name in named - {"status"}:  # Store.migrations
+    for name in named - older - {"status"}:  # Store.migrations
         assert name in methods
 
 
@@ -183,18 +186,9 @@ def test_revisions_grow_in_the_order_of_changes(store: Store, bucket: str) -> No
     assert seen == sorted(seen)
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["for all", "own"])
-def test_an_insert_that_was_overtaken_draws_anew(
-    database: Database, bucket: str, own: bool
-) -> None:
+def test_an_insert_that_was_overtaken_draws_anew(database: Database, bucket: str) -> None:
     """A holds the first number, then B inserts, C deletes, and only then A's insert lands."""
-    name = query(database, f"SELECT poky.writer('{bucket}', 'put')")[0][0] if own else ""
-    if own and database.kind == "flat":
-        assert name == ""
-        return
-    put = f"poky.{name}('k', %s, 't', NULL, NULL, NULL, NULL)" if own else (
-        f"poky.put('{bucket}', 'k', %s, 't')"
-    )  # fmt: skip
+    put = f"poky.put('{bucket}', 'k', %s, 't')"
     a, b = database.connect(), database.connect()
     for connection in (a, b):
         connection.autocommit = True
@@ -326,7 +320,17 @@ def test_large_values_are_compressed_with_lz4_where_there_is_lz4(database: Datab
 
 # A bucket's own functions, which a connection may know longer than they live.
 
-OWN = "SELECT proname FROM pg_proc WHERE proname ~ '^(get|put|delete)_[0-9]+$'"
+VERBS = ("get", "update", "delete")
+OWN = "SELECT proname FROM pg_proc WHERE proname ~ '^[a-z]+_[0-9]+$'"
+
+
+def own_functions(database: Database) -> set[str]:
+    return {name for (name,) in query(database, OWN)}
+
+
+def functions_in_use(store: Store) -> set[str]:
+    """What the store's idle connections have prepared."""
+    return {f"{verb}_{number}" for each in store._idle for verb, number in each.bucket_functions}
 
 
 def test_a_bucket_is_used_on_after_its_drop_and_its_return(database: Database) -> None:
@@ -343,13 +347,9 @@ def test_a_bucket_is_used_on_after_its_drop_and_its_return(database: Database) -
             assert store.delete("returning", "other").outcome == "missing"
             assert store.delete("returning", "k").outcome == "deleted"
             store.put("returning", "k", value, "text/plain")
-            names = {
-                store.reader("returning"),
-                store.writer("returning", "put"),
-                store.writer("returning", "delete"),
-            }
-            assert len(names) == (1 if is_flat else 3)
-            assert names <= ({""} if is_flat else {name for (name,) in query(database, OWN)})
+            number = store.function_number("returning")
+            assert (number == 0) is is_flat
+            assert {f"{verb}_{number}" for verb in VERBS} <= own_functions(database)
             owner.drop_bucket("returning", keys=True)
             if is_flat:
                 assert store.get("returning", "k") is None
@@ -362,8 +362,7 @@ def test_a_bucket_is_used_on_after_its_drop_and_its_return(database: Database) -
                 with pytest.raises(StoreError) as refused:
                     use()
                 assert (refused.value.status, refused.value.unknown) == (404, False)
-    buckets = "SELECT unnest(ARRAY['get_', 'put_', 'delete_']) || id FROM poky.bucket"
-    assert query(database, f"{OWN} EXCEPT {buckets}") == []
+    assert query(database, "SELECT poky._outdated_functions()") == []
 
 
 def test_a_bucket_that_returned_meanwhile_is_written_to(database: Database) -> None:
@@ -378,22 +377,98 @@ def test_a_bucket_that_returned_meanwhile_is_written_to(database: Database) -> N
             owner.drop_bucket("back", keys=True)
 
 
-def test_a_writer_follows_the_function_that_it_is_made_of(own_database: Database) -> None:
-    if own_database.kind == "flat":
-        return
-    ours = "SELECT prosrc FROM pg_proc WHERE proname = 'put_1'"
+def test_requests_change_nothing_in_the_catalogue(database: Database, bucket: str) -> None:
+    """A bucket has its functions before the first request; what the service asks works anywhere."""
+    catalogue = "SELECT oid, xmin::text FROM pg_proc WHERE pronamespace = 'poky'::regnamespace"
+    before = set(query(database, catalogue))
+    with closing(Store(database.dsn_service, pool_size=1)) as store:
+        for _ in range(2):
+            store.put(bucket, "k", b"", "t")
+            store.put(bucket, "k", b"", "t", None, "*")
+            store.get(bucket, "k")
+            store.delete(bucket, "k")
+        number = store.function_number(bucket)
+        assert functions_in_use(store) == {f"{verb}_{number}" for verb in VERBS}
+    assert set(query(database, catalogue)) == before
+    on_a_replica = f"SET transaction_read_only = on; SELECT poky.function_number('{bucket}')"
+    assert query(database, on_a_replica, as_service=True) == [(number,)]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store, bucket: store.get(bucket, "k"),
+        lambda store, bucket: store.put(bucket, "k", b"", "t", None, "*"),
+        lambda store, bucket: store.delete(bucket, "k"),
+    ],
+    ids=VERBS,
+)
+def test_a_passing_error_leaves_no_bucket_on_the_slow_path(
+    database: Database, bucket: str, use: Callable[[Store, str], object]
+) -> None:
+    with closing(Store(database.dsn_service, pool_size=1, lock_timeout=0.05)) as store:
+        with closing(database.connect()) as migration, migration.cursor() as cursor:
+            cursor.execute("LOCK TABLE poky.bucket IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(StoreError) as refused:
+                use(store, bucket)
+            assert refused.value.status == 503
+            migration.rollback()
+        use(store, bucket)
+        assert len(functions_in_use(store)) == 1
+        # Nor does one that a function itself meets.
+        with closing(database.connect()) as migration, migration.cursor() as cursor:
+            cursor.execute("LOCK TABLE poky.bucket IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(StoreError) as refused:
+                use(store, bucket)
+            assert refused.value.status == 503
+            migration.rollback()
+        query(database, f"SELECT pg_terminate_backend({store._idle[0].get_backend_pid()})")
+        use(store, bucket)
+        assert len(functions_in_use(store)) == 1
+
+
+def test_a_bucket_without_its_functions_is_served_until_it_has_them(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     query(own_database, "SELECT poky.ensure_bucket('b')")
-    query(own_database, "SELECT poky.writer('b', 'put')")
-    ((before,),) = query(own_database, ours)
-    assert "poky._o_1" in before
-    assert "poky._object" not in before
-    assert "p_id" not in before
-    assert "p_bucket" not in before
-    body = query(own_database, "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = '_put'")
-    changed = body[0][0].replace("'updated'", "'changed'")
+    number = query(own_database, "SELECT poky.function_number('b')")[0][0]
+    query(own_database, f"SELECT poky._drop_functions({number})")
+    monkeypatch.setattr("poky.store.bucket_functions._PAUSE_SECONDS", 0.2)
+    with closing(Store(own_database.dsn_service, pool_size=1)) as store:
+        for _ in range(2):
+            assert store.put("b", "k", b"v", "t").outcome != "rejected"
+            assert store.put("b", "k", b"v", "t", None, "*").outcome == "updated"
+            assert store.get("b", "k") is not None
+            assert store.delete("b", "k").outcome == "deleted"
+        assert functions_in_use(store) == set()
+        assert migrate(own_database.dsn_owner, release="tests").applied == []
+        wait_until(lambda: store.get("b", "k") or functions_in_use(store))
+        assert functions_in_use(store) == {f"get_{number}"}
+
+
+def test_migrate_replaces_functions_whose_template_has_changed(own_database: Database) -> None:
+    query(own_database, "SELECT poky.ensure_bucket('b'), poky.ensure_bucket('c')")
+    number = query(own_database, "SELECT poky.function_number('b')")[0][0]
+    source = f"SELECT prosrc FROM pg_proc WHERE proname = 'update_{number}'"
+    ((before,),) = query(own_database, source)
+    template = "SELECT pg_get_functiondef('poky._update_object()'::regprocedure)"
+    changed = query(own_database, template)[0][0].replace("'updated'", "'changed'")
+    # As 0.1.0 left them, too, and what a bucket left that is gone.
+    old = "(text) RETURNS text LANGUAGE sql AS 'SELECT 1::text'"
+    for name in (f"put_{number}", f"get_{number}", "get_99"):
+        query(own_database, f"CREATE FUNCTION poky.{name}{old}; SELECT 1")
     query(own_database, f"{changed}; SELECT 1")
-    query(own_database, "SELECT poky.writer('b', 'put')")
-    assert query(own_database, ours) == [(before.replace("'updated'", "'changed'"),)]
+    assert migrate(own_database.dsn_owner, release="tests").applied == []
+    assert query(own_database, source) == [(before.replace("'updated'", "'changed'"),)]
+    numbers = {number, query(own_database, "SELECT poky.function_number('c')")[0][0]}
+    assert sorted(name for (name,) in query(own_database, OWN)) == sorted(
+        f"{verb}_{number}" for verb in VERBS for number in numbers
+    )
+    privileges = (
+        "SELECT has_function_privilege('poky_service', oid, 'EXECUTE') FROM pg_proc"
+        " WHERE pronamespace = 'poky'::regnamespace AND proname ~ '_[0-9]+$'"
+    )
+    assert set(query(own_database, privileges)) == {(True,)}
 
 
 @pytest.mark.parametrize(
@@ -429,20 +504,6 @@ def test_who_waits_for_a_migration_is_not_in_its_way(
         assert not [name for name in relations or () if name.startswith("poky._o")]
 
 
-def test_many_buckets_share_a_plan_unless_there_is_a_condition(
-    own_database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if own_database.kind == "flat":
-        return
-    monkeypatch.setattr("poky.store.objects._FEW_BUCKETS", 1)
-    with closing(Store(own_database.dsn_service, pool_size=1)) as store:
-        for name in ("a", "b", "c", "d"):
-            store.ensure_bucket(name)
-            assert store.put(name, "k", b"", "t").outcome == "inserted"
-        store.put("d", "k", b"", "t", None, "*")
-        assert {name for (name,) in query(own_database, OWN)} == {"put_1", "put_2", "put_4"}
-
-
 @pytest.mark.parametrize("most", [0, 1])
 def test_buckets_without_functions_of_their_own_do_as_well(
     store: Store,
@@ -450,9 +511,7 @@ def test_buckets_without_functions_of_their_own_do_as_well(
     monkeypatch: pytest.MonkeyPatch,
     most: int,
 ) -> None:
-    monkeypatch.setattr(
-        "poky.store.objects._MOST_BUCKET_FUNCTIONS", dict.fromkeys(("get", "put", "delete"), most)
-    )
+    monkeypatch.setattr("poky.store.bucket_functions._MOST", dict.fromkeys(VERBS, most))
     for _ in range(2):
         name = bucket_names()
         store.ensure_bucket(name)

@@ -13,4 +13,5 @@ DROP FUNCTION poky._follow_bucket;
 DROP FUNCTION poky._mirror_object;
 ALTER TABLE poky._partitioned RENAME TO _object;
 ALTER INDEX poky._partitioned_pkey RENAME TO _object_pkey;
+SELECT poky._drop_functions(0);
 COMMENT ON TABLE poky._object IS 'The objects of all buckets.';

@@ -1,113 +1,307 @@
--- Functions that one bucket has of its own.
+-- The functions of one bucket: poky.get_many, poky.put with p_if_match, and poky.delete on the table
+-- of one bucket, with the same parameters, so that PostgreSQL keeps their plans (decision 0010).
+-- poky.ensure_bucket creates them, poky migrate replaces those whose template has changed,
+-- poky.drop_bucket drops them. In the flat schema one set, number 0, serves all buckets.
+--
+-- Each reads poky.bucket first, to lock it first (migrations/README.md, rule 4). SQLSTATE 42P01 from
+-- one of them: it did nothing, and the function for all buckets says what is wrong.
 
-CREATE OR REPLACE FUNCTION poky._own(
-    p_bucket poky.bucket, p_verb text, p_signature text, p_source text
+-- The templates, for format(): %1$I is the table.
+
+CREATE OR REPLACE FUNCTION poky._select_objects() RETURNS text
+LANGUAGE sql IMMUTABLE
+AS $template$
+    SELECT $$
+    SELECT
+        o.key, o.revision, o.hash, o.modified_at,
+        greatest(o.written_at, o.modified_at, b.unsettled_until), o.content_type, o.value,
+        o.content_encoding
+    FROM poky.bucket AS b INNER JOIN poky.%1$I AS o ON b.id = o.bucket_id
+    WHERE b.name = $1 AND o.key = ANY ($2)
+    $$
+$template$;
+COMMENT ON FUNCTION poky._select_objects IS
+'Template: the objects of bucket $1 that have one of the keys $2, in the columns of poky.object.';
+
+CREATE OR REPLACE FUNCTION poky._update_object() RETURNS text
+LANGUAGE sql IMMUTABLE
+AS $template$
+    SELECT $$
+    -- PostgreSQL draws the revision once it has found the row. If another transaction replaces the
+    -- row first, it evaluates both again: the conditions and the revision.
+    UPDATE poky.%1$I AS o SET
+        revision = nextval('poky.revision'),
+        hash = v_hash,
+        modified_at = coalesce(p_modified_at, o.modified_at),
+        written_at = v_now,
+        content_type = p_content_type,
+        content_encoding = p_attributes ->> 'content_encoding',
+        value = p_value
+    WHERE o.bucket_id = p_id AND o.key = p_key
+        AND poky._matches(p_if_match, o.revision, o.hash, o.modified_at)
+        AND (p_modified_at IS NULL OR p_modified_at >= o.modified_at)
+        AND (
+            p_if_none_match IS NULL
+            OR NOT poky._matches(p_if_none_match, o.revision, o.hash, o.modified_at)
+        )
+    RETURNING o.revision, o.modified_at INTO v_revision, v_modified_at;
+    IF v_revision IS NULL THEN
+        RETURN (NULL, 'rejected', NULL, NULL, NULL, NULL)::poky.outcome;
+    END IF;
+    RETURN (
+        NULL, 'updated', v_revision, v_hash, v_modified_at,
+        CASE WHEN p_has_caches THEN poky._announce(p_bucket, p_key, v_revision) END
+    )::poky.outcome;
+    $$
+$template$;
+COMMENT ON FUNCTION poky._update_object IS
+'Template: replace an object if p_if_match and the other conditions hold.';
+
+CREATE OR REPLACE FUNCTION poky._delete_object() RETURNS text
+LANGUAGE sql IMMUTABLE
+AS $template$
+    SELECT $$
+    IF p_if_none_match IS NOT NULL OR p_unmodified_since IS NOT NULL THEN
+        -- Locked, to tell an object that is missing from one that does not match.
+        PERFORM FROM poky.%1$I AS o WHERE o.bucket_id = p_id AND o.key = p_key FOR UPDATE;
+        IF NOT FOUND THEN
+            RETURN (NULL, v_outcome, NULL, NULL, NULL, NULL)::poky.outcome;
+        END IF;
+        v_outcome := 'rejected';
+    END IF;
+    DELETE FROM poky.%1$I AS o
+    WHERE o.bucket_id = p_id AND o.key = p_key
+        AND (
+            p_if_match IS NULL
+            OR poky._matches(p_if_match, o.revision, o.hash, o.modified_at)
+        )
+        AND (
+            p_if_none_match IS NULL
+            OR NOT poky._matches(p_if_none_match, o.revision, o.hash, o.modified_at)
+        )
+        AND (p_unmodified_since IS NULL OR p_unmodified_since >= o.modified_at)
+    RETURNING o.modified_at INTO v_modified_at;
+    IF v_modified_at IS NULL THEN
+        RETURN (NULL, v_outcome, NULL, NULL, NULL, NULL)::poky.outcome;
+    END IF;
+    IF p_is_last THEN
+        PERFORM poky._settle_later(p_id, v_modified_at);
+    END IF;
+    RETURN (
+        NULL, 'deleted', NULL, NULL, v_modified_at,
+        CASE WHEN p_has_caches THEN poky._announce(p_bucket, p_key, nextval('poky.revision')) END
+    )::poky.outcome;
+    $$
+$template$;
+COMMENT ON FUNCTION poky._delete_object IS
+'Template: delete an object if the conditions hold; p_is_last: the transaction locks no other object after it.';
+
+CREATE OR REPLACE FUNCTION poky._bucket_functions(
+    p_number integer,
+    OUT name text, OUT parameters text, OUT result text, OUT source text
 )
-RETURNS text
+RETURNS SETOF record
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    v_table text := CASE WHEN p_number = 0 THEN '_object' ELSE '_o_' || p_number END;
+    v_find_bucket text :=
+        ' BEGIN SELECT b.id, EXISTS (SELECT FROM poky.cache_node) INTO p_id, p_has_caches'
+        ' FROM poky.bucket AS b WHERE b.name = p_bucket;'
+        ' IF NOT FOUND THEN RAISE undefined_table; END IF;';
+BEGIN
+    name := 'get_' || p_number;
+    parameters := 'p_bucket text, p_keys text[]';
+    result := 'SETOF poky.object STABLE';
+    source := 'BEGIN RETURN QUERY' || format(poky._select_objects(), v_table) || '; END';
+    RETURN NEXT;
+
+    name := 'update_' || p_number;
+    parameters :=
+        'p_bucket text, p_key text, p_value bytea, p_content_type text, p_modified_at bigint,'
+        ' p_if_match text, p_if_none_match text, p_hash text, p_attributes jsonb';
+    result := 'poky.outcome';
+    source :=
+        'DECLARE p_id integer; p_has_caches boolean;' || poky._update_variables()
+        || v_find_bucket || format(poky._update_object(), v_table) || 'END';
+    RETURN NEXT;
+
+    name := 'delete_' || p_number;
+    parameters :=
+        'p_bucket text, p_key text, p_if_match text, p_if_none_match text,'
+        ' p_unmodified_since bigint';
+    source :=
+        'DECLARE p_id integer; p_has_caches boolean; p_is_last constant boolean := true;'
+        || poky._delete_variables()
+        || v_find_bucket || format(poky._delete_object(), v_table) || 'END';
+    RETURN NEXT;
+END;
+$$;
+COMMENT ON FUNCTION poky._bucket_functions IS
+'The functions that the bucket with this id should have, as text; number 0: the flat schema''s.';
+
+CREATE OR REPLACE FUNCTION poky._update_variables() RETURNS text
+LANGUAGE sql IMMUTABLE
+AS $template$
+    SELECT $$
+    v_now bigint := floor(date_part('epoch', clock_timestamp()));
+    v_hash text := coalesce(p_hash, encode(substr(sha256(p_value), 1, 4), 'hex'));
+    v_revision bigint;
+    v_modified_at bigint;
+    $$
+$template$;
+COMMENT ON FUNCTION poky._update_variables IS 'Template: what poky._update_object declares.';
+
+CREATE OR REPLACE FUNCTION poky._delete_variables() RETURNS text
+LANGUAGE sql IMMUTABLE
+AS $template$
+    SELECT $$
+    v_outcome text := CASE WHEN p_if_match IS NULL THEN 'missing' ELSE 'rejected' END;
+    v_modified_at bigint;
+    $$
+$template$;
+COMMENT ON FUNCTION poky._delete_variables IS 'Template: what poky._delete_object declares.';
+
+-- The same templates for the table of all buckets, for poky.put, poky.delete and batches.
+DO $do$
+BEGIN
+    EXECUTE format(
+        'CREATE OR REPLACE FUNCTION poky._update('
+        ' p_id integer, p_bucket text, p_has_caches boolean, p_key text, p_value bytea,'
+        ' p_content_type text, p_modified_at bigint, p_if_match text, p_if_none_match text,'
+        ' p_hash text, p_attributes jsonb) RETURNS poky.outcome LANGUAGE plpgsql AS %L',
+        'DECLARE' || poky._update_variables()
+        || 'BEGIN' || format(poky._update_object(), '_object') || 'END'
+    );
+    EXECUTE format(
+        'CREATE OR REPLACE FUNCTION poky._delete('
+        ' p_id integer, p_bucket text, p_has_caches boolean, p_key text, p_if_match text,'
+        ' p_if_none_match text, p_unmodified_since bigint, p_is_last boolean)'
+        ' RETURNS poky.outcome LANGUAGE plpgsql AS %L',
+        'DECLARE' || poky._delete_variables()
+        || 'BEGIN' || format(poky._delete_object(), '_object') || 'END'
+    );
+END;
+$do$;
+COMMENT ON FUNCTION poky._update IS
+'A put with p_if_match into a bucket that was found. Not with a generic plan: poky._plan_for_one_bucket.';
+COMMENT ON FUNCTION poky._delete (
+    integer, text, boolean, text, text, text, bigint, boolean
+) IS
+'A delete from a bucket that was found. Not with a generic plan: poky._plan_for_one_bucket.';
+
+CREATE OR REPLACE FUNCTION poky._existing_functions(
+    OUT number integer, OUT name text, OUT parameters text, OUT source text, OUT signature text
+)
+RETURNS SETOF record
+LANGUAGE sql STABLE
+AS $$
+    SELECT
+        substring(p.proname FROM '[0-9]+$')::integer, p.proname, pg_get_function_arguments(p.oid),
+        p.prosrc, p.oid::regprocedure::text
+    FROM pg_catalog.pg_proc AS p
+    WHERE p.pronamespace = 'poky'::regnamespace AND p.proname ~ '^(get|put|update|delete)_[0-9]+$'
+$$;
+COMMENT ON FUNCTION poky._existing_functions IS
+'All functions of single buckets; those named put_ are of release 0.1.0.';
+
+CREATE OR REPLACE FUNCTION poky._outdated_functions() RETURNS SETOF integer
+LANGUAGE sql STABLE
+AS $$
+    SELECT DISTINCT coalesce(f.number, e.number)
+    FROM (
+        SELECT n.number, w.name, w.parameters, w.source
+        FROM (
+            SELECT b.id FROM poky.bucket AS b WHERE to_regclass('poky._o_' || b.id) IS NOT NULL
+            UNION ALL
+            SELECT 0 WHERE poky._is_flat()
+        ) AS n (number)
+        CROSS JOIN LATERAL poky._bucket_functions(n.number) AS w
+    ) AS f
+    FULL OUTER JOIN poky._existing_functions() AS e
+        ON f.name = e.name AND f.parameters = e.parameters AND f.source = e.source
+    WHERE f.name IS NULL OR e.name IS NULL
+    ORDER BY 1
+$$;
+COMMENT ON FUNCTION poky._outdated_functions IS
+'The numbers of the buckets whose functions are missing, left over, or not as their templates.';
+
+CREATE OR REPLACE FUNCTION poky._create_functions(p_number integer) RETURNS void
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    v_name text := p_verb || '_' || p_bucket.id;
+    v_function record;
 BEGIN
-    IF NOT EXISTS (
-        SELECT FROM pg_catalog.pg_proc AS p
-        WHERE p.proname = v_name AND p.pronamespace = 'poky'::regnamespace AND p.prosrc = p_source
-    ) THEN
-        -- One at a time, and not beside poky.drop_bucket.
-        PERFORM FROM poky.bucket WHERE id = p_bucket.id FOR UPDATE;
-        IF NOT FOUND THEN
-            RETURN NULL;
-        END IF;
+    FOR v_function IN
+        SELECT e.signature FROM poky._existing_functions() AS e
+        WHERE e.number = p_number AND NOT EXISTS (
+            SELECT FROM poky._bucket_functions(p_number) AS f
+            WHERE f.name = e.name AND f.parameters = e.parameters
+        )
+    LOOP
+        EXECUTE 'DROP FUNCTION ' || v_function.signature;
+    END LOOP;
+    FOR v_function IN SELECT * FROM poky._bucket_functions(p_number) LOOP
         EXECUTE format(
-            'CREATE OR REPLACE FUNCTION poky.%I%s LANGUAGE plpgsql SECURITY DEFINER'
+            'CREATE OR REPLACE FUNCTION poky.%I(%s) RETURNS %s LANGUAGE plpgsql SECURITY DEFINER'
             ' SET search_path = poky, pg_temp AS %L',
-            v_name, p_signature, p_source
+            v_function.name, v_function.parameters, v_function.result, v_function.source
         );
-        EXECUTE format('REVOKE ALL ON FUNCTION poky.%I FROM public', v_name);
-        EXECUTE format('GRANT EXECUTE ON FUNCTION poky.%I TO poky_service', v_name);
-        EXECUTE format(
-            'COMMENT ON FUNCTION poky.%I IS %L', v_name, 'poky.' || p_verb || ' for one bucket.'
-        );
-    END IF;
-    RETURN v_name;
+        EXECUTE format('REVOKE ALL ON FUNCTION poky.%I FROM public', v_function.name);
+        EXECUTE format('GRANT EXECUTE ON FUNCTION poky.%I TO poky_service', v_function.name);
+    END LOOP;
 END;
 $$;
-COMMENT ON FUNCTION poky._own IS
-'Give a bucket a function of its own, unless it has it; its name, or null if the bucket is gone.';
+COMMENT ON FUNCTION poky._create_functions IS
+'Make the functions of one bucket as their templates say. Not beside poky.drop_bucket.';
 
-CREATE OR REPLACE FUNCTION poky.reader(p_bucket text) RETURNS text
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = poky, pg_temp
+CREATE OR REPLACE FUNCTION poky._drop_functions(p_number integer) RETURNS void
+LANGUAGE plpgsql
 AS $$
 DECLARE
-    v_bucket poky.bucket;
+    v_signature text;
 BEGIN
-    SELECT * INTO v_bucket FROM poky.bucket WHERE name = p_bucket;
-    IF v_bucket.leaf IS NULL THEN
-        RETURN CASE WHEN poky._is_flat() THEN '' END;
-    END IF;
-    RETURN poky._own(
-        v_bucket, 'get', '(p_key text) RETURNS SETOF poky.object STABLE ROWS 1',
-        -- poky.bucket comes first, so that it is locked first (migrations/README.md, rule 4).
-        format(
-            'BEGIN RETURN QUERY SELECT o.key, o.revision, o.hash, o.modified_at,'
-            ' greatest(o.written_at, o.modified_at, b.unsettled_until), o.content_type, o.value'
-            ' FROM poky.bucket AS b CROSS JOIN poky.%2$I AS o'
-            ' WHERE b.id = %1$s AND o.bucket_id = %1$s AND o.key = p_key; END',
-            v_bucket.id, v_bucket.leaf
-        )
-    );
+    FOR v_signature IN
+        SELECT e.signature FROM poky._existing_functions() AS e WHERE e.number = p_number
+    LOOP
+        EXECUTE 'DROP FUNCTION ' || v_signature;
+    END LOOP;
 END;
 $$;
-COMMENT ON FUNCTION poky.reader IS
-'The name of a function that is poky.get for this bucket alone, at half the cost: its plan is kept. Made when first asked for, gone with the bucket. Null: no such bucket; empty: the schema is flat.';
+COMMENT ON FUNCTION poky._drop_functions IS 'Drop the functions of one bucket.';
 
-CREATE OR REPLACE FUNCTION poky.writer(p_bucket text, p_verb text) RETURNS text
-LANGUAGE plpgsql SECURITY DEFINER
+CREATE OR REPLACE FUNCTION poky._renew_functions(p_number integer) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    -- Not beside poky.drop_bucket.
+    PERFORM FROM poky.bucket WHERE id = p_number FOR UPDATE;
+    IF to_regclass('poky._o_' || p_number) IS NOT NULL OR (p_number = 0 AND poky._is_flat()) THEN
+        PERFORM poky._create_functions(p_number);
+    ELSE
+        PERFORM poky._drop_functions(p_number);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION poky._renew_functions IS
+'Make the functions of a bucket as their templates say, or drop what is left of them.';
+
+DO $$
+BEGIN
+    IF poky._is_flat() THEN
+        PERFORM poky._create_functions(0);
+    END IF;
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION poky.function_number(p_bucket text) RETURNS integer
+LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = poky, pg_temp
 AS $$
-DECLARE
-    v_bucket poky.bucket;
-    v_parameters text;
-    v_source text;
-BEGIN
-    SELECT * INTO v_bucket FROM poky.bucket WHERE name = p_bucket;
-    IF v_bucket.leaf IS NULL THEN
-        RETURN CASE WHEN poky._is_flat() THEN '' END;
-    END IF;
-    -- poky._put or poky._delete as they stand, but with this bucket's table, id and name.
-    SELECT
-        substring(pg_get_function_arguments(p.oid) FROM 'p_key .*'),
-        regexp_replace(
-            regexp_replace(
-                replace(p.prosrc, 'poky._object', format('poky.%I', v_bucket.leaf)),
-                '\mp_id\M', v_bucket.id::text, 'g'
-            ),
-            '\mp_bucket\M', quote_literal(p_bucket), 'g'
-        )
-    INTO STRICT v_parameters, v_source
-    FROM pg_catalog.pg_proc AS p
-    WHERE p.oid = to_regprocedure(
-        CASE p_verb
-            WHEN 'put' THEN
-                'poky._put(integer,text,boolean,text,bytea,text,bigint,text,text,text)'
-            WHEN 'delete' THEN 'poky._delete(integer,text,boolean,text,text,text,bigint)'
-        END
-    );
-    RETURN poky._own(
-        v_bucket, p_verb, format('(%s) RETURNS poky.outcome', v_parameters),
-        format(
-            'DECLARE p_has_caches boolean; BEGIN'
-            ' IF poky._is_key(p_key) IS NOT TRUE THEN'
-            ' PERFORM poky._check_names(%L, ARRAY[p_key]); END IF;'
-            ' SELECT EXISTS (SELECT FROM poky.cache_node) INTO p_has_caches'
-            ' FROM poky.bucket AS b WHERE b.id = %s;'
-            ' IF NOT FOUND THEN RAISE undefined_table; END IF;'
-            '%sEND',
-            p_bucket, v_bucket.id, v_source
-        )
-    );
-END;
+    SELECT CASE WHEN b.leaf IS NULL THEN 0 ELSE b.id END FROM poky.bucket AS b WHERE b.name = p_bucket
+    UNION ALL
+    SELECT 0 WHERE poky._is_flat()
+    LIMIT 1
 $$;
-COMMENT ON FUNCTION poky.writer IS
-'The name of a function that is poky.put or poky.delete for this bucket alone; as poky.reader. Error 42P01 from such a function: the bucket is gone, and nothing was done.';
+COMMENT ON FUNCTION poky.function_number IS
+'The number n of the bucket''s own functions: get_n for poky.get_many, update_n for poky.put with p_if_match, delete_n for poky.delete, with the same parameters. 0 in the flat schema; null: there is no such bucket.';

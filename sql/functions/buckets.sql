@@ -14,10 +14,12 @@ BEGIN
     EXECUTE format(
         'ALTER TABLE poky.%I ATTACH PARTITION poky.%I FOR VALUES IN (%s)', p_parent, v_leaf, p_id
     );
+    PERFORM poky._create_functions(p_id);
     RETURN v_leaf;
 END;
 $$;
-COMMENT ON FUNCTION poky._create_leaf IS 'Create and attach the partition of one bucket.';
+COMMENT ON FUNCTION poky._create_leaf IS
+'Create and attach the partition of one bucket, with the bucket''s functions.';
 
 CREATE OR REPLACE FUNCTION poky.ensure_bucket(p_bucket text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
@@ -54,11 +56,12 @@ AS $$
 DECLARE
     v_bucket poky.bucket;
     v_has_keys boolean;
-    v_function regprocedure;
 BEGIN
-    SELECT * INTO v_bucket FROM poky.bucket WHERE name = p_bucket FOR UPDATE;
+    SELECT * INTO v_bucket FROM poky.bucket WHERE name = p_bucket;
     IF v_bucket.leaf IS NOT NULL THEN
+        -- Before the bucket's row, which a delete locks after its object (poky._settle_later).
         EXECUTE format('LOCK TABLE poky.%I IN ACCESS EXCLUSIVE MODE', v_bucket.leaf);
+        PERFORM FROM poky.bucket WHERE id = v_bucket.id FOR UPDATE;
     END IF;
     EXECUTE format(
         'SELECT EXISTS (SELECT FROM poky.%I WHERE bucket_id = $1)',
@@ -75,21 +78,13 @@ BEGIN
     END IF;
     IF v_bucket.leaf IS NOT NULL THEN
         EXECUTE format('DROP TABLE poky.%I', v_bucket.leaf);
-        FOR v_function IN
-            SELECT p.oid FROM pg_catalog.pg_proc AS p
-            WHERE p.pronamespace = 'poky'::regnamespace
-                AND p.proname IN (
-                    'get_' || v_bucket.id, 'put_' || v_bucket.id, 'delete_' || v_bucket.id
-                )
-        LOOP
-            EXECUTE format('DROP FUNCTION %s', v_function);
-        END LOOP;
+        PERFORM poky._drop_functions(v_bucket.id);
         DELETE FROM poky.bucket WHERE id = v_bucket.id;
     ELSE
         -- The row stays: a writer may have read its id already.
-        UPDATE poky.bucket SET declared = false WHERE id = v_bucket.id;
         DELETE FROM poky._object WHERE bucket_id = v_bucket.id;
         v_has_keys := FOUND;
+        UPDATE poky.bucket SET declared = false WHERE id = v_bucket.id;
     END IF;
     IF v_has_keys AND EXISTS (SELECT FROM poky.cache_node) THEN
         RETURN poky._announce(p_bucket, '', nextval('poky.revision'));

@@ -28,7 +28,15 @@ LANGUAGE sql IMMUTABLE
 AS $$
     SELECT p_key ~ '^[A-Za-z0-9_.,~:@=+-]+$' AND length(p_key) <= 1024 AND p_key NOT IN ('.', '..')
 $$;
-COMMENT ON FUNCTION poky._is_key IS 'Whether this may be a key; null for null.';
+COMMENT ON FUNCTION poky._is_key IS 'Whether a text may be a key; null for null.';
+
+CREATE OR REPLACE FUNCTION poky._is_name(p_name text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT p_name ~ '^[A-Za-z0-9_.,-]+$' AND length(p_name) <= 256 AND p_name NOT IN ('.', '..')
+$$;
+COMMENT ON FUNCTION poky._is_name IS
+'Whether a text may name a bucket; null for null. The table poky.bucket also admits . and .., which 0.1.0 let through.';
 
 CREATE OR REPLACE FUNCTION poky._check_names(p_bucket text, p_keys text []) RETURNS void
 LANGUAGE plpgsql IMMUTABLE
@@ -36,11 +44,12 @@ AS $$
 DECLARE
     v_key text;
 BEGIN
-    IF p_bucket IS NULL OR p_bucket !~ '^[A-Za-z0-9_.,-]+$' OR length(p_bucket) > 256 THEN
+    IF poky._is_name(p_bucket) IS NOT TRUE THEN
         RAISE EXCEPTION USING
             ERRCODE = 'PK400',
             HINT = 'bad_bucket_name',
-            MESSAGE = 'A bucket''s name is 1 to 256 characters of A-Z a-z 0-9 _ . , -';
+            MESSAGE = 'A bucket''s name is 1 to 256 characters of A-Z a-z 0-9 _ . , -, '
+                'but not . or ..';
     END IF;
     FOREACH v_key IN ARRAY p_keys LOOP
         IF poky._is_key(v_key) IS NOT TRUE THEN

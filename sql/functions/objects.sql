@@ -31,35 +31,29 @@ $$;
 COMMENT ON FUNCTION poky._announce IS
 'Record, in the change''s own transaction, that caches must hear of it; for when there are any.';
 
+CREATE OR REPLACE FUNCTION poky._settle_later(p_id integer, p_modified_at bigint) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF p_modified_at > extract(epoch FROM clock_timestamp()) THEN
+        UPDATE poky.bucket SET unsettled_until = p_modified_at
+        WHERE id = p_id AND unsettled_until < p_modified_at;
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION poky._settle_later IS
+'Keep the date of a deleted object if it is in the future. It locks the bucket''s row, and has to be the last that a transaction locks: objects by key, then buckets by id.';
+
 CREATE OR REPLACE FUNCTION poky.get(p_bucket text, p_key text) RETURNS SETOF poky.object
 LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1
 SET search_path = poky, pg_temp
 AS $$
-DECLARE
-    v_id integer;
-    v_leaf text;
-    v_unsettled bigint;
 BEGIN
-    SELECT id, leaf, unsettled_until INTO v_id, v_leaf, v_unsettled
-    FROM poky.bucket WHERE name = p_bucket;
-    IF v_leaf IS NOT NULL THEN
-        -- The bucket's own table: a plan through the parent would lock and plan every partition.
-        RETURN QUERY EXECUTE
-            'SELECT key, revision, hash, modified_at, greatest(written_at, modified_at, $3),'
-            ' content_type, value FROM poky.' || v_leaf || ' WHERE bucket_id = $1 AND key = $2'
-            USING v_id, p_key, v_unsettled;
-    ELSIF v_id IS NOT NULL THEN
-        RETURN QUERY SELECT
-            o.key, o.revision, o.hash, o.modified_at,
-            greatest(o.written_at, o.modified_at, v_unsettled), o.content_type, o.value
-        FROM poky._object AS o WHERE o.bucket_id = v_id AND o.key = p_key;
-    ELSIF NOT poky._is_flat() THEN
-        PERFORM poky._refuse_bucket(p_bucket);
-    END IF;
+    RETURN QUERY SELECT o.* FROM poky.get_many(p_bucket, ARRAY[p_key]) AS o;
 END;
 $$;
 COMMENT ON FUNCTION poky.get IS
-'The object, or no row. unchanged_since: no older copy can be dated later. PK404: no such bucket.';
+'The object, or no row. PK404: no such bucket.';
 
 CREATE OR REPLACE FUNCTION poky._draw_anew(p_id integer, p_key text) RETURNS bigint
 LANGUAGE plpgsql
@@ -87,75 +81,64 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION poky._plan_for_one_bucket IS
-'To be called before poky._put with p_if_match and before poky._delete: their plan for all partitions would lock them all. Up to the end of the transaction.';
+'To be called before poky._update and poky._delete: their generic plan would lock all partitions. It lasts until the end of the transaction.';
 
 CREATE OR REPLACE FUNCTION poky._put(
     p_id integer, p_bucket text, p_has_caches boolean,
     p_key text, p_value bytea, p_content_type text,
-    p_modified_at bigint, p_if_match text, p_if_none_match text, p_hash text
+    p_modified_at bigint, p_if_match text, p_if_none_match text, p_hash text, p_attributes jsonb
 )
 RETURNS poky.outcome
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    v_drawn bigint := nextval('poky.revision');
+    v_drawn bigint;
     v_now bigint := floor(date_part('epoch', clock_timestamp()));
     v_hash text := coalesce(p_hash, encode(substr(sha256(p_value), 1, 4), 'hex'));
     v_outcome text := 'updated';
     v_revision bigint;
     v_modified_at bigint;
 BEGIN
-    IF p_if_match IS NULL THEN
-        -- nextval again under the row's lock: excluded.revision was drawn before it and can be older.
-        INSERT INTO poky._object AS o (
-            bucket_id, key, revision, hash, modified_at, written_at, created_at, content_type, value
-        ) VALUES (
-            p_id, p_key, v_drawn, v_hash, coalesce(p_modified_at, v_now), v_now, v_now,
-            p_content_type, p_value
-        )
-        ON CONFLICT (bucket_id, key) DO UPDATE SET
-            revision = nextval('poky.revision'),
-            hash = excluded.hash,
-            modified_at = coalesce(p_modified_at, o.modified_at),
-            written_at = excluded.written_at,
-            content_type = excluded.content_type,
-            value = excluded.value
-        -- >= and not >: dates have whole seconds, and the last writer within one second wins.
-        WHERE (p_modified_at IS NULL OR p_modified_at >= o.modified_at)
-            AND (
-                p_if_none_match IS NULL
-                OR NOT poky._matches(p_if_none_match, o.revision, o.hash, o.modified_at)
-            )
-        RETURNING o.revision, o.modified_at INTO v_revision, v_modified_at;
-        IF v_revision = v_drawn THEN
-            v_outcome := 'inserted';
-            -- The number was drawn before the key was held. Had somebody drawn since, it could have
-            -- been for this key, inserted and deleted again: then draw anew, now that it is held.
-            IF (SELECT s.last_value FROM poky.revision AS s) <> v_drawn THEN
-                v_revision := poky._draw_anew(p_id, p_key);
-            END IF;
-        END IF;
-    ELSE
-        -- The number is drawn when the row to be replaced has been seen. If another one takes that
-        -- row's place first, PostgreSQL looks again: at the condition, and for a number.
-        UPDATE poky._object AS o SET
-            revision = nextval('poky.revision'),
-            hash = v_hash,
-            modified_at = coalesce(p_modified_at, o.modified_at),
-            written_at = v_now,
-            content_type = p_content_type,
-            value = p_value
-        WHERE o.bucket_id = p_id AND o.key = p_key
-            AND poky._matches(p_if_match, o.revision, o.hash, o.modified_at)
-            AND (p_modified_at IS NULL OR p_modified_at >= o.modified_at)
-            AND (
-                p_if_none_match IS NULL
-                OR NOT poky._matches(p_if_none_match, o.revision, o.hash, o.modified_at)
-            )
-        RETURNING o.revision, o.modified_at INTO v_revision, v_modified_at;
+    IF p_if_match IS NOT NULL THEN
+        RETURN poky._update(
+            p_id, p_bucket, p_has_caches, p_key, p_value, p_content_type, p_modified_at,
+            p_if_match, p_if_none_match, v_hash, p_attributes
+        );
     END IF;
+    v_drawn := nextval('poky.revision');
+    -- nextval again under the row's lock: excluded.revision was drawn before it and can be older.
+    INSERT INTO poky._object AS o (
+        bucket_id, key, revision, hash, modified_at, written_at, created_at, content_type, value,
+        content_encoding
+    ) VALUES (
+        p_id, p_key, v_drawn, v_hash, coalesce(p_modified_at, v_now), v_now, v_now,
+        p_content_type, p_value, p_attributes ->> 'content_encoding'
+    )
+    ON CONFLICT (bucket_id, key) DO UPDATE SET
+        revision = nextval('poky.revision'),
+        hash = excluded.hash,
+        modified_at = coalesce(p_modified_at, o.modified_at),
+        written_at = excluded.written_at,
+        content_type = excluded.content_type,
+        content_encoding = excluded.content_encoding,
+        value = excluded.value
+    -- >= and not >: dates have whole seconds, and the last writer within one second wins.
+    WHERE (p_modified_at IS NULL OR p_modified_at >= o.modified_at)
+        AND (
+            p_if_none_match IS NULL
+            OR NOT poky._matches(p_if_none_match, o.revision, o.hash, o.modified_at)
+        )
+    RETURNING o.revision, o.modified_at INTO v_revision, v_modified_at;
     IF v_revision IS NULL THEN
         RETURN (NULL, 'rejected', NULL, NULL, NULL, NULL)::poky.outcome;
+    END IF;
+    IF v_revision = v_drawn THEN
+        v_outcome := 'inserted';
+        -- The revision was drawn before the key was locked. A later one may have been used for this
+        -- key meanwhile, by an insert and a delete: then draw again, now that the key is locked.
+        IF (SELECT s.last_value FROM poky.revision AS s) <> v_drawn THEN
+            v_revision := poky._draw_anew(p_id, p_key);
+        END IF;
     END IF;
     RETURN (
         NULL, v_outcome, v_revision, v_hash, v_modified_at,
@@ -163,16 +146,14 @@ BEGIN
     )::poky.outcome;
 END;
 $$;
-
-COMMENT ON FUNCTION poky._put IS
-'One write into a known bucket; poky.put, poky.put_many, and as text what poky.writer makes.';
+COMMENT ON FUNCTION poky._put (
+    integer, text, boolean, text, bytea, text, bigint, text, text, text, jsonb
+) IS
+'A put into a bucket that was found.';
 
 CREATE OR REPLACE FUNCTION poky.put(
     p_bucket text, p_key text, p_value bytea, p_content_type text,
-    p_modified_at bigint DEFAULT NULL,
-    p_if_match text DEFAULT NULL,
-    p_if_none_match text DEFAULT NULL,
-    p_hash text DEFAULT NULL
+    p_modified_at bigint, p_if_match text, p_if_none_match text, p_hash text, p_attributes jsonb
 )
 RETURNS poky.outcome
 LANGUAGE plpgsql SECURITY DEFINER
@@ -194,60 +175,14 @@ BEGIN
     END IF;
     RETURN poky._put(
         v_id, p_bucket, v_has_caches, p_key, p_value, p_content_type,
-        p_modified_at, p_if_match, p_if_none_match, p_hash
+        p_modified_at, p_if_match, p_if_none_match, p_hash, p_attributes
     );
 END;
 $$;
-COMMENT ON FUNCTION poky.put IS
-'Store an object: inserted, updated, or rejected because a condition is false or p_modified_at is older. p_hash: the first 8 hex digits of the value''s SHA-256, from those who have it. PK400, PK404.';
-
-CREATE OR REPLACE FUNCTION poky._delete(
-    p_id integer, p_bucket text, p_has_caches boolean,
-    p_key text, p_if_match text, p_if_none_match text, p_unmodified_since bigint
-)
-RETURNS poky.outcome
-LANGUAGE plpgsql
-AS $$
-DECLARE
-    v_modified_at bigint;
-    v_outcome text := CASE WHEN p_if_match IS NULL THEN 'missing' ELSE 'rejected' END;
-    v_outbox_id bigint;
-BEGIN
-    IF p_if_none_match IS NOT NULL OR p_unmodified_since IS NOT NULL THEN
-        -- Held, so that what is not there can be told from what does not match.
-        PERFORM FROM poky._object AS o WHERE o.bucket_id = p_id AND o.key = p_key FOR UPDATE;
-        IF NOT FOUND THEN
-            RETURN (NULL, v_outcome, NULL, NULL, NULL, NULL)::poky.outcome;
-        END IF;
-        v_outcome := 'rejected';
-    END IF;
-    DELETE FROM poky._object AS o
-    WHERE o.bucket_id = p_id AND o.key = p_key
-        AND (
-            p_if_match IS NULL
-            OR poky._matches(p_if_match, o.revision, o.hash, o.modified_at)
-        )
-        AND (
-            p_if_none_match IS NULL
-            OR NOT poky._matches(p_if_none_match, o.revision, o.hash, o.modified_at)
-        )
-        AND (p_unmodified_since IS NULL OR p_unmodified_since >= o.modified_at)
-    RETURNING o.modified_at INTO v_modified_at;
-    IF v_modified_at IS NULL THEN
-        RETURN (NULL, v_outcome, NULL, NULL, NULL, NULL)::poky.outcome;
-    END IF;
-    IF v_modified_at > extract(epoch FROM clock_timestamp()) THEN
-        UPDATE poky.bucket SET unsettled_until = greatest(unsettled_until, v_modified_at)
-        WHERE id = p_id;
-    END IF;
-    IF p_has_caches THEN
-        v_outbox_id := poky._announce(p_bucket, p_key, nextval('poky.revision'));
-    END IF;
-    RETURN (NULL, 'deleted', NULL, NULL, NULL, v_outbox_id)::poky.outcome;
-END;
-$$;
-COMMENT ON FUNCTION poky._delete IS
-'One delete from a known bucket; poky.delete, poky.delete_many, and as text what poky.writer makes.';
+COMMENT ON FUNCTION poky.put (
+    text, text, bytea, text, bigint, text, text, text, jsonb
+) IS
+'Store an object: inserted, updated, or rejected because a condition is false or p_modified_at is older. p_hash: the first 8 hex digits of the value''s SHA-256, from callers that have it. p_attributes: {"content_encoding": "gzip"}, or null. PK400, PK404.';
 
 CREATE OR REPLACE FUNCTION poky.delete(
     p_bucket text, p_key text,
@@ -272,12 +207,12 @@ BEGIN
     END IF;
     PERFORM poky._plan_for_one_bucket(v_leaf);
     RETURN poky._delete(
-        v_id, p_bucket, v_has_caches, p_key, p_if_match, p_if_none_match, p_unmodified_since
+        v_id, p_bucket, v_has_caches, p_key, p_if_match, p_if_none_match, p_unmodified_since, true
     );
 END;
 $$;
 COMMENT ON FUNCTION poky.delete IS
-'Delete an object: deleted, missing, or rejected because a condition is false. PK400, PK404.';
+'Delete an object: deleted (modified_at: what it had), missing, or rejected because a condition is false. PK400, PK404.';
 
 CREATE OR REPLACE FUNCTION poky.list(
     p_bucket text, p_prefix text DEFAULT '', p_after text DEFAULT '', p_limit integer DEFAULT 100
@@ -294,8 +229,8 @@ BEGIN
     IF v_id IS NOT NULL THEN
         -- chr(127) sorts after every character of a key.
         RETURN QUERY EXECUTE
-            'SELECT key, octet_length(value), revision, hash, modified_at, content_type FROM poky.'
-            || coalesce(v_leaf, '_object')
+            'SELECT key, octet_length(value), revision, hash, modified_at, content_type,'
+            ' content_encoding FROM poky.' || coalesce(v_leaf, '_object')
             || ' WHERE bucket_id = $1 AND key >= $2 AND key < $2 || chr(127) AND key > $3'
             ' ORDER BY key LIMIT $4'
             USING v_id, p_prefix, p_after, p_limit;

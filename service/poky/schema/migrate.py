@@ -6,11 +6,15 @@ database becomes a partitioned one while it is used, in ``conversion``.
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 from poky.schema import conversion
 from poky.schema import plan as planning
 from poky.schema.owner import OwnerConnection, Progress
 from poky.schema.plan import SCRIPTS, Found, Kind, Phase, Plan, SchemaError, Scripts
+
+# Buckets whose functions are replaced in one transaction: short, and few commits.
+_AT_ONCE = 50
 
 __all__ = ["Migrated", "Progress", "migrate", "plan"]
 
@@ -91,10 +95,25 @@ def migrate(
             owner.atomically(apply)
         if planned.converts:
             conversion.convert(owner, scripts.text, lambda: record(["partitioned.sql"]))
+        _renew_functions(owner)
         return Migrated(
             applied=planned.pending,
             kind=kind or planned.kind or "partitioned",
             converted=planned.converts,
+        )
+
+
+def _renew_functions(owner: OwnerConnection) -> None:
+    """Replace the functions of single buckets that are not as their templates, some at a time.
+
+    Until a bucket's turn comes the service uses the functions for all buckets.
+    """
+    numbers = [number for (number,) in owner.run("SELECT poky._outdated_functions()")]
+    for start in range(0, len(numbers), _AT_ONCE):
+        owner.report(Progress("Renewing the functions of buckets", start, len(numbers)))
+        some = numbers[start : start + _AT_ONCE]
+        owner.atomically(
+            partial(owner.run, "SELECT poky._renew_functions(n) FROM unnest(%s) AS n", some)
         )
 
 

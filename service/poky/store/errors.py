@@ -66,6 +66,11 @@ def may_retry(error: Exception, *, is_write: bool) -> bool:
     return not is_write and error.pgcode is None and isinstance(error, psycopg2.DatabaseError)
 
 
+def is_undefined(error: Exception) -> bool:
+    """Whether something that was called is missing or of another shape; it did nothing."""
+    return isinstance(error, psycopg2.Error) and (error.pgcode or "").startswith("42")
+
+
 def is_fit_after(error: psycopg2.Error) -> bool:
     """Whether the connection may be used again: PostgreSQL refused only the statement."""
     return error.pgcode is not None and error.pgcode[:2] not in _UNFIT

@@ -53,10 +53,15 @@ def hash_of(value: bytes) -> str:
     return hashlib.sha256(value).hexdigest()[:8]
 
 
-def array(texts: Sequence[str]) -> str:
+def array(texts: Sequence[str | None]) -> str:
     """An array as one text: one literal for PostgreSQL to parse, not one for each element."""
-    escaped = [each.replace("\\", "\\\\").replace('"', '\\"') for each in texts]
-    return '{"' + '","'.join(escaped) + '"}' if escaped else "{}"
+    return "{" + ",".join(map(_element, texts)) + "}"
+
+
+def _element(text: str | None) -> str:
+    if text is None:
+        return "NULL"
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def unless_empty(items: Sequence[Any]) -> list[Any] | None:

@@ -22,11 +22,12 @@ from poky.store.errors import (
     StoreError,
     first_line,
     is_fit_after,
+    is_undefined,
     may_retry,
     refuse_unreplicated,
     translated,
 )
-from poky.store.statements import BUCKET_FUNCTIONS, STATEMENTS
+from poky.store.statements import BUCKET_FUNCTIONS, FUNCTIONS
 
 log = logging.getLogger("poky.store")
 
@@ -52,7 +53,7 @@ class Connection(psycopg2.extensions.connection):
     """A connection with a deadline for its statement, and a cheap check that it is alive."""
 
     statement: psycopg2.extensions.cursor
-    bucket_functions: set[str]  #: those that are prepared
+    bucket_functions: set[tuple[str, int]]  #: those that are prepared
     takes_text: bool  #: whether UTF-8 arrives as it is sent
     was_cut = False
 
@@ -75,11 +76,10 @@ class Connection(psycopg2.extensions.connection):
         encodings = {self.get_parameter_status(f"{side}_encoding") for side in ("client", "server")}
         self.takes_text = encodings == {"UTF8"}
 
-    def prepare_bucket_function(self, name: str) -> None:
-        """Prepare a bucket's own function, by its name in schema poky."""
-        verb = name.partition("_")[0]
-        self.statement.execute(f"PREPARE poky_{name} {BUCKET_FUNCTIONS[verb].format(name)}")
-        self.bucket_functions.add(name)
+    def prepare_bucket_function(self, verb: str, number: int) -> None:
+        """Prepare a bucket's own function."""
+        self.statement.execute(BUCKET_FUNCTIONS[verb].prepare(f"{verb}_{number}"))
+        self.bucket_functions.add((verb, number))
 
     def is_old(self) -> bool:
         """Whether it is due for replacement."""
@@ -128,10 +128,8 @@ class Pool:
             f" SET statement_timeout = {int(statement_timeout * 1000)};"
             f" SET lock_timeout = {int(lock_timeout * 1000)};"
             " SET idle_in_transaction_session_timeout = 5000;"
-            + "".join(f"PREPARE poky_{name} {rest};" for name, rest in STATEMENTS.items())
+            + "".join(function.prepare(name) for name, function in FUNCTIONS.items())
         )
-        # Per verb: the name of each bucket's own function.
-        self._bucket_functions: dict[str, dict[str, str]] = {verb: {} for verb in BUCKET_FUNCTIONS}
         # A semaphore in C: threading's own, in Python, would cost as much as parsing a request.
         self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(pool_size):
@@ -158,16 +156,29 @@ class Pool:
     def _write(self, statement: str, parameters: Sequence[Any]) -> Rows:
         return self._execute(statement, parameters, is_write=True)
 
-    def _execute(self, statement: str, parameters: Sequence[Any], *, is_write: bool) -> Rows:
+    def _execute(
+        self,
+        statement: str,
+        parameters: Sequence[Any],
+        *,
+        is_write: bool,
+        bucket_function: tuple[str, int] | None = None,
+    ) -> Rows:
         attempt = 1
         while True:
             try:
                 # A read whose connection is lost is retried, so its first attempt skips the check.
                 check_alive = is_write or attempt > 1
                 return self._execute_once(
-                    statement, parameters, is_write=is_write, check_alive=check_alive
+                    statement,
+                    parameters,
+                    is_write=is_write,
+                    check_alive=check_alive,
+                    bucket_function=bucket_function,
                 )
             except (psycopg2.Error, ValueError) as error:
+                if bucket_function and is_undefined(error):
+                    raise
                 if attempt >= _ATTEMPTS or not may_retry(error, is_write=is_write):
                     raise translated(error, is_write=is_write) from error
                 log.info("trying again after: %s", first_line(error))
@@ -180,7 +191,7 @@ class Pool:
         *,
         is_write: bool,
         check_alive: bool,
-        bucket_function: str = "",
+        bucket_function: tuple[str, int] | None,
     ) -> Rows:
         try:
             self._places.get(timeout=self._pool_timeout)
@@ -193,7 +204,7 @@ class Pool:
             is_fit = False
             try:
                 if bucket_function and bucket_function not in connection.bucket_functions:
-                    connection.prepare_bucket_function(bucket_function)
+                    connection.prepare_bucket_function(*bucket_function)
                 connection.statement.execute(statement, parameters)
                 rows = connection.statement.fetchall()
                 is_fit = True
@@ -259,8 +270,6 @@ class Pool:
                 break
             else:
                 connection.deadline = time.monotonic() + self._patience
-                for names in self._bucket_functions.values():
-                    names.clear()  # they may be stale: the schema may have been converted
                 return connection
         log.warning("cannot use the database: %s", first_line(failure))
         if failure.pgcode in ("3F000", "42883", "42704"):

@@ -14,6 +14,7 @@ class Object(NamedTuple):
     modified_at: int
     unchanged_since: int
     content_type: str
+    content_encoding: str | None
     value: memoryview  #: not copied: that would be a tenth of what a large one costs to read
 
 
@@ -25,6 +26,7 @@ class Found(NamedTuple):
     hash: str
     modified_at: int
     content_type: str
+    content_encoding: str | None
     value: bytes
 
 
@@ -65,6 +67,7 @@ class Listed(NamedTuple):
     hash: str
     modified_at: int
     content_type: str
+    content_encoding: str | None
 
 
 class Bucket(NamedTuple):
