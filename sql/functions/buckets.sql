@@ -48,6 +48,29 @@ END;
 $$;
 COMMENT ON FUNCTION poky.ensure_bucket IS 'Create a bucket unless it is there; true if created. PK400.';
 
+CREATE OR REPLACE FUNCTION poky._lock_leaf(p_leaf text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    FOR v_try IN 1..10 LOOP
+        BEGIN
+            -- Writers of all buckets queue behind the first lock, so it is never kept for long.
+            PERFORM set_config('lock_timeout', '100ms', true);
+            LOCK TABLE ONLY poky._object IN ACCESS EXCLUSIVE MODE;
+            EXECUTE format('LOCK TABLE poky.%I IN ACCESS EXCLUSIVE MODE', p_leaf);
+            RETURN;
+        EXCEPTION WHEN lock_not_available THEN
+            IF v_try = 10 THEN
+                RAISE;
+            END IF;
+        END;
+        PERFORM pg_sleep(0.1 * random());
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION poky._lock_leaf IS
+'Lock a partition to drop it: the parent first, as an insert does, or they would deadlock.';
+
 CREATE OR REPLACE FUNCTION poky.drop_bucket(p_bucket text, p_keys boolean DEFAULT false)
 RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER
@@ -60,7 +83,7 @@ BEGIN
     SELECT * INTO v_bucket FROM poky.bucket WHERE name = p_bucket;
     IF v_bucket.leaf IS NOT NULL THEN
         -- Before the bucket's row, which a delete locks after its object (poky._settle_later).
-        EXECUTE format('LOCK TABLE poky.%I IN ACCESS EXCLUSIVE MODE', v_bucket.leaf);
+        PERFORM poky._lock_leaf(v_bucket.leaf);
         PERFORM FROM poky.bucket WHERE id = v_bucket.id FOR UPDATE;
     END IF;
     EXECUTE format(
