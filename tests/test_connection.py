@@ -80,7 +80,7 @@ def test_a_memoryview_is_sent_as_the_bytes_it_is(size: int, method: str) -> None
         client.send(get().replace(b"GET", method.encode()))
         answer = client.answer(head_only=method == "HEAD")
         assert answer is not None
-        assert int(answer.headers.get("content-length", 0)) == size
+        assert int(answer.headers["content-length"]) == size
         assert answer.body == (b"" if method == "HEAD" else numbers.tobytes())
         assert client.is_open()
 

@@ -133,6 +133,14 @@ CORPUS: list[tuple[str, bytes, list[int], str]] = [
      [411], CLOSES),
     ("chunk size negative", with_head(b"Host: h", b"Transfer-Encoding: chunked", body=b"-1\r\n"),
      [411], CLOSES),
+    ("PUT of HTTP/1.0 without length", with_head(line=b"PUT /x HTTP/1.0",
+     body=b"ab"), [411], CLOSES),
+    ("POST of HTTP/1.0 without length", with_head(b"Connection: keep-alive",
+     line=b"POST /x HTTP/1.0", body=b"ab"), [411], CLOSES),
+    ("PUT of HTTP/1.0 with length", with_head(b"Content-Length: 2", line=b"PUT /x HTTP/1.0",
+     body=b"ab"), [200], CLOSES),
+    ("PUT of HTTP/1.0 with length 0", with_head(b"Content-Length: 0", line=b"PUT /x HTTP/1.0",
+     body=b""), [200], CLOSES),
     # header fields
     ("NUL in a value", header(b"X: a\x00b"), [400], CLOSES),
     ("CR in a value", header(b"X: a\rb"), [400], CLOSES),
@@ -203,7 +211,7 @@ CORPUS: list[tuple[str, bytes, list[int], str]] = [
     ("target with query", target(b"/x?x=1"), [200], STAYS),
     ("absolute target", target(b"http://h/x"), [200], STAYS),
     ("absolute target, host in other case", target(b"HTTP://H/x"), [200], STAYS),
-    ("absolute target of another host", target(b"http://i/x"), [400], CLOSES),
+    ("absolute target of another host", target(b"http://i/x"), [200], STAYS),
     ("absolute target with user", target(b"http://u@h/x"), [400], CLOSES),
     ("absolute target of https", target(b"https://h/x"), [400], CLOSES),
     ("absolute target without Host", host(line=b"GET http://h/x HTTP/1.1"), [400], CLOSES),
@@ -218,8 +226,13 @@ CORPUS: list[tuple[str, bytes, list[int], str]] = [
     ("method with colon", target(b"/x", b"GET:"), [400], CLOSES),
     ("method with control character", target(b"/x", b"GE\x01T"), [400], CLOSES),
     ("method of 1,000 letters", target(b"/x", b"G" * 1000), [400], CLOSES),
-    ("HTTP/1.2", request_line(b"GET /x HTTP/1.2"), [505], CLOSES),
-    ("HTTP/1.9", request_line(b"GET /x HTTP/1.9"), [505], CLOSES),
+    ("HTTP/1.9 without Host", with_head(line=b"GET /x HTTP/1.9"), [400], CLOSES),
+    ("HTTP/3.0", request_line(b"GET /x HTTP/3.0"), [505], CLOSES),
+    ("HTTP/0.9", request_line(b"GET /x HTTP/0.9"), [505], CLOSES),
+    ("HTTP/1.9 chunked", coding(b"Transfer-Encoding: chunked",
+     line=b"POST /x HTTP/1.9"), [411], CLOSES),
+    ("HTTP/1.2", request_line(b"GET /x HTTP/1.2"), [200], STAYS),
+    ("HTTP/1.9", request_line(b"GET /x HTTP/1.9"), [200], STAYS),
     ("HTTP/2.0", request_line(b"GET /x HTTP/2.0"), [505], CLOSES),
     ("HTTP/1.+1", request_line(b"GET /x HTTP/1.+1"), [400], CLOSES),
     ("HTTP/1.10", request_line(b"GET /x HTTP/1.10"), [400], CLOSES),
@@ -363,6 +376,18 @@ def test_invalid_utf_8_and_8_bit_escapes_reach_the_path_as_bytes(service: Servin
     environ: dict[str, Any] = {}
     parse_head(b"GET /%c3%a4%ff HTTP/1.1\r\nHost: h", environ)
     assert environ["PATH_INFO"].encode("latin-1") == b"/\xc3\xa4\xff"
+
+
+def test_an_absolute_target_decides_over_host() -> None:
+    environ: dict[str, Any] = {}
+    parse_head(b"GET http://target:80/x HTTP/1.1\r\nHost: other", environ)
+    assert (environ["HTTP_HOST"], environ["PATH_INFO"]) == ("target:80", "/x")
+
+
+def test_a_later_minor_version_is_read_as_http_1_1() -> None:
+    environ: dict[str, Any] = {}
+    assert parse_head(b"GET /x HTTP/1.7\r\nHost: h", environ) == (0, True, False)
+    assert environ["SERVER_PROTOCOL"] == "HTTP/1.1"
 
 
 def test_an_absolute_target_names_the_host_and_keeps_its_spelling() -> None:

@@ -22,7 +22,7 @@ CODES = {
     "overloaded": "Too many connections, or too many bytes in flight. Try again shortly.",
     "request_malformed": "Not a request as RFC 9110 and 9112 have it, or one of two meanings.",
     "request_too_slow": "The head or the body took too long to arrive.",
-    "version_unsupported": "A version of HTTP other than 1.0 and 1.1.",
+    "version_unsupported": "A version of HTTP other than 1.x.",
 }
 
 

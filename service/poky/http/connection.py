@@ -387,9 +387,7 @@ class Connection:
         if code in (204, 304):
             body = b""
         elif self._environ["REQUEST_METHOD"] == "HEAD":
-            declared = declared or (str(len(body)) if body else None)
-            if declared is not None:
-                parts.append(f"Content-Length: {int(declared)}\r\n")
+            parts.append(f"Content-Length: {int(declared or len(body))}\r\n")
             body = b""
         else:
             if declared is not None and int(declared) != len(body):

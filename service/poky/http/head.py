@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 from typing import Any, Final
 
-from poky.http.answers import Headers, refuse
+from poky.http.answers import Headers, Refused, refuse
 
 __all__ = ["CONTROLS", "REQUEST_LINE_BYTES", "Environ", "Headers", "parse_head"]
 
@@ -42,9 +42,7 @@ def parse_head(head: bytes, environ: Environ, max_headers: int = 100) -> tuple[i
     """
     lines = head.decode("latin-1").split("\r\n")
     if len(head) - len(head.translate(None, CONTROLS)) != 2 * len(lines) - 2:
-        raise refuse(
-            400, "request_malformed", "Send no control characters, and end every line with CR LF."
-        )
+        raise _malformed("Send no control characters, and end every line with CR LF.")
     if len(lines[0]) > REQUEST_LINE_BYTES:
         raise refuse(
             414, "head_too_large", f"Send a request line of at most {REQUEST_LINE_BYTES} bytes."
@@ -53,27 +51,25 @@ def parse_head(head: bytes, environ: Environ, max_headers: int = 100) -> tuple[i
         raise refuse(431, "head_too_large", f"Send at most {max_headers} header fields.")
     line = _REQUEST_LINE.fullmatch(lines[0])
     if line is None:
-        raise refuse(
-            400,
-            "request_malformed",
-            "Send a request line of METHOD, target and HTTP/1.1, one space between.",
-        )
+        raise _malformed("Send a request line of METHOD, target and HTTP/1.1, one space between.")
     method, target, major, minor = line.groups()
     environ["REQUEST_METHOD"] = method
     environ["REQUEST_URI"] = target
-    if major != "1" or minor > "1":
+    if major != "1":
         raise refuse(505, "version_unsupported", "Send HTTP/1.1 or HTTP/1.0.")
-    environ["SERVER_PROTOCOL"] = "HTTP/1.1" if minor == "1" else "HTTP/1.0"
+    if minor != "0":
+        minor = "1"  # RFC 9110, 2.5: a later minor version is answered as the latest known one
+    environ["SERVER_PROTOCOL"] = f"HTTP/1.{minor}"
 
     for field in lines[1:]:
         name, colon, value = field.partition(":")
         key = _environ_key(name)
         if not colon:
-            raise refuse(400, "request_malformed", "Send header fields as name, colon, value.")
+            raise _malformed("Send header fields as name, colon, value.")
         value = value.strip(" \t")
         if key in environ:
             if key in _ONCE:
-                raise refuse(400, "request_malformed", f"Send {name} only once.")
+                raise _malformed(f"Send {name} only once.")
             value = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ', '}{value}"
         if key:
             environ[key] = value
@@ -82,18 +78,23 @@ def parse_head(head: bytes, environ: Environ, max_headers: int = 100) -> tuple[i
     if "HTTP_TRANSFER_ENCODING" in environ:
         coding = environ["HTTP_TRANSFER_ENCODING"].lower()
         if coding != "chunked" or minor == "0" or "CONTENT_LENGTH" in environ:
-            raise refuse(400, "request_malformed", "Send Content-Length, and no Transfer-Encoding.")
+            raise _malformed("Send Content-Length, and no Transfer-Encoding.")
         raise refuse(
             411,
             "length_required",
             "Send the body with Content-Length in place of Transfer-Encoding.",
         )
+    if minor == "0" and method in ("PUT", "POST") and "CONTENT_LENGTH" not in environ:
+        # RFC 1945, 7.2.2: its body would end with the connection, and pass for an empty one.
+        raise refuse(411, "length_required", "Send Content-Length, also of an empty body.")
     length = environ.get("CONTENT_LENGTH", "0")
     if not _LENGTH.fullmatch(length):
-        raise refuse(
-            400, "request_malformed", "Send Content-Length as one decimal number of bytes."
-        )
+        raise _malformed("Send Content-Length as one decimal number of bytes.")
     return int(length), _keeps(environ, minor), _expects(environ, minor)
+
+
+def _malformed(detail: str) -> Refused:
+    return refuse(400, "request_malformed", detail)
 
 
 @lru_cache(maxsize=512)
@@ -101,11 +102,7 @@ def _environ_key(name: str) -> str:
     """The CGI variable of a header field; empty for a name to be ignored."""
     key = name.upper().replace("-", "_")
     if not _TOKEN.fullmatch(name) or ("_" in name and key in _FRAMING):
-        raise refuse(
-            400,
-            "request_malformed",
-            "Send header names of letters, digits and hyphens, right before a colon.",
-        )
+        raise _malformed("Send header names of letters, digits and hyphens, right before a colon.")
     if "_" in name:
         return ""  # CGI cannot tell it from a hyphen: X_Y would pass for X-Y (nginx drops it, too)
     return key if key in ("CONTENT_LENGTH", "CONTENT_TYPE") else "HTTP_" + key
@@ -116,33 +113,21 @@ def _read_target(target: str, environ: Environ) -> None:
     host = environ.get("HTTP_HOST")
     if host is None:
         if environ["SERVER_PROTOCOL"] == "HTTP/1.1":
-            raise refuse(400, "request_malformed", "Send one Host header field.")
+            raise _malformed("Send one Host header field.")
     elif not _HOST.fullmatch(host):
-        raise refuse(
-            400,
-            "request_malformed",
-            "Send Host as a name or address, and optionally a colon and a port.",
-        )
+        raise _malformed("Send Host as a name or address, and optionally a colon and a port.")
     if target[0] != "/":
         absolute = _ABSOLUTE.fullmatch(target)
         if absolute is None or not _HOST.fullmatch(absolute[1]):
-            raise refuse(
-                400, "request_malformed", "Send a target which is a path that begins with a slash."
-            )
-        if host is not None and host.lower() != absolute[1].lower():
-            raise refuse(400, "request_malformed", "Send the same host in the target and in Host.")
-        environ["HTTP_HOST"] = absolute[1]
+            raise _malformed("Send a target which is a path that begins with a slash.")
+        environ["HTTP_HOST"] = absolute[1]  # it wins over Host (RFC 9112, 3.2.2)
         target = absolute[2]
         if not target.startswith("/"):
             target = "/" + target
     path, _, environ["QUERY_STRING"] = target.partition("?")
     if "%" in target:
         if _BAD_ESCAPE.search(target):
-            raise refuse(
-                400,
-                "request_malformed",
-                "Send a target without control characters, escaped as %XX or not.",
-            )
+            raise _malformed("Send a target without control characters, escaped as %XX or not.")
         path = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), path)
     environ["PATH_INFO"] = path
 
