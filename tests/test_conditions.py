@@ -27,6 +27,7 @@ def test_dates_round_trip(seconds: int) -> None:
     ("text", "seconds"),
     [
         ("Sun, 06 Nov 1994 08:49:37 GMT", 784111777),
+        ("Sun, 6 Nov 1994 08:49:37 GMT", 784111777),
         ("Sunday, 06-Nov-94 08:49:37 GMT", 784111777),
         ("Sun Nov  6 08:49:37 1994", 784111777),
         (" Thu, 01 Jan 1970 00:00:00 GMT\t", 0),
@@ -51,7 +52,7 @@ def test_two_digit_years_are_at_most_50_years_ahead() -> None:
         "",
         "now",
         "1994-11-06T08:49:37Z",
-        "Sun, 6 Nov 1994 08:49:37 GMT",
+        "Sun, 006 Nov 1994 08:49:37 GMT",
         "Sun, 06 Nov 1994 08:49:37 +0000",
         "Sun, 06 Nov 1994 08:49:37 UTC",
         "sun, 06 nov 1994 08:49:37 gmt",
@@ -85,7 +86,8 @@ def test_whatever_comes_is_a_date_or_a_valueerror(text: str) -> None:
         ('W/"12-abcdef01"', "", "12-abcdef01"),
         ('"a", W/"12-abcdef01" ,"13-abcdef01"', "13-abcdef01", "12-abcdef01,13-abcdef01"),
         (', "12-abcdef01",,', "12-abcdef01", "12-abcdef01"),
-        ('"Tue, 04 Jun 2013 03:01:31 GMT"', "@1370314891", "@1370314891"),
+        ('"Tue, 04 Jun 2013 03:01:31 GMT"', "@1370314891", ""),
+        ('"12-abcdef01", "Tue, 4 Jun 2013 03:01:31 GMT"', "12-abcdef01,@1370314891", "12-abcdef01"),
         ('"12-abcdef01,13-abcdef01"', "", ""),
         ('"*"', "", ""),
         ('""', "", ""),
@@ -109,3 +111,18 @@ def test_what_a_condition_matches() -> None:
     assert matches("@5", 7, "abcdef01", 5)
     for condition in ("", "7-abcdef02", "17-abcdef01", "@6"):
         assert not matches(condition, 7, "abcdef01", 5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Tue, 04 Jun 2013 03:01:31 GMT", " Tue, 4 Jun 2013 03:01:31 GMT", "Tue Jun  4 03:01:31 2013"],
+)
+def test_if_match_takes_a_date_without_quotes_as_the_seed_did(text: str) -> None:
+    assert parse_if_match(text) == "@1370314891"
+    with pytest.raises(ValueError, match="tags"):
+        parse_if_none_match(text)
+
+
+def test_a_date_that_cannot_be_read_is_told_with_an_example() -> None:
+    with pytest.raises(ValueError, match="Sun, 06 Nov 1994 08:49:37 GMT"):
+        parse_date("Sun, 06 Nov 1994 08:49:37 +0000")

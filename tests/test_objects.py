@@ -275,6 +275,33 @@ def test_delete_takes_all_preconditions(client: Client, url: str) -> None:
     assert client.delete(url, if_match="*").status == 412
 
 
+def test_a_read_takes_the_date_of_if_match_without_quotes(client: Client, url: str) -> None:
+    client.put(url, "1", if_unmodified_since=PAST)
+    assert client.get(url, if_match=PAST).body == b"1"
+    assert client.get(url, x_if_match=PAST).body == b"1"
+    assert client.get(url, if_match=LATER).status == 412
+
+
+def test_a_date_is_no_tag_of_if_none_match(client: Client, url: str) -> None:
+    """modified_at stands still while the value changes: it does not vouch for a copy."""
+    client.put(url, "1", if_unmodified_since=PAST)
+    client.put(url, "2")
+    assert client.get(url, if_none_match=f'"{PAST}"').body == b"2"
+    assert client.put(url, "3", if_none_match=f'"{PAST}"').status == 200
+
+
+@pytest.mark.inside
+def test_if_unmodified_since_on_reads(client: Client, url: str) -> None:
+    tag = client.put(url, "1", if_unmodified_since=LATER).etag
+    assert client.get(url, if_unmodified_since=PAST).status == 412
+    assert client.request("HEAD", url, headers={"If-Unmodified-Since": PAST}).status == 412
+    assert client.get(url, if_unmodified_since=LATER).body == b"1"
+    # RFC 9110 13.1.4: ignored beside If-Match, and if it cannot be read.
+    assert client.get(url, if_unmodified_since=PAST, if_match=tag).body == b"1"
+    assert client.get(url, if_unmodified_since="yesterday").body == b"1"
+    assert client.get(url + "-missing", if_unmodified_since=PAST).status == 404
+
+
 @pytest.mark.parametrize(
     ("header", "method"),
     list(itertools.product(["If-Match", "If-None-Match"], ["GET", "PUT", "DELETE"])),

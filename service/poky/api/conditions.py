@@ -8,6 +8,7 @@ A condition becomes ``None`` (not there), ``"*"``, or comma-separated entity tag
 import re
 import time
 from calendar import timegm
+from contextlib import suppress
 from functools import lru_cache
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -16,11 +17,12 @@ _DAY = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
 _LONG_DAY = "(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
 _MONTH = "(?P<month>" + "|".join(_MONTHS) + ")"
 _TIME = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
-# RFC 9110 5.6.7: IMF-fixdate, and the two obsolete forms that a recipient must accept.
+# RFC 9110 5.6.7: IMF-fixdate (RFC 1123's formatters omit the zero of a day), and the two obsolete
+# forms that a recipient must accept.
 _DATE_FORMS = tuple(
     re.compile(form)
     for form in (
-        rf"{_DAY}, (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_TIME} GMT",
+        rf"{_DAY}, (?P<day>[0-9]{{1,2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_TIME} GMT",
         rf"{_LONG_DAY}, (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_TIME} GMT",
         rf"{_DAY} {_MONTH} (?P<day>[0-9 ][0-9]) {_TIME} (?P<year>[0-9]{{4}})",
     )
@@ -50,7 +52,7 @@ def parse_date(text: str) -> int:
         match = form.fullmatch(text)
         if match:
             return _seconds(**match.groupdict())
-    raise ValueError("not an HTTP-date")
+    raise ValueError("not an HTTP-date such as Sun, 06 Nov 1994 08:49:37 GMT")
 
 
 def _seconds(day: str, month: str, year: str, hour: str, minute: str, second: str) -> int:
@@ -81,15 +83,22 @@ def format_tag(revision: int, hash: str) -> str:
 
 
 def parse_if_match(text: str) -> str:
-    """If-Match for writes and reads: tags compare strongly, the seed's quoted dates as dates.
+    """If-Match for writes and reads: tags compare strongly, the seed's dates as dates.
 
-    A weak tag never matches (RFC 9110 13.1.1). Raises ValueError if it is no list of them.
+    A weak tag never matches (RFC 9110 13.1.1). A date stands in quotes, in a list, or alone.
+    Raises ValueError for anything else.
     """
+    if '"' not in text:
+        with suppress(ValueError):
+            return f"@{parse_date(text)}"
     return _parse_tags(text, strong=True)
 
 
 def parse_if_none_match(text: str) -> str:
-    """If-None-Match: tags compare weakly (RFC 9110 13.1.2). Raises ValueError as If-Match."""
+    """If-None-Match: tags compare weakly (RFC 9110 13.1.2). Raises ValueError as If-Match.
+
+    A date never matches: modified_at may stand still while the value changes.
+    """
     return _parse_tags(text, strong=False)
 
 
@@ -108,19 +117,21 @@ def _parse_tags(text: str, *, strong: bool) -> str:
             match = _TAG.match(text, position)
             if not match or not separated:
                 raise ValueError("not a list of entity tags")
-            words += _word(match[2], usable=not (strong and match[1]))
+            words += _word(match[2], weak=bool(match[1]), strong=strong)
             position, separated = match.end(), False
     if not words and '"' not in text:
         raise ValueError("not a list of entity tags")
     return ",".join(words)
 
 
-def _word(tag: str, *, usable: bool) -> list[str]:
-    """What PostgreSQL compares: our own tags, and dates; no other tag was ever given out."""
-    if not usable:
+def _word(tag: str, *, weak: bool, strong: bool) -> list[str]:
+    """What PostgreSQL compares: tags of the service's form, and dates; nothing else can match."""
+    if weak and strong:
         return []
     if _OUR_TAG.fullmatch(tag):
         return [tag]
+    if not strong:
+        return []
     try:
         return [f"@{parse_date(tag)}"]
     except ValueError:

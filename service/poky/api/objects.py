@@ -6,6 +6,7 @@ from poky.api import conditions
 from poky.api.conditions import format_date, format_tag
 from poky.api.request import (
     cacheability,
+    is_modified_since,
     is_unchanged,
     read_content_type,
     read_query,
@@ -31,7 +32,11 @@ def get_object(services: Services, environ: Environ, bucket: str, key: str) -> A
     if found is None:
         return bare(412 if if_match == "*" else 404)
     facts = found.revision, found.hash, found.modified_at
-    if if_match is not None and not conditions.matches(if_match, *facts):
+    if if_match is None:
+        is_true = not is_modified_since(environ, found.modified_at)
+    else:
+        is_true = conditions.matches(if_match, *facts)
+    if not is_true:
         return bare(412)
     headers = [
         ("ETag", format_tag(found.revision, found.hash)),

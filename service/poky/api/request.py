@@ -66,6 +66,17 @@ def read_unmodified_since(environ: Environ) -> int | None:
         raise Refused(text(BAD_UNMODIFIED_SINCE, 400)) from None
 
 
+def is_modified_since(environ: Environ, modified_at: int) -> bool:
+    """Whether If-Unmodified-Since of a read is false (RFC 9110 13.1.4); ignored if unreadable."""
+    value = environ.get("HTTP_IF_UNMODIFIED_SINCE")
+    if value is None:
+        return False
+    try:
+        return modified_at > conditions.parse_date(value)
+    except ValueError:
+        return False
+
+
 def is_unchanged(environ: Environ, unchanged_since: int) -> bool:
     """Whether If-Modified-Since certainly allows 304.
 
