@@ -302,6 +302,75 @@ def test_a_bad_body_is_400_naming_the_first_bad_item_and_field(
 
 
 @pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'\xef\xbb\xbf[{"key": "a", "data": "v"}]', "byte order mark"),
+        ('[{"key": "a", "data": "v"}]'.encode("utf-16"), "UTF-16"),
+        ('[{"key": "a", "data": "v"}]'.encode("utf-16-be"), "UTF-16"),
+        ('[{"key": "a", "data": "\\ud800"}]', "other half"),
+        ('[{"key": "a", "data": "x\\udc00\\ud800"}]', "other half"),
+        ('[{"key": "a", "data": 17}]', "expected a string, got a number: put it in quotes"),
+        ('[{"key": "a", "data": {"b": 1}}]', "expected a string, got an object"),
+        ('[{"key": "a", "data": true}]', "got true or false"),
+        ('[{"key": "a", "data_base64": "YWJj\\nYWJj"}]', "without line breaks"),
+        ('[{"key": "a", "data_base64": "_-__"}]', "+ /"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_mistake_is_named(client: Client, bucket: str, body: str | bytes, said: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    refused = client.request("PUT", f"/multi/{bucket}", body, headers)
+    assert refused.status == 400
+    assert said in refused.detail
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ('"if_none_match": "*", "if_none_match": null', "if_none_match"),
+        ('"if_match": null, "if_match": null', "if_match"),
+        ('"modified_at" :null,\n"modified_at"\t: null', "modified_at"),
+        ('"key": "b"', "key"),
+        ('"\\u006bey": "b"', "key"),
+    ],
+)
+def test_a_field_given_twice_is_400(
+    client: Client, bucket: str, method: str, fields: str, named: str
+) -> None:
+    data = ', "data": "\\": \\\\"' if method == "PUT" else ""
+    body = f'[{{"key": "good"{data}}}, {{"key": "a"{data}, {fields}}}]'
+    headers = {"Content-Type": "application/json"}
+    refused = client.request(method, f"/multi/{bucket}", body, headers)
+    assert refused.status == 400
+    assert f"Item 1, field {named}" in refused.detail
+    assert client.get(f"/kv/{bucket}/good").status == 404
+
+
+def test_text_that_looks_like_json_is_no_field(client: Client, bucket: str) -> None:
+    for text in ('{"key": "a", "key": "b"}', '\\"key": "\\', '":":"\\":', "\\", '"'):
+        stored = client.batch("PUT", bucket, [{"key": "a", "data": text, "if_match": None}])
+        assert stored.status == 200, text
+        assert client.get(f"/kv/{bucket}/a").body.decode() == text
+
+
+def test_objects_as_read_can_be_stored_again(client: Client, bucket: str) -> None:
+    items = [
+        {"key": "a", "data": "1", "content_type": "text/x"},
+        {"key": "b", "data_base64": "/w=="},
+    ]
+    client.batch("PUT", bucket, items)
+    keys = [{"key": "a"}, {"key": "b"}]
+    read = client.batch("POST", bucket, keys, accept=OBJECTS).json()
+    stored = client.batch("PUT", bucket, read)
+    assert [each["result"] for each in stored.json()] == ["updated", "updated"]
+    again = client.batch("POST", bucket, keys, accept=OBJECTS).json()
+    for each in (*read, *again):
+        del each["etag"]
+    assert again == read
+
+
+@pytest.mark.parametrize(
     ("item", "said"),
     [
         ({"key": "a"}, "data"),

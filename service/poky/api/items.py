@@ -4,11 +4,14 @@ All of a body is checked before anything happens. Raises Refused, naming the fir
 field; knows nothing of PostgreSQL or caches.
 """
 
+import codecs
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from poky.api import conditions
 from poky.api.conditions import format_date, format_tag
@@ -23,16 +26,29 @@ Parsed = TypeVar("Parsed")
 
 class _KeyItem(msgspec.Struct, forbid_unknown_fields=True):
     key: str
-    modified_at: str | None = None
-    if_match: str | None = None
-    if_none_match: str | None = None
+    modified_at: str | UnsetType | None = UNSET
+    if_match: str | UnsetType | None = UNSET
+    if_none_match: str | UnsetType | None = UNSET
 
 
 class _PutItem(_KeyItem, forbid_unknown_fields=True):
-    data: str | None = None
-    data_base64: bytes | None = None
-    content_type: str | None = None
+    data: str | UnsetType | None = UNSET
+    data_base64: bytes | UnsetType | None = UNSET
+    content_type: str | UnsetType | None = UNSET
+    etag: str | UnsetType | None = UNSET  # ignored: in the answer that a client may send back
 
+
+# How JSON names the types that msgspec names in Python's words.
+_KINDS = {
+    "str": "a string",
+    "int": "a number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "an array",
+    "object": "an object",
+}
+_NAME_END = re.compile(rb'"[ \t\r\n]*:')
+_ESCAPED_NAME_END = re.compile(rb'\\"[ \t\r\n]*:')
 
 _key_items = msgspec.json.Decoder(list[_KeyItem])
 _put_items = msgspec.json.Decoder(list[_PutItem])
@@ -70,9 +86,12 @@ def parse_put_items(body: bytes, max_items: int, max_value_bytes: int, latest: i
     keys, modified_at, if_match, if_none_match = _common(items)
     values, content_types = [], []
     for number, item in enumerate(items):
-        if (item.data is None) == (item.data_base64 is None):
+        text, octets = item.data or "", item.data_base64 or b""
+        if (item.data is None or item.data is UNSET) == (
+            item.data_base64 is None or item.data_base64 is UNSET
+        ):
             raise _bad(number, "data", "give either data (text) or data_base64 (bytes)")
-        value = item.data.encode() if item.data is not None else item.data_base64 or b""
+        value = text.encode() or octets
         if len(value) > max_value_bytes:
             raise refuse(
                 413,
@@ -82,7 +101,7 @@ def parse_put_items(body: bytes, max_items: int, max_value_bytes: int, latest: i
         if (modified_at[number] or 0) > latest:
             raise _bad(number, "modified_at", "the date is too far in the future")
         values.append(value)
-        if item.content_type is None:
+        if item.content_type is None or item.content_type is UNSET:
             content_types.append(default_content_type(value))
         else:
             content_types.append(
@@ -147,17 +166,67 @@ def _decode(decoder: Any, body: bytes, max_items: int) -> Any:
     except msgspec.ValidationError as error:
         raise refuse(400, "bad_item", _explained(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise refuse(400, "bad_json", f"The body is not JSON in UTF-8: {error}.") from None
+        raise refuse(400, "bad_json", _why_not_json(body, error)) from None
+    _refuse_repeated(items, body)
     if len(items) > max_items:
         raise refuse(413, "batch_too_large", f"A batch has at most {max_items} items. Split it.")
     return items
+
+
+def _why_not_json(body: bytes, error: Exception) -> str:
+    """What is wrong with a body that is no JSON, as a sentence of its own."""
+    if body.startswith(codecs.BOM_UTF8):
+        why = "send it without the byte order mark"
+    elif body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in body[:4]:
+        why = "it looks like UTF-16 or UTF-32"
+    elif _has_lone_surrogate(body):
+        why = "an escape \\ud800 to \\udfff without its other half; bytes go into data_base64"
+    else:
+        why = str(error)
+    return f"The body is not JSON in UTF-8: {why}."
+
+
+def _has_lone_surrogate(body: bytes) -> bool:
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+def _refuse_repeated(items: Sequence[_KeyItem], body: bytes) -> None:
+    """Refuse a field that an item has twice: the decoder keeps the last and drops the others.
+
+    In valid JSON a quote before a colon ends a name, unless it is escaped within a string.
+    """
+    names = len(_NAME_END.findall(body)) - len(_ESCAPED_NAME_END.findall(body))
+    fields = sum(_present(item) for item in items)
+    if names == fields:
+        return
+    for number, pairs in enumerate(json.loads(body, object_pairs_hook=list)):
+        seen = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _bad(number, name, "give it once")
+            seen.add(name)
+
+
+def _present(item: _KeyItem) -> int:
+    values = msgspec.structs.astuple(item)
+    return len(values) - values.count(UNSET)
 
 
 def _explained(message: str) -> str:
     """Say msgspec's «Expected `str`, got `int` - at `$[3].key`» the way people count."""
     what, _, path = message.partition(" - at ")
     at = re.match(r"`\$\[(\d+)\](?:\.([a-z_0-9]+))?", path)
-    what = what.replace("`", "").replace(" | null", "")
+    what = re.sub("`([a-z]+)(?: [|] null)?`", lambda kind: _KINDS.get(kind[1], kind[1]), what)
+    if "base64" in what:
+        what = "not base64: send A-Z a-z 0-9 + / padded with =, without line breaks"
+    elif at and at[2] == "data" and what.startswith("Expected"):
+        what += ": put it in quotes, or send data_base64"
     where = f"Item {at[1]}" + (f", field {at[2]}" if at[2] else "") if at else "The body"
     return f"{where}: {what[:1].lower()}{what[1:]}."
 
@@ -174,8 +243,10 @@ def _common(items: Sequence[_KeyItem]) -> tuple[Any, Any, Any, Any]:
     return columns
 
 
-def _checked(number: int, field: str, text: str | None, parse: Callable[[str], Parsed]) -> Any:
-    if text is None:
+def _checked(
+    number: int, field: str, text: str | UnsetType | None, parse: Callable[[str], Parsed]
+) -> Any:
+    if text is None or text is UNSET:
         return None
     try:
         return parse(text)

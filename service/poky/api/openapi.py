@@ -327,6 +327,7 @@ _PUT_ITEM: Json = {
         "data": _TEXT_OR_NULL,
         "data_base64": {**_TEXT_OR_NULL, "contentEncoding": "base64"},
         "content_type": _TEXT_OR_NULL,
+        "etag": {**_TEXT_OR_NULL, "description": "Ignored."},
     },
 }
 _BUCKETS = _object(
