@@ -11,6 +11,7 @@ import pytest
 
 from poky.api import ADMIN_ROUTES, ROUTES
 from poky.config import Config
+from tests.coherence.faults import FAULTS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "service" / "poky"
@@ -160,3 +161,23 @@ def test_code_names_the_mechanism() -> None:
         if text.search(line)
     ]
     assert len(found) <= 46, "\n".join(found)
+
+
+# Reliability.
+
+
+def test_every_fault_has_a_test_that_exists_or_a_reason() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", read("docs/reliability.md"), re.M)
+    assert [int(number) for number, _ in rows] == list(range(1, 75))
+    tests = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^ *(?:async )?def (test_\w+)", path.read_text(), re.M)
+    }
+    cases = {path.name for path in (ROOT / "tests/vcl").glob("*.vtc")}
+    faults = {f"FAULT={fault.name}" for fault in FAULTS}
+    for number, row in rows:
+        _, _, proof, _ = row.split(" | ")
+        named = set(re.findall(r"`((?:test_|FAULT=|\d\d-)[^`]+)`", proof))
+        assert named or proof.startswith("not tested here, because "), number
+        assert named <= tests | cases | faults, (number, named - tests - cases - faults)

@@ -246,7 +246,9 @@ class Stack:
         (folder / "poky_values.vcl").write_text(
             values(service=service.ports, lease=service.lease_ports)
         )
-        vcl = ROLE / "files" / "poky.vcl"
+        # varnishd's worker has a user of its own, which may not enter a checkout in /root.
+        vcl = folder / "poky.vcl"
+        vcl.write_text((ROLE / "files" / "poky.vcl").read_text())
         commands = [
             self._varnish(name, port, vcl, purge, folder)
             for name, port, purge in zip(names, ports, purges, strict=True)
