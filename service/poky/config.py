@@ -264,11 +264,15 @@ def unknown_settings(env: Mapping[str, str] = os.environ) -> list[str]:
     return sentences
 
 
+# The parameters of libpq that hold a secret, not the name of a file that holds it.
+_SECRETS = "(?:password|sslpassword|oauth_client_secret|scram_client_key|scram_server_key)"
+
+
 def mask(dsn: str) -> str:
-    """The DSN without its password, in either of libpq's two forms."""
-    dsn = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", dsn)
-    dsn = re.sub(r"([?&]password=)[^&]*", r"\1***", dsn)
-    return re.sub(r"((?:^|\s)password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", r"\1***", dsn)
+    """The DSN without its secrets, in either of libpq's two forms."""
+    dsn = re.sub(r"(://[^:/@]*):[^/?]*@", r"\1:***@", dsn)
+    dsn = re.sub(rf"([?&]{_SECRETS}=)[^&]*", r"\1***", dsn)
+    return re.sub(rf"((?:^|\s){_SECRETS}\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", r"\1***", dsn)
 
 
 def _parse(each: Any, text: str) -> Any:
