@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +61,37 @@ def test_a_schema_that_cannot_be_changed_has_a_code(own_database: Database) -> N
     env = {"POKY_OWNER_DSN": own_database.dsn_owner}
     said = poky("migrate", "--schema", "flat", "--json", env=env)
     assert failure(said) == (1, "schema_refused")
+
+
+@pytest.mark.parametrize(
+    ("command", "dsn"),
+    [
+        ("bucket list", "garbage"),
+        ("bucket list", "://"),
+        ("bucket list", "options='"),
+        ("bucket list", "nonsense=1"),
+        ("bucket list", "postgresql://[::1/x"),
+        ("bucket list", "postgres://u:p%zz@h/x"),
+        ("bucket list", "host=a,b port=1,2,3"),
+        ("bucket list", "host=a,b,c port=1,2"),
+        ("bucket list", "host=\udcff"),
+        ("cache status", "garbage"),
+        ("serve", "garbage"),
+        ("migrate --plan", "garbage"),
+        ("migrate --plan", "host=\udcff"),
+    ],
+)
+def test_a_dsn_that_is_none_is_one_sentence(command: str, dsn: str) -> None:
+    said = poky(*command.split(), "-d", dsn)
+    assert said.returncode == 1
+    assert "Traceback" not in said.stderr
+    assert "DSN" in said.stderr.splitlines()[-1]
+    assert "%zz" not in said.stderr  # part of a password
+
+
+def test_a_credential_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "poky_dsn"
+    file.write_bytes(b"\xff\xfe")
+    said = poky("config", env={"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert said.returncode == 2
+    assert said.stderr.startswith(f"POKY_DSN: {file} cannot be read")

@@ -185,7 +185,7 @@ class Config:
         """
         values: dict[str, Any] = {}
         problems: list[str] = []
-        env = _with_credentials(env)
+        env = _with_credentials(env, problems)
         for each in fields(cls):
             for name in (f"POKY_{each.name.upper()}", *each.metadata["aliases"]):
                 if env.get(name, "") != "":
@@ -306,7 +306,7 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _with_credentials(env: Mapping[str, str]) -> dict[str, str]:
+def _with_credentials(env: Mapping[str, str], problems: list[str]) -> dict[str, str]:
     """Add the secrets that systemd hands over as files (LoadCredential=)."""
     merged = dict(env)
     directory = env.get("CREDENTIALS_DIRECTORY")
@@ -314,7 +314,11 @@ def _with_credentials(env: Mapping[str, str]) -> dict[str, str]:
         for name in ("POKY_DSN", "POKY_OWNER_DSN"):
             file = Path(directory) / name.lower()
             if name not in merged and file.is_file():
-                merged[name] = file.read_text().strip()
+                try:
+                    merged[name] = file.read_text("utf-8").strip()
+                except (OSError, UnicodeDecodeError) as error:
+                    reason = getattr(error, "strerror", None) or "it is not UTF-8"
+                    problems.append(f"{name}: {file} cannot be read: {reason}.")
     return merged
 
 

@@ -60,11 +60,11 @@ class OwnerConnection:
         self._patience = patience
         try:
             self._connection = psycopg2.connect(dsn, **_CONNECTION)
-        except psycopg2.ProgrammingError as error:
+        except (psycopg2.ProgrammingError, ValueError):
             # Without libpq's words: they may quote a password.
             raise SchemaError(
                 "The owner's DSN is not one that PostgreSQL understands.", code="bad_dsn"
-            ) from error
+            ) from None
         except psycopg2.OperationalError as error:
             raise SchemaError(
                 f"Cannot connect to the database: {_first_line(error)}", code="database_unavailable"

@@ -25,6 +25,7 @@ _BAD_INPUT = {"22021", "22P05", "54000"}
 CODES = {
     "bad_bucket_name": "The bucket's name is not one.",
     "bad_cache_name": "The cache's name is not one.",
+    "bad_dsn": "The DSN is not one that PostgreSQL understands.",
     "bad_key": "The key is not one.",
     "bad_text": "A text has a character that PostgreSQL cannot store.",
     "bucket_not_empty": "The bucket has keys and was to be dropped only if empty.",

@@ -294,13 +294,28 @@ class Pool:
 
 def _one_per_host(dsn: str) -> list[str]:
     """One DSN per host, so that a host that does not answer cannot use up the time of the next."""
-    parts = {**_DSN_DEFAULTS, **psycopg2.extensions.parse_dsn(dsn)}
+    try:
+        parts = {**_DSN_DEFAULTS, **psycopg2.extensions.parse_dsn(dsn)}
+    except (psycopg2.Error, ValueError):
+        raise _bad_dsn() from None  # libpq's words may quote a password
     lists = {
         name: parts.pop(name).split(",") for name in ("host", "hostaddr", "port") if name in parts
     }
     dsns = []
-    for number in range(max(map(len, lists.values()), default=1)):
+    hosts = max((len(each) for name, each in lists.items() if name != "port"), default=1)
+    if not {len(each) for each in lists.values()} <= {1, hosts}:
+        raise _bad_dsn()
+    for number in range(hosts):
         # One port, or as many as there are hosts (libpq's rule).
         one = {name: each[number if len(each) > 1 else 0] for name, each in lists.items()}
         dsns.append(psycopg2.extensions.make_dsn(**parts, **one))
     return dsns
+
+
+def _bad_dsn() -> StoreError:
+    return StoreError(
+        503,
+        "The DSN (POKY_DSN, or -d) is not one that PostgreSQL understands; it should look like"
+        " postgresql://user@host/database or host=… dbname=… user=…",
+        code="bad_dsn",
+    )
