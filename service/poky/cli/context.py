@@ -12,7 +12,7 @@ import msgspec
 
 from poky.config import Config, ConfigError
 from poky.schema import SchemaError
-from poky.store import Store, StoreError
+from poky.store import BadDsn, Store, StoreError
 
 if TYPE_CHECKING:
     from poky.cache import Caches
@@ -62,6 +62,8 @@ def failures() -> Iterator[None]:
         raise Failed(error.detail, code=error.code) from error
     except SchemaError as error:
         raise Failed(str(error), code=error.code) from error
+    except BadDsn as error:
+        raise Failed(str(error), code="bad_dsn") from error
 
 
 def load_config(**overrides: Any) -> Config:

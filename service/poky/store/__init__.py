@@ -6,7 +6,7 @@ knows nothing of HTTP headers, and builds no SQL beyond ``statements``.
 """
 
 from poky.store.buckets import Buckets
-from poky.store.errors import CODES, StoreError
+from poky.store.errors import CODES, BadDsn, StoreError
 from poky.store.locks import Locks
 from poky.store.nodes import Nodes
 from poky.store.objects import Objects
@@ -24,6 +24,7 @@ from poky.store.results import (
 
 __all__ = [
     "CODES",
+    "BadDsn",
     "Bucket",
     "Change",
     "Delete",

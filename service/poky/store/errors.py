@@ -25,7 +25,6 @@ _BAD_INPUT = {"22021", "22P05", "54000"}
 CODES = {
     "bad_bucket_name": "The bucket's name is not one.",
     "bad_cache_name": "The cache's name is not one.",
-    "bad_dsn": "The DSN is not one that PostgreSQL understands.",
     "bad_key": "The key is not one.",
     "bad_text": "A text has a character that PostgreSQL cannot store.",
     "bucket_not_empty": "The bucket has keys and was to be dropped only if empty.",
@@ -41,6 +40,10 @@ CODES = {
 }
 # For a function of an older release, which gives no code.
 _CODES_BY_STATUS = {400: "bad_text", 404: "bucket_not_found", 409: "bucket_not_empty"}
+
+
+class BadDsn(ValueError):
+    """The DSN is not one that PostgreSQL understands; the message says how one looks."""
 
 
 class StoreError(Exception):

@@ -19,6 +19,7 @@ import psycopg2
 import psycopg2.extensions
 
 from poky.store.errors import (
+    BadDsn,
     StoreError,
     first_line,
     is_fit_after,
@@ -312,10 +313,8 @@ def _one_per_host(dsn: str) -> list[str]:
     return dsns
 
 
-def _bad_dsn() -> StoreError:
-    return StoreError(
-        503,
+def _bad_dsn() -> BadDsn:
+    return BadDsn(
         "The DSN (POKY_DSN, or -d) is not one that PostgreSQL understands; it should look like"
-        " postgresql://user@host/database or host=… dbname=… user=…",
-        code="bad_dsn",
+        " postgresql://user@host/database or host=… dbname=… user=…"
     )
