@@ -479,6 +479,24 @@ def test_the_gate_opens_for_the_release_in_good_health_alone(
     assert wait.what_is_missing("idle", None, {"inflight": 0}) == ""
 
 
+# The other hosts.
+
+
+def test_what_a_host_does_not_set_has_the_default_of_the_role() -> None:
+    topology = plugin("filter.poky_topology")
+    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
+    hostvars = {"a-1": {"poky_address": "192.0.2.1"}, "b": {"poky_ports": [1], "poky_listen": "x"}}
+    for name in ("poky_ports", "poky_lease_seconds", "poky_cache_mode", "poky_min_healthy"):
+        assert topology.poky_setting({}, name) == defaults[name]
+    assert topology.poky_setting({"poky_min_healthy": 0}, "poky_min_healthy") == 0
+    ports = defaults["poky_ports"]
+    assert topology.poky_backends(["a-1", "b"], hostvars, False) == [
+        *({"name": f"poky_a_1_{port}", "host": "192.0.2.1", "port": port} for port in ports),
+        {"name": "poky_b_1", "host": "x", "port": 1},
+    ]
+    assert topology.poky_backends(["a-1"], hostvars, True)[0]["host"] == "127.0.0.1"
+
+
 # The table of status.yml.
 
 

@@ -1,21 +1,52 @@
-"""What the inventory says of the other hosts, as this role needs it."""
+"""What the inventory says of other hosts, as the roles need it of each other.
 
+A variable that a host does not set has the default of role poky, which is written there alone.
+"""
+
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 HostVars = Mapping[str, Mapping[str, Any]]
 
 
-def poky_backend_names(hosts: Iterable[str], hostvars: HostVars, ports: Iterable[int]) -> list[str]:
-    """The names that Varnish has for the instances of these hosts: poky_<host>_<port>.
+def poky_setting(known: Mapping[str, Any], name: str) -> Any:
+    """A variable of role poky as a host has it; its default must be a plain value."""
+    return known[name] if known.get(name) is not None else _defaults()[name]
 
-    ``ports`` are those of a host that sets none of its own.
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    roles = Path(__file__).resolve().parents[2] / "roles"
+    defaults: dict[str, Any] = yaml.safe_load((roles / "poky/defaults/main.yml").read_text())
+    return defaults
+
+
+def poky_backends(hosts: Iterable[str], hostvars: HostVars, loopback: bool) -> list[dict[str, Any]]:
+    """The instances of these hosts as Varnish has them: name, host and port of each.
+
+    ``loopback``: cache and service are one host, and the instances listen there alone.
     """
+    backends = []
+    for host in hosts:
+        known = hostvars[host]
+        address = known.get("poky_listen") or ("127.0.0.1" if loopback else _address(known, host))
+        for port in poky_setting(known, "poky_ports"):
+            (name,) = poky_backend_names([host], {host: {"poky_ports": [port]}})
+            backends.append({"name": name, "host": address, "port": port})
+    return backends
+
+
+def poky_backend_names(hosts: Iterable[str], hostvars: HostVars) -> list[str]:
+    """The names that Varnish has for the instances of these hosts: poky_<host>_<port>."""
     return [
         f"poky_{re.sub('[^A-Za-z0-9]', '_', host)}_{port}"
         for host in hosts
-        for port in hostvars[host].get("poky_ports") or ports
+        for port in poky_setting(hostvars[host], "poky_ports")
     ]
 
 
@@ -61,6 +92,8 @@ class FilterModule:
         return {
             function.__name__: function
             for function in (
+                poky_setting,
+                poky_backends,
                 poky_backend_names,
                 poky_addresses,
                 poky_purge_listeners,
