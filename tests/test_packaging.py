@@ -44,28 +44,26 @@ def run(*command: str | Path, cwd: Path, **env: str) -> str:
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build both from a copy of the tracked files among which somebody has worked."""
+    """What `make wheel` builds in a checkout in which files lie around, ignored ones and others."""
     tree = tmp_path_factory.mktemp("tree")
-    for name in tracked():
-        if not os.path.lexists(ROOT / name):
-            continue  # removed, and not yet committed
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / name).is_symlink():
-            (tree / name).symlink_to(os.readlink(ROOT / name))
-        else:
-            (tree / name).write_bytes((ROOT / name).read_bytes())
-            (tree / name).chmod((ROOT / name).stat().st_mode)
+    run(ROOT / ".ci/tracked", tree, cwd=ROOT)
+    run("git", "init", "--quiet", cwd=tree)
+    run("git", "add", "--all", cwd=tree)
     for junk in (
         ".poky/postgresql/data/secret",
         "service/poky/__pycache__/app.pyc",
+        "service/poky/notes.py",
+        "sql/mine.sql",
         "dist/old.whl",
+        "passwords",
     ):
         (tree / junk).parent.mkdir(parents=True, exist_ok=True)
         (tree / junk).write_text("not to be shipped")
-    out = tmp_path_factory.mktemp("dist")
-    # The wheel is built from the sdist, so this proves the sdist as well.
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, tree, cwd=tree)
-    return out
+    # The environment of these tests, as it is. The wheel is built from the sdist: this proves both.
+    environment = Path(sys.prefix)
+    run("make", f"--old-file={environment}/.dev", f"VENV={environment}", "wheel", cwd=tree)
+    (tree / "dist/old.whl").unlink()
+    return tree / "dist"
 
 
 @pytest.fixture(scope="module")
