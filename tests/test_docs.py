@@ -106,6 +106,11 @@ def test_the_tree_is_the_repository_as_it_is() -> None:
     assert all((ROOT / folder).is_dir() for folder in named), named
 
 
+def test_no_module_is_long() -> None:
+    lines = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert {str(path): count for path, count in lines.items() if count > 500} == {}
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
