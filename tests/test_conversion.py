@@ -57,6 +57,11 @@ def filled(each_cluster: Cluster) -> Iterator[Database]:
         ("static-~3", random.Random(3).randbytes(5_000_000)),
     ):
         run(database, "SELECT poky.put('a', %s, %s, '')", key, psycopg2.Binary(value))
+    coded = """'{"content_encoding": "gzip"}'"""
+    run(
+        database,
+        f"SELECT poky.put('a', 'static-coded', '', 't', NULL, NULL, NULL, NULL, {coded}::jsonb)",
+    )
     yield database
     each_cluster.drop(database)
 
@@ -95,7 +100,7 @@ def objects(database: Database) -> Any:
     return run(
         database,
         "SELECT b.name, o.key, o.revision, o.hash, o.modified_at, o.written_at, o.created_at,"
-        " o.content_type, md5(o.value) FROM poky._object AS o"
+        " o.content_type, o.content_encoding, md5(o.value) FROM poky._object AS o"
         " JOIN poky.bucket AS b ON b.id = o.bucket_id ORDER BY b.name, o.key",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -299,10 +300,90 @@ def test_a_bucket_dropped_under_writers_loses_nobody(
 
 
 def test_names_are_checked_by_the_database_too(store: Store, bucket: str) -> None:
-    for bad_bucket, key in (("a b", "k"), ("", "k"), (bucket, ""), (bucket, "a/b"), (bucket, "..")):
+    for bad_bucket, key in (
+        ("a b", "k"),
+        ("", "k"),
+        (".", "k"),
+        ("..", "k"),
+        (bucket, ""),
+        (bucket, "a/b"),
+        (bucket, ".."),
+    ):
         with pytest.raises(StoreError) as refused:
             store.put(bad_bucket, key, b"", "t")
         assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_bucket_of_0_1_0_with_a_name_that_is_refused_now_can_be_dropped(
+    database: Database, store: Store, name: str
+) -> None:
+    with pytest.raises(StoreError) as refused:
+        store.ensure_bucket(name)
+    assert (refused.value.status, "but not . or .." in refused.value.detail) == (400, True)
+    query(database, f"INSERT INTO poky.bucket (name) VALUES ('{name}') RETURNING 1")
+    if database.kind == "partitioned":
+        query(
+            database,
+            "SET ROLE poky_owner; UPDATE poky.bucket SET leaf = poky._create_leaf(id, '_object')"
+            f" WHERE name = '{name}' RETURNING 1",
+        )
+    assert store.put(name, "k", b"", "t").outcome == "inserted"
+    store.drop_bucket(name, keys=True)
+    assert name not in {bucket.name for bucket in store.buckets()}
+
+
+def test_batches_that_delete_objects_dated_ahead_do_not_deadlock(
+    database: Database, bucket: str
+) -> None:
+    """The bucket's row, which keeps their dates, is the last that a batch locks."""
+    store = Store(database.dsn_service, pool_size=16, lock_timeout=15, statement_timeout=20)
+    keys = [f"k{number:02}" for number in range(40)]
+    tomorrow = int(time.time()) + 86400
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        mine = keys[number::2] if number % 2 else keys[: 20 + number * 3]
+        nothing = [None] * len(mine)
+        try:
+            for turn in range(12):
+                if number < 4:
+                    dates = [tomorrow + turn] * len(mine)
+                    store.put_many(
+                        bucket, mine, [b"v"] * len(mine), ["t"] * len(mine), dates, nothing,
+                        nothing, False,
+                    )  # fmt: skip
+                else:
+                    store.delete_many(bucket, mine, nothing, nothing, nothing, number == 5)
+        except BaseException as error:
+            failures.append(error)
+
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    store.close()
+    assert not failures, failures
+    query(database, "SELECT pg_stat_force_next_flush()")
+    assert query(database, deadlocks) == [(0,)]
+
+
+def test_a_date_ahead_is_kept_once(database: Database, bucket: str) -> None:
+    tomorrow = int(time.time()) + 86400
+    row = f"SELECT unsettled_until, xmin::text FROM poky.bucket WHERE name = '{bucket}'"
+    with closing(Store(database.dsn_service)) as store:
+        rows = []
+        for date in (tomorrow, tomorrow, tomorrow - 60, tomorrow + 60):
+            store.put(bucket, "k", b"", "t", date)
+            store.delete(bucket, "k")
+            rows += query(database, row)
+        store.put(bucket, "k", b"", "t", tomorrow + 120)
+        store.delete_many(bucket, ["k"], [None], [None], [None], False)
+        rows += query(database, row)
+    assert [date - tomorrow for date, _ in rows] == [0, 0, 0, 60, 120]
+    assert len({xmin for _, xmin in rows[:3]}) == 1
 
 
 def test_large_values_are_compressed_with_lz4_where_there_is_lz4(database: Database) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import itertools
 import re
 import threading
@@ -586,3 +588,94 @@ def test_a_value_at_the_limit_is_stored(client: Client, url: str) -> None:
     value = bytes(16 * 1024 * 1024)
     assert client.put(url, value).status == 200
     assert client.get(url).body == value
+
+
+# Content codings.
+
+CODED = gzip.compress(b'{"a": 1}')
+
+
+@pytest.mark.parametrize(
+    ("sent", "stored"),
+    [
+        ("gzip", "gzip"),
+        ("GZIP", "gzip"),
+        ("x-gzip", "gzip"),
+        ("br", "br"),
+        ("zstd", "zstd"),
+        ("deflate", "deflate"),
+        ("compress", "compress"),
+        ("gzip, br", "gzip, br"),
+        ("gzip,identity", "gzip"),
+        ("identity", None),
+        ("", None),
+    ],
+)
+def test_the_content_coding_is_kept_with_the_value(
+    client: Client, bucket: str, sent: str, stored: str | None
+) -> None:
+    path = f"/kv/{bucket}/k"
+    put = client.put(path, CODED, content_encoding=sent, content_type="application/json")
+    assert put.status == 200, put.body
+    got = client.get(path)
+    assert (got.headers["Content-Encoding"], got.body) == (stored, CODED)
+    assert client.request("HEAD", path).headers["Content-Encoding"] == stored
+    (listed,) = client.get(f"/kv/{bucket}").json()["keys"]
+    assert listed.get("content_encoding") == stored
+    # It goes with the value: the next one has its own, or none; also by If-Match.
+    assert client.put(path, b"plain", if_match="*").status == 200
+    assert client.get(path).headers["Content-Encoding"] is None
+    assert client.put(path, CODED, content_encoding="br", if_match="*").status == 200
+    assert client.get(path).headers["Content-Encoding"] == "br"
+    assert client.put(path, b"plain").status == 200
+    assert client.get(path).headers["Content-Encoding"] is None
+
+
+@pytest.mark.parametrize("coding", ["aws-chunked", "aws-chunked, gzip", "gzip, zip", "base64", "*"])
+def test_an_unknown_content_coding_is_415_and_nothing_is_stored(
+    client: Client, bucket: str, coding: str
+) -> None:
+    path = f"/kv/{bucket}/k"
+    refused = client.put(path, CODED, content_encoding=coding)
+    assert refused.status == 415
+    assert next(each for each in coding.split(", ") if each != "gzip") in refused.detail
+    assert refused.headers["Accept-Encoding"] == "br, compress, deflate, gzip, zstd"
+    assert client.get(path).status == 404
+
+
+def test_batches_keep_content_codings_and_are_not_decoded_themselves(
+    client: Client, bucket: str
+) -> None:
+    coded = base64.b64encode(CODED).decode()
+    items = [
+        {"key": "a", "data_base64": coded, "content_encoding": "x-gzip"},
+        {"key": "b", "data": "plain"},
+        {"key": "c", "data_base64": coded, "content_encoding": "identity"},
+    ]
+    assert client.batch("PUT", bucket, items).status == 200
+    keys = [{"key": key} for key in "abc"]
+    objects = client.batch("POST", bucket, keys, accept="application/vnd.poky.objects+json").json()
+    assert [each.get("content_encoding") for each in objects] == ["gzip", None, None]
+    assert client.get(f"/kv/{bucket}/a").headers["Content-Encoding"] == "gzip"
+    items[1]["content_encoding"] = "aws-chunked"
+    refused = client.batch("PUT", bucket, items)
+    assert (refused.status, "Item 1, field content_encoding" in refused.detail) == (400, True)
+    for method in ("PUT", "POST", "DELETE"):
+        refused = client.batch(method, bucket, keys, content_encoding="gzip")
+        assert (refused.status, "gzip" in refused.detail) == (415, True)
+        assert refused.headers["Accept-Encoding"] == "identity"
+    assert client.batch("POST", bucket, keys[1:2], content_encoding="identity").status == 200
+
+
+@pytest.mark.inside
+@pytest.mark.parametrize("name", ["%2E", "%2E%2E", ".."])
+def test_a_bucket_is_not_called_dot(service: Service, client: Client, name: str) -> None:
+    """Clients resolve such segments of a path, and could not reach it."""
+    for refused in (
+        service.admin().request("PUT", f"/buckets/{name}"),
+        client.get(f"/kv/{name}"),
+        client.get(f"/kv/{name}/k"),
+        client.batch("POST", name, []),
+    ):
+        assert refused.status == 400
+        assert "but not . or .." in refused.detail

@@ -10,7 +10,12 @@ from poky.api.items import (
     show_outcomes,
     show_values,
 )
-from poky.api.request import read_atomic, read_query, require_bucket
+from poky.api.request import (
+    read_atomic,
+    read_query,
+    refuse_content_encoding,
+    require_bucket,
+)
 from poky.api.services import Services
 from poky.http import Answer, Environ, Refused, json, refuse, text
 
@@ -35,7 +40,9 @@ def put_many(services: Services, environ: Environ, bucket: str) -> Answer:
     )
     atomic = read_atomic(environ)
     with services.caches.admit():
-        outcomes = services.store.put_many(bucket, *items, atomic)
+        outcomes = services.store.put_many(
+            bucket, *items[:-1], atomic, content_encodings=items.content_encodings
+        )
         return _answer(services, environ, bucket, items.keys, outcomes, atomic)
 
 
@@ -60,6 +67,9 @@ def _read_body(services: Services, environ: Environ, bucket: str) -> bytes:
     media_type = environ.get("CONTENT_TYPE", "").partition(";")[0]
     if media_type.strip().lower() != "application/json":
         raise Refused(text("Invalid Content-Type", 415))
+    coding = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
+    if coding not in ("", "identity"):
+        raise refuse_content_encoding(f"a batch in {coding[:40]!r} is not decoded", "identity")
     body: bytes = environ["wsgi.input"].read()
     if len(body) > services.config.max_batch_bytes:
         raise refuse(

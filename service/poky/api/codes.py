@@ -6,6 +6,7 @@ CODES = {
     **http.CODES,
     **store.CODES,
     "bad_condition": "If-Match or If-None-Match cannot be read.",
+    "bad_content_encoding": "The content coding is none of those that are stored.",
     "bad_content_type": "The content type cannot be sent back as a header field.",
     "bad_item": "An item of a batch is not as it should be; nothing was done.",
     "bad_json": "The body of a batch is not JSON in UTF-8.",

@@ -15,7 +15,12 @@ from msgspec import UNSET, UnsetType
 
 from poky.api import conditions
 from poky.api.conditions import format_date, format_tag
-from poky.api.names import check_content_type, check_key, default_content_type
+from poky.api.names import (
+    check_content_encoding,
+    check_content_type,
+    check_key,
+    default_content_type,
+)
 from poky.http import refuse
 from poky.store import Found, Outcome
 
@@ -35,6 +40,7 @@ class _PutItem(_KeyItem, forbid_unknown_fields=True):
     data: str | UnsetType | None = UNSET
     data_base64: bytes | UnsetType | None = UNSET
     content_type: str | UnsetType | None = UNSET
+    content_encoding: str | UnsetType | None = UNSET
     etag: str | UnsetType | None = UNSET  # ignored: in the answer that a client may send back
 
 
@@ -72,6 +78,7 @@ class PutItems(NamedTuple):
     modified_at: list[int | None]
     if_match: list[str | None]
     if_none_match: list[str | None]
+    content_encodings: list[str | None]
 
 
 def parse_key_items(body: bytes, max_items: int) -> KeyItems:
@@ -84,7 +91,7 @@ def parse_put_items(body: bytes, max_items: int, max_value_bytes: int, latest: i
     """Read the body of a PUT; no value above ``max_value_bytes``, no date after ``latest``."""
     items = _decode(_put_items, body, max_items)
     keys, modified_at, if_match, if_none_match = _common(items)
-    values, content_types = [], []
+    values, content_types, content_encodings = [], [], []
     for number, item in enumerate(items):
         text, octets = item.data or "", item.data_base64 or b""
         if (item.data is None or item.data is UNSET) == (
@@ -107,7 +114,12 @@ def parse_put_items(body: bytes, max_items: int, max_value_bytes: int, latest: i
             content_types.append(
                 _checked(number, "content_type", item.content_type, check_content_type)
             )
-    return PutItems(keys, values, content_types, modified_at, if_match, if_none_match)
+        content_encodings.append(
+            _checked(number, "content_encoding", item.content_encoding, check_content_encoding)
+        )
+    return PutItems(
+        keys, values, content_types, modified_at, if_match, if_none_match, content_encodings
+    )
 
 
 def show_values(items: KeyItems, found: dict[str, Found]) -> dict[str, str]:
@@ -140,6 +152,7 @@ def show_objects(items: KeyItems, found: dict[str, Found]) -> list[dict[str, Any
             "etag": format_tag(item.revision, item.hash),
             "modified_at": format_date(item.modified_at),
             "content_type": item.content_type,
+            **({"content_encoding": item.content_encoding} if item.content_encoding else {}),
         }
         try:
             shown["data"] = item.value.decode()

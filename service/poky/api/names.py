@@ -7,13 +7,18 @@ BUCKET_ALPHABET = "A-Z a-z 0-9 _ . , -"
 
 BUCKET = re.compile(r"[A-Za-z0-9_.,-]{1,256}")
 KEY = re.compile(r"[A-Za-z0-9_.,~:@=+-]{1,1024}")
+# Stored and sent back as they came: Poky neither encodes nor decodes.
+CONTENT_CODINGS = ("br", "compress", "deflate", "gzip", "zstd")
+_CODING_ALIASES = {"x-gzip": "gzip", "x-compress": "compress"}
 _CONTENT_TYPE = re.compile(r"[\x21-\x7e][\x20-\x7e\t]{0,254}")
 
 
 def check_bucket(name: str) -> str:
     """The name, if it is a bucket's; else ValueError with a sentence naming the alphabet."""
-    if not BUCKET.fullmatch(name):
-        raise ValueError(f"a bucket's name is 1 to 256 characters of {BUCKET_ALPHABET}")
+    if not BUCKET.fullmatch(name) or name in (".", ".."):
+        raise ValueError(
+            f"a bucket's name is 1 to 256 characters of {BUCKET_ALPHABET}, but not . or .."
+        )
     return name
 
 
@@ -29,6 +34,16 @@ def check_content_type(text: str) -> str:
     if not _CONTENT_TYPE.fullmatch(text):
         raise ValueError("a content type is 1 to 255 printable ASCII characters")
     return text
+
+
+def check_content_encoding(text: str) -> str | None:
+    """The content codings as they are stored, None for none; else ValueError (RFC 9110 8.4)."""
+    names = [_CODING_ALIASES.get(name, name) for name in re.split(r"[ \t]*,[ \t]*", text.lower())]
+    codings = [name for name in names if name not in ("", "identity")]
+    for coding in codings:
+        if coding not in CONTENT_CODINGS:
+            raise ValueError(f"{coding[:40]!r} is not a content coding known here")
+    return ", ".join(codings) or None
 
 
 def default_content_type(value: bytes) -> str:

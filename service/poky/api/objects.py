@@ -8,6 +8,7 @@ from poky.api.request import (
     cacheability,
     is_modified_since,
     is_unchanged,
+    read_content_encoding,
     read_content_type,
     read_query,
     read_tag_conditions,
@@ -49,6 +50,8 @@ def get_object(services: Services, environ: Environ, bucket: str, key: str) -> A
         unchanged = conditions.matches(if_none_match, *facts)
     if unchanged:
         return Answer("304 Not Modified", headers)
+    if found.content_encoding is not None:
+        headers.append(("Content-Encoding", found.content_encoding))
     headers += [
         ("Content-Type", found.content_type),
         ("X-Content-Type-Options", "nosniff"),
@@ -69,6 +72,7 @@ def put_object(services: Services, environ: Environ, bucket: str, key: str) -> A
             "If-Unmodified-Since is too far in the future: at most "
             f"{services.config.max_future_seconds} seconds are allowed.",
         )
+    content_encoding = read_content_encoding(environ)
     value = environ["wsgi.input"].read()
     if len(value) > services.config.max_value_bytes:
         raise refuse(
@@ -77,7 +81,14 @@ def put_object(services: Services, environ: Environ, bucket: str, key: str) -> A
     content_type = read_content_type(environ, value)
     with services.caches.admit():
         put = services.store.put(
-            bucket, key, value, content_type, modified_at, if_match, if_none_match
+            bucket,
+            key,
+            value,
+            content_type,
+            modified_at,
+            if_match,
+            if_none_match,
+            content_encoding,
         )
         environ["poky.outcome"] = put.outcome
         if put.outcome == "rejected":
@@ -127,6 +138,7 @@ def list_objects(services: Services, environ: Environ, bucket: str) -> Answer:
             "etag": format_tag(each.revision, each.hash),
             "modified_at": format_date(each.modified_at),
             "content_type": each.content_type,
+            **({"content_encoding": each.content_encoding} if each.content_encoding else {}),
         }
         for each in page
     ]

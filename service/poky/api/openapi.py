@@ -177,7 +177,7 @@ _ANY = {
     "409": _problem("The bucket has keys."),
     "411": _problem("Transfer-Encoding: send Content-Length instead."),
     "413": _problem("Too large."),
-    "415": _text("Invalid Content-Type"),
+    "415": _problem("Invalid Content-Type, or a content coding not known here.", or_text=True),
     "503": _problem("The database is away or busy; see Retry-After."),
 }
 
@@ -298,6 +298,7 @@ _PAGE = _object(
             etag=_TAG,
             modified_at=_DATE,
             content_type=_STRING,
+            content_encoding=_STRING,
         )
     ),
     next=_TEXT_OR_NULL,
@@ -309,6 +310,7 @@ _OBJECT = _object(
     etag=_TAG,
     modified_at=_DATE,
     content_type=_STRING,
+    content_encoding=_STRING,
     data=_STRING,
     data_base64={"type": "string", "contentEncoding": "base64"},
 )
@@ -327,6 +329,7 @@ _PUT_ITEM: Json = {
         "data": _TEXT_OR_NULL,
         "data_base64": {**_TEXT_OR_NULL, "contentEncoding": "base64"},
         "content_type": _TEXT_OR_NULL,
+        "content_encoding": _TEXT_OR_NULL,
         "etag": {**_TEXT_OR_NULL, "description": "Ignored."},
     },
 }

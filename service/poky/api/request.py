@@ -8,7 +8,14 @@ from collections.abc import Callable
 from urllib.parse import parse_qsl
 
 from poky.api import conditions
-from poky.api.names import check_bucket, check_content_type, check_key, default_content_type
+from poky.api.names import (
+    CONTENT_CODINGS,
+    check_bucket,
+    check_content_encoding,
+    check_content_type,
+    check_key,
+    default_content_type,
+)
 from poky.http import Environ, Refused, refuse, text
 
 BAD_UNMODIFIED_SINCE = "Error in If-Unmodified-Since format. Use RFC 1123 date format."
@@ -107,6 +114,24 @@ def read_content_type(environ: Environ, value: bytes) -> str:
         return check_content_type(given)
     except ValueError as error:
         raise refuse(400, "bad_content_type", f"Send another Content-Type: {error}.") from None
+
+
+def read_content_encoding(environ: Environ) -> str | None:
+    """The coding that the body is in; 415 for one that clients could not be expected to undo."""
+    try:
+        return check_content_encoding(environ.get("HTTP_CONTENT_ENCODING", "").strip())
+    except ValueError as error:
+        raise refuse_content_encoding(str(error)) from None
+
+
+def refuse_content_encoding(why: str, accepted: str = ", ".join(CONTENT_CODINGS)) -> Refused:
+    """415 that names the coding, with Accept-Encoding (RFC 9110 15.5.16)."""
+    return refuse(
+        415,
+        "bad_content_encoding",
+        f"Send the body in another Content-Encoding, {accepted} or none: {why}.",
+        [("Accept-Encoding", accepted)],
+    )
 
 
 def read_query(environ: Environ, *known: str) -> dict[str, str]:

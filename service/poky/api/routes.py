@@ -40,7 +40,7 @@ ROUTES = (
         objects.put_object,
         "write",
         "store the body",
-        "200 400 404 411 412 413",
+        "200 400 404 411 412 413 415",
     ),
     Route(
         ("DELETE",),
