@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
 import subprocess
-from contextlib import closing
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
+from poky.cli.serve import base_url
 from poky.store import Store
 from tests.conftest import Database
+from tests.service import free_ports, running
 from tests.test_process import poky
 
 AWAY = "host=/nowhere/at/all"
@@ -95,3 +102,78 @@ def test_a_credential_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> Non
     said = poky("config", env={"CREDENTIALS_DIRECTORY": str(tmp_path)})
     assert said.returncode == 2
     assert said.stderr.startswith(f"POKY_DSN: {file} cannot be read")
+
+
+# poky serve says what is so.
+
+
+def test_the_owner_does_not_serve(database: Database) -> None:
+    said = poky("serve", env={"POKY_OWNER_DSN": database.dsn_owner})
+    assert said.returncode == 2
+    assert "POKY_OWNER_DSN" in said.stderr
+    assert "POKY_DSN" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8081"),
+        ("10.1.2.3", "http://10.1.2.3:8081"),
+        ("0.0.0.0", "http://127.0.0.1:8081"),
+        ("::", "http://[::1]:8081"),
+        ("::1", "http://[::1]:8081"),
+        ("fd00::2", "http://[fd00::2]:8081"),
+        ("localhost", "http://localhost:8081"),
+        ("", "http://127.0.0.1:8081"),
+    ],
+)
+def test_a_url_that_is_shown_can_be_used(address: str, expected: str) -> None:
+    assert base_url(address, 8081) == expected
+
+
+@contextmanager
+def serve_on_a_terminal(*arguments: str, env: dict[str, str]) -> Iterator[str]:
+    """What ``poky serve`` says once it listens, to a person on a terminal."""
+    ours, theirs = pty.openpty()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("POKY_")}
+    ports = free_ports(3)
+    names = ("POKY_PORT", "POKY_ADMIN_PORT", "POKY_LEASE_PORT")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "poky", "serve", *arguments],
+        env={**clean, **dict(zip(names, map(str, ports), strict=True)), **env},
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(theirs)
+    said = b""
+    try:
+        while b"Ctrl-C" not in said:
+            assert select.select([ours], [], [], 30)[0], said
+            said += os.read(ours, 65536)
+        yield " ".join(said.decode().split())
+    finally:
+        process.terminate()
+        process.wait(30)
+        os.close(ours)
+
+
+def test_the_start_names_the_source_of_the_database(database: Database) -> None:
+    dsn = database.dsn_service
+    with serve_on_a_terminal(env={"POKY_DSN": dsn}) as said:
+        assert "the data is in the database given by POKY_DSN." in said
+        assert "curl -X PUT" in said
+    with serve_on_a_terminal(env={"DATABASE_URL": dsn}) as said:
+        assert "the data is in the database given by DATABASE_URL." in said
+    with serve_on_a_terminal("-d", dsn, env={"POKY_DSN": AWAY}) as said:
+        assert "the data is in the database given by -d." in said
+
+
+def test_the_start_says_that_the_database_is_away() -> None:
+    with serve_on_a_terminal(env={"POKY_DSN": AWAY}) as said:
+        assert "cannot answer yet (database unavailable)" in said
+        assert "curl" not in said
+
+
+def test_the_start_is_no_business_of_a_log(database: Database, tmp_path: Path) -> None:
+    with running(database.dsn_service, tmp_path / "log") as service:
+        assert "Ctrl-C" not in service.log.read_text()

@@ -1,11 +1,15 @@
 """``poky serve``."""
 
+import ipaddress
 import logging
+import os
 import sys
+import urllib.error
+import urllib.request
 
 import click
 
-from poky.cli.context import database, dsn_option, load_config
+from poky.cli.context import BadSettings, database, dsn_option, load_config
 from poky.config import Config, unknown_settings
 
 
@@ -18,27 +22,78 @@ def serve(port: int | None, dsn: str | None, home: str | None) -> None:
     from poky import process  # noqa: PLC0415 - only this command needs it
 
     config = load_config(port=port, dsn=dsn, home=home)
+    if config.owner_dsn and not config.dsn:
+        raise BadSettings(
+            "POKY_OWNER_DSN: is for poky migrate, and requests must not run as the owner. Set"
+            " POKY_DSN to the role poky_service, or unset both for an embedded PostgreSQL.",
+            code="bad_settings",
+        )
     for sentence in unknown_settings():
         logging.getLogger("poky").warning(sentence)
+    is_embedded = not config.dsn
+    where = f"{config.home} (embedded PostgreSQL)" if is_embedded else _source_of_dsn(dsn)
     with database(config, keep_up=True) as config:
-        status = process.serve(config, on_ready=lambda: _show_start(config, dsn))
+        # With a database of its own it is run by a person, or else perhaps by systemd.
+        shows = is_embedded or sys.stdout.isatty()
+        status = process.serve(
+            config, on_ready=lambda: _show_start(config, where) if shows else None
+        )
     sys.exit(status)
 
 
-def _show_start(config: Config, dsn: str | None) -> None:
-    """What a newcomer needs: where the data is, and lines to paste."""
-    if not sys.stdout.isatty() and dsn:
-        return
-    base = f"http://{config.listen}:{config.port}"
-    where = "the database given by POKY_DSN" if dsn else f"{config.home} (embedded PostgreSQL)"
-    click.echo(
-        f"""
+def _source_of_dsn(dsn: str | None) -> str:
+    if dsn:
+        return "the database given by -d"
+    for name in ("POKY_DSN", "DATABASE_URL"):
+        if os.environ.get(name):
+            return f"the database given by {name}"
+    return "the database given by the credential poky_dsn"
+
+
+def _show_start(config: Config, where: str) -> None:
+    click.echo(start_text(config, where, _trouble(base_url(config.listen, config.port))))
+
+
+def _trouble(base: str) -> str:
+    """What /status says is wrong; empty if nothing is."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(f"{base}/status", timeout=3):
+            return ""
+    except urllib.error.HTTPError as error:
+        return error.read().decode()
+    except OSError:
+        return "no answer"
+
+
+def base_url(address: str, port: int) -> str:
+    """A URL that reaches a listener at this address from the same machine."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return f"http://{address or '127.0.0.1'}:{port}"
+    if ip.is_unspecified:
+        ip = ipaddress.ip_address("127.0.0.1" if ip.version == 4 else "::1")
+    return f"http://[{ip}]:{port}" if ip.version == 6 else f"http://{ip}:{port}"
+
+
+def start_text(config: Config, where: str, trouble: str) -> str:
+    """What a newcomer needs: where the data is, and lines to paste, if they would work."""
+    base = base_url(config.listen, config.port)
+    if trouble:
+        return f"""
+Poky {config.release} listens on {base}, but cannot answer yet ({trouble}).
+The data is to be in {where}. Requests get 503 until it can be used.
+It tries again by itself; a schema that is missing is made by: poky migrate
+
+Ctrl-C stops it."""
+    admin = base_url(config.admin_listen, config.admin_port)
+    return f"""
 Poky {config.release} serves {base}, the data is in {where}.
 
-  curl -X PUT http://{config.admin_listen}:{config.admin_port}/buckets/greetings
+  curl -X PUT {admin}/buckets/greetings
   curl -d 'Hello!' -X PUT {base}/kv/greetings/hello
   curl -i {base}/kv/greetings/hello
   curl {base}/help
 
 Ctrl-C stops it."""
-    )
