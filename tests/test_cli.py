@@ -177,3 +177,39 @@ def test_the_start_says_that_the_database_is_away() -> None:
 def test_the_start_is_no_business_of_a_log(database: Database, tmp_path: Path) -> None:
     with running(database.dsn_service, tmp_path / "log") as service:
         assert "Ctrl-C" not in service.log.read_text()
+
+
+# What people and programs read.
+
+
+def test_a_table_is_whole_and_literal_on_a_narrow_terminal() -> None:
+    long = "[red]:smile:" + "x" * 100
+    said = poky("config", env={"COLUMNS": "40", "POKY_INSTANCE": long})
+    assert f"POKY_INSTANCE            {long}" in said.stdout.splitlines()
+
+
+def test_version_says_the_schemas_to_people_as_well() -> None:
+    shown = json.loads(poky("version", "--json").stdout)
+    assert poky("version").stdout.splitlines() == [
+        f"poky {shown['version']}",
+        f"works with schemas {shown['schema_min']} to {shown['schema_max']}",
+    ]
+
+
+@pytest.mark.parametrize("arguments", ["", "bucket", "bucket --all", "bucket key --all"])
+def test_what_to_purge_is_said_in_full(database: Database, arguments: str) -> None:
+    said = poky("cache", "purge", *arguments.split(), env={"POKY_DSN": database.dsn_service})
+    assert said.returncode == 2
+    assert "--all" in said.stderr
+
+
+def test_the_verbs_of_a_cache_speak_json(database: Database) -> None:
+    env = {"POKY_DSN": database.dsn_service}
+    with closing(Store(database.dsn_service)) as store:
+        store.register_node("spoken", "http://127.0.0.1:1")
+    for verb, word in (("suspend", "suspended"), ("resume", "resumed"), ("remove", "removed")):
+        assert json.loads(poky("cache", verb, "spoken", "--json", env=env).stdout) == {
+            "spoken": word
+        }
+        said = poky("cache", verb, "absent", "--json", env=env)
+        assert failure(said) == (1, "cache_not_found")

@@ -53,10 +53,12 @@ def config(as_json: bool) -> None:
 @as_json
 def version(as_json: bool) -> None:
     """Show the version and the range of schemas that it works with."""
+    versions = schema.versions()
     if as_json:
-        print_json({"version": __version__, **schema.versions()})
+        print_json({"version": __version__, **versions})
     else:
         click.echo(f"poky {__version__}")
+        click.echo("works with schemas {schema_min} to {schema_max}".format(**versions))
 
 
 for command in (serve, migrate, bucket, cache):

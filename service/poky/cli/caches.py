@@ -52,12 +52,16 @@ def purge_caches(
     """Let all caches forget one object, or everything with --all.
 
     Needed only after something that the service did not do: a restored database, for one.
-    Without a KEY the caches forget all buckets; it takes as long as a lease.
+    With --all it takes as long as a lease.
     """
-    if not (bucket or everything):
-        raise click.UsageError("Name a BUCKET and a KEY, or say --all.")
+    if everything and bucket:
+        raise click.UsageError("--all is for all objects: name no BUCKET with it.")
+    if not everything and not (bucket and key):
+        raise click.UsageError(
+            "Name a BUCKET and a KEY, or say --all: caches cannot forget one bucket alone."
+        )
     with open_store(dsn) as store, open_caches(store) as caches:
-        if bucket and key and not everything:
+        if bucket and key:
             caches.purge_keys(bucket, [key])
         else:
             caches.purge_all()
@@ -68,31 +72,39 @@ def purge_caches(
 @cache.command("suspend", epilog="\b\nExample:\n  poky cache suspend cache1")
 @click.argument("name")
 @dsn_option
-def suspend_cache(name: str, dsn: str | None) -> None:
+@as_json
+def suspend_cache(name: str, dsn: str | None, as_json: bool) -> None:
     """Let a node use no copy until it is resumed; returns when that is certain."""
     with open_store(dsn) as store, open_caches(store) as caches:
         _require(caches.suspend(name), name)
-    click.echo(f"{name}: suspended; poky cache resume {name} ends it")
+    show_pairs(
+        {name: "suspended"} if as_json else {name: f"suspended; poky cache resume {name} ends it"},
+        as_json,
+    )
 
 
 @cache.command("resume")
 @click.argument("name")
 @dsn_option
-def resume_cache(name: str, dsn: str | None) -> None:
+@as_json
+def resume_cache(name: str, dsn: str | None, as_json: bool) -> None:
     """Let a suspended node take part again as soon as it answers."""
     with open_store(dsn) as store, open_caches(store) as caches:
         _require(caches.resume(name), name)
-    click.echo(f"{name}: takes part again once it has answered")
+    show_pairs(
+        {name: "resumed"} if as_json else {name: "takes part again once it has answered"}, as_json
+    )
 
 
 @cache.command("remove")
 @click.argument("name")
 @dsn_option
-def remove_cache(name: str, dsn: str | None) -> None:
+@as_json
+def remove_cache(name: str, dsn: str | None, as_json: bool) -> None:
     """Forget a node that POKY_CACHES no longer has; returns when it certainly uses no copy."""
     with open_store(dsn) as store, open_caches(store) as caches:
         _require(caches.remove(name), name)
-    click.echo(f"{name}: removed")
+    show_pairs({name: "removed"} if as_json else {name: "removed"}, as_json)
 
 
 def _require(is_there: bool, name: str) -> None:

@@ -1,7 +1,6 @@
 """Results on the terminal: tables for people, JSON for programs."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -25,16 +24,11 @@ def show_pairs(pairs: dict[str, str], as_json: bool) -> None:
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
-    """Print rows below their columns."""
-    from rich.console import Console  # noqa: PLC0415 - serve need not pay for it
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    # What goes into a pipe is not cut to the width of a terminal.
-    console = Console(width=None if sys.stdout.isatty() else 10_000)
-    console.print(table)
+    """Print rows below their columns; nothing is cut, however narrow the terminal."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for number, row in enumerate([columns, *rows]):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo(click.style(line.rstrip(), bold=number == 0))
 
 
 def show_age(at: int | None) -> str:
