@@ -104,7 +104,7 @@ def remove_cache(name: str, dsn: str | None, as_json: bool) -> None:
     """Forget a node that POKY_CACHES no longer has; returns when it certainly uses no copy."""
     with open_store(dsn) as store, open_caches(store) as caches:
         _require(caches.remove(name), name)
-    show_pairs({name: "removed"} if as_json else {name: "removed"}, as_json)
+    show_pairs({name: "removed"}, as_json)
 
 
 def _require(is_there: bool, name: str) -> None:
