@@ -163,10 +163,54 @@ def test_a_probe_asks_for_the_name(client: PurgeClient, one: FakeCache, two: Fak
     assert one.told == two.told == []
 
 
-def test_a_name_that_cannot_be_learned(client: PurgeClient, one: FakeCache) -> None:
-    one.answer = "HTTP/1.1 404 Not Found\r\n\r\n"
-    with pytest.raises(NotConfirmed):
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("HTTP/1.1 404 Not Found\r\n\r\n", "answered HTTP/1.1 404 Not Found"),
+        ("HTTP/1.1 200 OK\r\n\r\n", "did not tell its name"),
+    ],
+)
+def test_a_name_that_cannot_be_learned(
+    client: PurgeClient, one: FakeCache, answer: str, reason: str
+) -> None:
+    one.answer = answer
+    with pytest.raises(NotConfirmed) as refused:
         client.name_of(one.url)
-    one.answer = "HTTP/1.1 200 OK\r\n\r\n"
-    with pytest.raises(NotConfirmed):
+    assert str(refused.value) == reason
+
+
+def test_an_answer_without_a_length_has_no_body(client: PurgeClient, one: FakeCache) -> None:
+    one.answer = "HTTP/1.1 200 OK\r\nPoky-Node: {name}\r\n\r\n"
+    assert client.purge(at(one), ["/kv/b/k"]) == {}
+    assert client.purge(at(one), ["/kv/b/k", "/kv/b/l"]) == {}
+    assert one.connections == 1
+
+
+@pytest.mark.parametrize("rest", ["HTTP/1.1 200 OK\r\nPoky-", "\r\n", "x"])
+def test_a_connection_with_more_to_read_is_not_kept(
+    client: PurgeClient, one: FakeCache, rest: str
+) -> None:
+    good = one.answer
+    one.answer += rest
+    assert client.purge(at(one), ["/kv/b/k"]) == {}
+    one.answer = good
+    assert client.purge(at(one), ["/kv/b/k"]) == {}
+    assert one.connections == 2
+
+
+def test_a_slow_cache_has_the_timeout_to_tell_its_name(client: PurgeClient, one: FakeCache) -> None:
+    one.delay = TIMEOUT / 2
+    assert client.name_of(one.url) == "one"
+    assert client.probe(at(one)) == {}
+
+
+def test_a_probe_has_the_timeout_once_whatever_trickles_in(
+    client: PurgeClient, one: FakeCache
+) -> None:
+    one.answer = "HTTP/1.1 200 OK\r\nX: " + "x" * 2000 + "\r\nPoky-Node: {name}\r\n\r\n"
+    one.piece = 1
+    began = time.monotonic()
+    assert client.probe(at(one)) == {"one": f"did not answer within {TIMEOUT:g} s"}
+    with pytest.raises(NotConfirmed, match="did not answer within"):
         client.name_of(one.url)
+    assert time.monotonic() - began < 2 * TIMEOUT + 1
