@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import signal
 import socket
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg2
 import pytest
 
+from poky import embedded
 from poky.store import CODES, Store, StoreError
-from tests.conftest import Database
+from tests.conftest import Cluster, Database
 
 ROOT = Path(__file__).parent.parent
 
@@ -121,3 +126,45 @@ def test_a_database_that_is_away_is_known_by_its_code() -> None:
     with closing(Store(dsn)) as store, pytest.raises(StoreError) as refused:
         store.nodes()
     assert (refused.value.status, refused.value.code) == (503, "database_unavailable")
+
+
+@contextmanager
+def stopped(server: embedded.Embedded) -> Iterator[None]:
+    """A database that hangs: its processes exist and do nothing."""
+    tasks = Path(f"/proc/{server.pid}/task/{server.pid}/children")
+    pids = [server.pid, *map(int, tasks.read_text().split())]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_a_read_of_a_database_that_hangs_takes_five_seconds_at_most(
+    database: Database, cluster: Cluster, bucket: str
+) -> None:
+    took: list[float] = []
+    codes: set[str] = set()
+
+    def read(store: Store) -> None:
+        began = time.monotonic()
+        try:
+            store.get(bucket, "k")
+        except StoreError as error:
+            codes.add(error.code)
+        took.append(time.monotonic() - began)
+
+    with closing(Store(database.dsn_service, pool_size=3)) as store:
+        store.get(bucket, "k")  # one connection is made already
+        with stopped(cluster.server):
+            readers = [threading.Thread(target=read, args=(store,)) for _ in range(8)]
+            for reader in readers:
+                reader.start()
+                time.sleep(0.25)
+            for reader in readers:
+                reader.join()
+    assert len(took) == 8
+    assert max(took) < 5.2
+    assert codes <= {"busy", "database_unavailable"}

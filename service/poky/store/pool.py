@@ -48,6 +48,7 @@ _DSN_DEFAULTS = {
     "client_encoding": "UTF8",
 }
 _ATTEMPTS = 3
+_WATCH_SECONDS = 0.25
 
 
 class Connection(psycopg2.extensions.connection):
@@ -119,7 +120,9 @@ class Pool:
         self.pool_size = pool_size
         self._dsns = _one_per_host(dsn)
         self._pool_timeout = pool_timeout
+        # More than the server's own limit, which ends a statement without a doubt.
         self._patience = statement_timeout + 1.0
+        self._read_seconds = statement_timeout + 0.5
         self._settings = (
             # Generic plans: all that is kept is looked up by key, and with many buckets the five
             # plans that "auto" makes first would be most of the work.
@@ -166,6 +169,9 @@ class Pool:
         bucket_function: tuple[str, int] | None = None,
     ) -> Rows:
         attempt = 1
+        # A read's time is counted from here; that of a write, which is in doubt once it is cut,
+        # from when it has a connection.
+        deadline = time.monotonic() + self._read_seconds
         while True:
             try:
                 # A read whose connection is lost is retried, so its first attempt skips the check.
@@ -175,12 +181,14 @@ class Pool:
                     parameters,
                     is_write=is_write,
                     check_alive=check_alive,
+                    deadline=None if is_write else deadline,
                     bucket_function=bucket_function,
                 )
             except (psycopg2.Error, ValueError) as error:
                 if bucket_function and is_undefined(error):
                     raise
-                if attempt >= _ATTEMPTS or not may_retry(error, is_write=is_write):
+                is_last = attempt >= _ATTEMPTS or time.monotonic() > deadline
+                if is_last or not may_retry(error, is_write=is_write):
                     raise translated(error, is_write=is_write) from error
                 log.info("trying again after: %s", first_line(error))
                 attempt += 1
@@ -192,6 +200,7 @@ class Pool:
         *,
         is_write: bool,
         check_alive: bool,
+        deadline: float | None,
         bucket_function: tuple[str, int] | None,
     ) -> Rows:
         try:
@@ -202,6 +211,7 @@ class Pool:
             ) from None
         try:
             connection = self._check_out(check_alive)
+            connection.deadline = deadline or time.monotonic() + self._patience
             is_fit = False
             try:
                 if bucket_function and bucket_function not in connection.bucket_functions:
@@ -285,7 +295,7 @@ class Pool:
 
     def _cut_overdue(self) -> None:
         """Cut connections past their deadline: there even the statement timeout did not end it."""
-        while not self._closed.wait(0.5):
+        while not self._closed.wait(_WATCH_SECONDS):
             now = time.monotonic()
             for connection in self._busy.copy():
                 if connection.deadline < now:
