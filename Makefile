@@ -57,6 +57,10 @@ molecule: $(DEPLOY_VENV)/.deploy $(VENV)/.dev ## Deploy to machines made for it,
 molecule-all: $(DEPLOY_VENV)/.deploy $(VENV)/.dev ## The same with every scenario, on Debian 12 and 13: about an hour
 	LONG=yes tests/molecule/run $(MOLECULE) $(MOLECULE_MORE)
 
+.PHONY: schema-snapshot
+schema-snapshot: $(VENV)/.dev ## Record the public schema of the database (tests/snapshots) after a change of sql/
+	REFRESH=1 $(BIN)/pytest -q tests/test_snapshot.py -k recorded
+
 .PHONY: bench
 bench: $(VENV)/.dev packages ## Measure Poky against its yardsticks (SUITE="get put", RECORD=1: compare with this run from now on)
 	@$(BIN)/python -m tests.bench $(SUITE) $(if $(LARGE),--large) $(if $(RECORD),--record)
