@@ -47,15 +47,13 @@ CREATE TABLE poky._object (
     hash text COLLATE "C" NOT NULL,
     content_type text COLLATE "C" NOT NULL,
     value bytea NOT NULL,
-    content_encoding text COLLATE "C",
+    content_encoding text COLLATE "C",  -- as the client sent it (RFC 9110 8.4); null: none
     PRIMARY KEY (bucket_id, key)
 );
 COMMENT ON TABLE poky._object IS 'The objects of all buckets.';
 COMMENT ON COLUMN poky._object.revision IS 'Drawn from poky.revision at every accepted change.';
 COMMENT ON COLUMN poky._object.modified_at IS 'The client''s clock, as the seed has it.';
 COMMENT ON COLUMN poky._object.written_at IS 'The server''s clock when this row was written.';
-COMMENT ON COLUMN poky._object.content_encoding IS
-'The coding that the value is stored in, as the client sent it (RFC 9110 8.4); null: none.';
 COMMENT ON COLUMN poky._object.hash IS
 'The first 8 hex digits of the value''s SHA-256: with the revision, the entity tag.';
 

@@ -48,7 +48,7 @@ NEXT_FILES = {
     "schema.sql": [
         (r"(created_at timestamptz [^,\n]*)\n\);(\nCOMMENT ON TABLE poky.bucket)",
          r"\1,\n    note text\n);\2"),
-        (r"(    content_encoding text COLLATE \"C\",\n)(    PRIMARY KEY)",
+        (r"(    content_encoding text COLLATE \"C\",[^\n]*\n)(    PRIMARY KEY)",
          r"\1    note text NOT NULL DEFAULT '',\n\2"),
         (r"(TYPE poky.listed AS \([^)]*content_encoding text)", r"\1,\n    note text"),
         (r",\n    registered_at timestamptz [^\n]*", ""),

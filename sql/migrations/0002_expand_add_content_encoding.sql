@@ -1,8 +1,7 @@
 -- An object keeps its content coding, and each bucket has functions of another shape (decision 0010).
 LOCK TABLE poky.bucket IN ACCESS EXCLUSIVE MODE;
 ALTER TABLE poky._object ADD COLUMN content_encoding text COLLATE "C";
-COMMENT ON COLUMN poky._object.content_encoding IS
-'The coding that the value is stored in, as the client sent it (RFC 9110 8.4); null: none.';
+-- Without a comment: LIKE would give it to new partitions, and the present ones have none.
 ALTER TYPE poky.object ADD ATTRIBUTE content_encoding text;
 ALTER TYPE poky.listed ADD ATTRIBUTE content_encoding text;
 -- Without it poky.reader and poky.writer of 0.1.0 fail, and that release does without them.
