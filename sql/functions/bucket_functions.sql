@@ -191,19 +191,30 @@ COMMENT ON FUNCTION poky._delete (
 'A delete from a bucket that was found. Not with a generic plan: poky._plan_for_one_bucket.';
 
 CREATE OR REPLACE FUNCTION poky._existing_functions(
-    OUT number integer, OUT name text, OUT parameters text, OUT source text, OUT signature text
+    OUT number integer, OUT name text, OUT parameters text, OUT source text
 )
 RETURNS SETOF record
 LANGUAGE sql STABLE
 AS $$
     SELECT
         substring(p.proname FROM '[0-9]+$')::integer, p.proname, pg_get_function_arguments(p.oid),
-        p.prosrc, p.oid::regprocedure::text
+        p.prosrc
     FROM pg_catalog.pg_proc AS p
     WHERE p.pronamespace = 'poky'::regnamespace AND p.proname ~ '^(get|put|update|delete)_[0-9]+$'
 $$;
 COMMENT ON FUNCTION poky._existing_functions IS
 'All functions of single buckets; those named put_ are of release 0.1.0.';
+
+CREATE OR REPLACE FUNCTION poky._functions_of(p_number integer) RETURNS SETOF regprocedure
+LANGUAGE sql STABLE
+AS $$
+    SELECT p.oid::regprocedure FROM pg_catalog.pg_proc AS p
+    WHERE p.pronamespace = 'poky'::regnamespace AND p.proname = ANY (ARRAY[
+        'get_' || p_number, 'put_' || p_number, 'update_' || p_number, 'delete_' || p_number
+    ]::name [])
+$$;
+COMMENT ON FUNCTION poky._functions_of IS
+'The functions of one bucket; by the index of pg_proc, which has three rows for each bucket.';
 
 CREATE OR REPLACE FUNCTION poky._outdated_functions() RETURNS SETOF integer
 LANGUAGE sql STABLE
@@ -233,10 +244,11 @@ DECLARE
     v_function record;
 BEGIN
     FOR v_function IN
-        SELECT e.signature FROM poky._existing_functions() AS e
-        WHERE e.number = p_number AND NOT EXISTS (
+        SELECT e.signature::text AS signature FROM poky._functions_of(p_number) AS e (signature)
+        INNER JOIN pg_catalog.pg_proc AS p ON e.signature = p.oid
+        WHERE NOT EXISTS (
             SELECT FROM poky._bucket_functions(p_number) AS f
-            WHERE f.name = e.name AND f.parameters = e.parameters
+            WHERE f.name = p.proname AND f.parameters = pg_get_function_arguments(p.oid)
         )
     LOOP
         EXECUTE 'DROP FUNCTION ' || v_function.signature;
@@ -262,7 +274,7 @@ DECLARE
     v_signature text;
 BEGIN
     FOR v_signature IN
-        SELECT e.signature FROM poky._existing_functions() AS e WHERE e.number = p_number
+        SELECT e.signature::text FROM poky._functions_of(p_number) AS e (signature)
     LOOP
         EXECUTE 'DROP FUNCTION ' || v_signature;
     END LOOP;
