@@ -21,8 +21,8 @@ class Objects(BucketFunctions):
         rows = self._call("get", "get_many", bucket, (array((key,)),), is_write=False)
         if not rows:
             return None
-        found = Object._make(rows[0])
-        return found._replace(value=found.value.cast("B"))
+        *facts, value = rows[0]
+        return Object._make((*facts, value.cast("B")))
 
     def put(
         self,
