@@ -92,3 +92,17 @@ def test_metrics_are_on_the_admin_listener_only(client: Client, admin: Client, b
         'poky_requests_total{method="GET",route="/kv/<bucket>/<key>",status="404"}'
         in metrics.body.decode()
     )
+
+
+@pytest.mark.parametrize(
+    ("accept", "as_json"),
+    [
+        ("application/json;q=0.9, text/plain;q=0.5", True),
+        ("application/json;q=0", False),
+        ("text/plain, application/json;q=0.5", False),
+        ("text/html, */*;q=0.1", False),
+    ],
+)
+def test_accept_chooses_the_kind_of_status(client: Client, accept: str, as_json: bool) -> None:
+    status = client.get("/status", accept=accept)
+    assert (status.headers["Content-Type"] == "application/json") == as_json

@@ -507,3 +507,65 @@ def test_a_batch_of_a_thousand(client: Client, bucket: str) -> None:
     done = client.batch("DELETE", bucket, [{"key": item["key"]} for item in items])
     assert set(results(done)) == {"deleted"}
     assert json.loads(done.body)[999]["key"] == "key-0999"
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+@pytest.mark.parametrize("header", ["If-Match", "If-None-Match", "If-Unmodified-Since"])
+def test_a_condition_in_the_head_belongs_into_the_items(
+    client: Client, bucket: str, method: str, header: str
+) -> None:
+    item = {"key": "a"} | ({"data": "1"} if method == "PUT" else {})
+    value = "Tue, 04 Jun 2013 03:01:31 GMT" if header.endswith("Since") else "*"
+    refused = client.request(
+        method,
+        f"/multi/{bucket}",
+        json.dumps([item]),
+        {"Content-Type": "application/json", header: value},
+    )
+    assert (refused.status, refused.code) == (400, "bad_condition")
+    assert header in refused.detail
+    assert client.get(f"/kv/{bucket}/a").status == 404
+
+
+def test_a_batch_is_whole_and_its_digest_is_checked(client: Client, bucket: str) -> None:
+    for header, value, code in (
+        ("Content-Range", "bytes 0-1/9", "partial_write"),
+        ("Content-Digest", "sha-256=:AAAA:", "digest_mismatch"),
+    ):
+        refused = client.request(
+            "PUT",
+            f"/multi/{bucket}",
+            '[{"key": "a", "data": "1"}]',
+            {"Content-Type": "application/json", header: value},
+        )
+        assert (refused.status, refused.code) == (400, code)
+    assert client.get(f"/kv/{bucket}/a").status == 404
+
+
+@pytest.mark.parametrize(
+    ("accept", "objects"),
+    [
+        (OBJECTS, True),
+        (OBJECTS.upper(), True),
+        (f"application/json, {OBJECTS}", True),
+        (f"application/json;q=0.5, {OBJECTS};q=0.8", True),
+        (f"{OBJECTS}; v=1 ; q=1.0, */*;q=0.1", True),
+        (f"{OBJECTS};q=0", False),
+        (f"{OBJECTS};q=0.0, */*", False),
+        (f"application/json, {OBJECTS};q=0.5", False),
+        (f"*/*, {OBJECTS};Q=0.5", False),
+        (f"application/*, {OBJECTS};q=0.5", False),
+        (f"x-{OBJECTS}", False),
+        (f'text/x;a="{OBJECTS}"', False),
+        ("*/*", False),
+        ("application/*", False),
+        ("text/html", False),
+        ("", False),
+        (f";;q=,{OBJECTS};q=x", False),
+    ],
+)
+def test_accept_chooses_the_answer(client: Client, bucket: str, accept: str, objects: bool) -> None:
+    answer = client.batch("POST", bucket, [{"key": "missing"}], accept=accept)
+    assert answer.status == 200
+    expected = [{"key": "missing", "result": "missing"}] if objects else {}
+    assert answer.json() == expected

@@ -65,3 +65,12 @@ def test_buckets_are_changed_only_on_the_admin_listener(
 ) -> None:
     assert client.request(method, f"/buckets/{bucket}").status == 404
     assert client.request(method, "/buckets").status == 405
+
+
+@pytest.mark.parametrize("name", [".", "..", "%2e", "%2E%2e"])
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_a_dot_is_no_bucket(admin: Client, client: Client, method: str, name: str) -> None:
+    refused = admin.request(method, f"/buckets/{name}")
+    assert (refused.status, refused.code) == (400, "bad_bucket_name")
+    assert "but not . or .." in refused.detail
+    assert client.get(f"/kv/{name}/k").code == "bad_bucket_name"

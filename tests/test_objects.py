@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
 import itertools
 import re
 import threading
@@ -292,6 +293,89 @@ def test_a_date_is_no_tag_of_if_none_match(client: Client, url: str) -> None:
     assert client.put(url, "3", if_none_match=f'"{PAST}"').status == 200
 
 
+# What would be ignored is refused.
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+@pytest.mark.parametrize("content_range", ["bytes 3-8/9", "bytes 0-0/1", "bytes */9", "x"])
+def test_a_part_of_a_value_is_not_stored(
+    client: Client, url: str, method: str, content_range: str
+) -> None:
+    client.put(url, "123456789")
+    refused = client.request(method, url, "part", {"Content-Range": content_range})
+    assert (refused.status, refused.code) == (400, "partial_write")
+    assert client.get(url).body == b"123456789"
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE"])
+@pytest.mark.parametrize("query", ["cas=0", "if_none_match=*", "=", "atomic=true"])
+def test_an_unknown_query_of_a_write_is_400(
+    client: Client, url: str, method: str, query: str
+) -> None:
+    client.put(url, "1")
+    body = None if method == "DELETE" else "2"
+    refused = client.request(method, f"{url}?{query}", body)
+    assert (refused.status, refused.code) == (400, "bad_query")
+    assert client.get(url).body == b"1"
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+@pytest.mark.parametrize("header", ["Content-MD5", "Content-Digest", "Repr-Digest"])
+def test_a_digest_is_checked(client: Client, url: str, method: str, header: str) -> None:
+    def digest(value: bytes) -> str:
+        if header == "Content-MD5":
+            return base64.b64encode(hashlib.md5(value).digest()).decode()
+        parts = []
+        for name in ("sha-256", "sha-512"):
+            made = base64.b64encode(hashlib.new(name.replace("-", ""), value).digest()).decode()
+            parts.append(f"{name}=:{made}:")
+        return f"unknown=:AAAA:, {parts[0]} , {parts[1]}"
+
+    assert client.request(method, url, "value", {header: digest(b"value")}).status == 200
+    for bad in (digest(b"other"), digest(b"value").replace("=:", "="), "?"):
+        if header == "Content-MD5" and bad == digest(b"value"):
+            continue
+        refused = client.request(method, url, "next", {header: bad})
+        assert (refused.status, refused.code) == (400, "digest_mismatch"), bad
+    assert client.get(url).body == b"value"
+
+
+def test_a_digest_of_unknown_kind_only_is_ignored(client: Client, url: str) -> None:
+    assert client.put(url, "value", content_digest="unixsum=:AAAA:").status == 200
+    assert client.put(url, "value", content_digest="").status == 200
+
+
+@pytest.mark.parametrize(
+    ("content_type", "active"),
+    [
+        ("text/html", True),
+        ("Text/HTML; charset=utf-8", True),
+        ("application/xhtml+xml", True),
+        ("image/svg+xml", True),
+        ("application/xml", True),
+        ("text/xml", True),
+        ("application/rss+xml ;a=b", True),
+        ("multipart/related; boundary=x", True),
+        ("nothing", True),
+        ("text/html/x", True),
+        ("a b/c", True),
+        ("application/pdf", False),
+        ("image/png", False),
+        ("text/plain; charset=utf-8", False),
+        ("application/json", False),
+        ("application/octet-stream", False),
+    ],
+)
+def test_only_what_may_run_in_a_browser_is_sandboxed(
+    client: Client, url: str, content_type: str, active: bool
+) -> None:
+    client.put(url, "value", content_type=content_type)
+    got = client.get(url)
+    assert got.headers["X-Content-Type-Options"] == "nosniff"
+    policy = got.headers["Content-Security-Policy"]
+    assert policy == ("default-src 'none'; sandbox" if active else None)
+
+
 @pytest.mark.inside
 def test_if_unmodified_since_on_reads(client: Client, url: str) -> None:
     tag = client.put(url, "1", if_unmodified_since=LATER).etag
@@ -539,8 +623,11 @@ def test_other_spellings_are_served_but_never_cached(
     got = client.get(spelling.format(bucket))
     assert (got.status, got.body) == (200, b"value")
     assert got.headers["Cache-Control"] == "no-store"
-    assert client.put(spelling.format(bucket), "new").status == 200
-    assert client.get(f"/kv/{bucket}/key").body == b"new"
+    if spelling.endswith("x=1"):  # on a write it would be ignored
+        assert client.put(spelling.format(bucket), "new").code == "bad_query"
+    else:
+        assert client.put(spelling.format(bucket), "new").status == 200
+        assert client.get(f"/kv/{bucket}/key").body == b"new"
 
 
 # Buckets that are not there.

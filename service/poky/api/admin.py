@@ -1,6 +1,6 @@
 """/status, /help, /openapi.json and /metrics: what a service says of itself."""
 
-from poky.api.request import read_query
+from poky.api.request import prefers, read_query
 from poky.api.services import Services
 from poky.http import Answer, Environ, json, text
 
@@ -9,8 +9,8 @@ def get_status(services: Services, environ: Environ) -> Answer:
     """Whether this process can serve: for probes as text, for people as JSON."""
     state = services.health.check()
     status = 200 if state.ok else 503
-    if "verbose" not in read_query(environ, "verbose") and "application/json" not in environ.get(
-        "HTTP_ACCEPT", ""
+    if "verbose" not in read_query(environ, "verbose") and not prefers(
+        environ, "application/json", "text/plain"
     ):
         return text("ok" if state.ok else f"database {state.database}", status)
     return json(

@@ -11,13 +11,23 @@ from poky.api.items import (
     show_values,
 )
 from poky.api.request import (
+    prefers,
     read_atomic,
+    read_body,
     read_query,
     refuse_content_encoding,
     require_bucket,
+    require_whole,
 )
 from poky.api.services import Services
 from poky.http import Answer, Environ, Refused, json, refuse, text
+
+# Conditions in the head would hold for no item.
+_IN_ITEMS = {
+    "HTTP_IF_MATCH": "if_match",
+    "HTTP_IF_NONE_MATCH": "if_none_match",
+    "HTTP_IF_UNMODIFIED_SINCE": "modified_at",
+}
 
 
 def get_many(services: Services, environ: Environ, bucket: str) -> Answer:
@@ -25,7 +35,7 @@ def get_many(services: Services, environ: Environ, bucket: str) -> Answer:
     items = parse_key_items(_read_body(services, environ, bucket), services.config.max_batch_items)
     read_query(environ)
     found = services.store.get_many(bucket, items.keys)
-    if OBJECTS in environ.get("HTTP_ACCEPT", ""):
+    if prefers(environ, OBJECTS, "application/json"):
         return json(show_objects(items, found), content_type=OBJECTS)
     return json(show_values(items, found))
 
@@ -70,7 +80,12 @@ def _read_body(services: Services, environ: Environ, bucket: str) -> bytes:
     coding = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
     if coding not in ("", "identity"):
         raise refuse_content_encoding(f"a batch in {coding[:40]!r} is not decoded", "identity")
-    body: bytes = environ["wsgi.input"].read()
+    require_whole(environ)
+    for name, field in _IN_ITEMS.items():
+        if name in environ:
+            header = name.removeprefix("HTTP_").replace("_", "-").title()
+            raise refuse(400, "bad_condition", f"Send {header} as {field} of the items.")
+    body = read_body(environ)
     if len(body) > services.config.max_batch_bytes:
         raise refuse(
             413,

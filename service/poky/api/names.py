@@ -1,6 +1,7 @@
 """Names: which buckets, keys and content types there may be. Knows nothing else."""
 
 import re
+from functools import lru_cache
 
 KEY_ALPHABET = "A-Z a-z 0-9 _ . , ~ : @ = + -"
 BUCKET_ALPHABET = "A-Z a-z 0-9 _ . , -"
@@ -10,12 +11,14 @@ KEY = re.compile(r"[A-Za-z0-9_.,~:@=+-]{1,1024}")
 # Stored and sent back as they came: Poky neither encodes nor decodes.
 CONTENT_CODINGS = ("br", "compress", "deflate", "gzip", "zstd")
 _CODING_ALIASES = {"x-gzip": "gzip", "x-compress": "compress"}
+_ESSENCE = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+")
+_ACTIVE = re.compile(r"text/html|multipart/.*|.*/(?:.*[+])?(?:xml|xsl|xslt)(?:-.*)?")
 _CONTENT_TYPE = re.compile(r"[\x21-\x7e][\x20-\x7e\t]{0,254}")
 
 
 def check_bucket(name: str) -> str:
     """The name, if it is a bucket's; else ValueError with a sentence naming the alphabet."""
-    if not BUCKET.fullmatch(name) or name in (".", ".."):
+    if not BUCKET.fullmatch(name) or name in (".", ".."):  # clients resolve these in paths
         raise ValueError(
             f"a bucket's name is 1 to 256 characters of {BUCKET_ALPHABET}, but not . or .."
         )
@@ -44,6 +47,13 @@ def check_content_encoding(text: str) -> str | None:
         if coding not in CONTENT_CODINGS:
             raise ValueError(f"{coding[:40]!r} is not a content coding known here")
     return ", ".join(codings) or None
+
+
+@lru_cache(maxsize=256)
+def is_active(content_type: str) -> bool:
+    """Whether a browser might run what is in such a value: HTML, XML, SVG, or no plain type."""
+    essence = content_type.partition(";")[0].strip(" \t").lower()
+    return not _ESSENCE.fullmatch(essence) or bool(_ACTIVE.fullmatch(essence))
 
 
 def default_content_type(value: bytes) -> str:

@@ -4,10 +4,12 @@ import re
 
 from poky.api import conditions
 from poky.api.conditions import format_date, format_tag
+from poky.api.names import is_active
 from poky.api.request import (
     cacheability,
     is_modified_since,
     is_unchanged,
+    read_body,
     read_content_encoding,
     read_content_type,
     read_query,
@@ -17,6 +19,7 @@ from poky.api.request import (
     require_bucket,
     require_key,
     require_names,
+    require_whole,
 )
 from poky.api.services import Services
 from poky.http import Answer, Environ, bare, json, refuse
@@ -55,14 +58,17 @@ def get_object(services: Services, environ: Environ, bucket: str, key: str) -> A
     headers += [
         ("Content-Type", found.content_type),
         ("X-Content-Type-Options", "nosniff"),
-        ("Content-Security-Policy", "default-src 'none'; sandbox"),
     ]
+    if is_active(found.content_type):
+        headers.append(("Content-Security-Policy", "default-src 'none'; sandbox"))
     return Answer("200 OK", headers, found.value)
 
 
 def put_object(services: Services, environ: Environ, bucket: str, key: str) -> Answer:
     """Store the body; a form post is stored as it is, not parsed."""
     require_names(bucket, key)
+    read_query(environ)
+    require_whole(environ)
     if_match, if_none_match = read_tag_conditions(environ)
     modified_at = read_unmodified_since(environ)
     if modified_at is not None and modified_at > services.latest():
@@ -73,7 +79,7 @@ def put_object(services: Services, environ: Environ, bucket: str, key: str) -> A
             f"{services.config.max_future_seconds} seconds are allowed.",
         )
     content_encoding = read_content_encoding(environ)
-    value = environ["wsgi.input"].read()
+    value = read_body(environ)
     if len(value) > services.config.max_value_bytes:
         raise refuse(
             413, "value_too_large", f"A value has at most {services.config.max_value_bytes} bytes."
@@ -108,6 +114,7 @@ def put_object(services: Services, environ: Environ, bucket: str, key: str) -> A
 def delete_object(services: Services, environ: Environ, bucket: str, key: str) -> Answer:
     """Delete the object; 404 if there was none."""
     require_names(bucket, key)
+    read_query(environ)
     if_match, if_none_match = read_tag_conditions(environ)
     unmodified_since = read_unmodified_since(environ)
     with services.caches.admit():

@@ -150,11 +150,12 @@ _PROBLEM = _object(
     code={"enum": sorted(CODES)},
     detail=_STRING,
 )
+_DOTS: Json = {"enum": [".", ".."]}
 _NAMES = {
-    "bucket": _name("bucket", {"type": "string", "pattern": f"^{BUCKET.pattern}$"}),
+    "bucket": _name("bucket", {"type": "string", "pattern": f"^{BUCKET.pattern}$", "not": _DOTS}),
     "key": _name(
         "key",
-        {"type": "string", "pattern": f"^{KEY.pattern}$", "not": {"enum": [".", ".."]}},
+        {"type": "string", "pattern": f"^{KEY.pattern}$", "not": _DOTS},
     ),
 }
 _VALIDATORS: Json = {

@@ -3,8 +3,12 @@
 Each reader raises Refused with a sentence for the client. Knows nothing of PostgreSQL.
 """
 
+import hashlib
+import re
 import time
+from base64 import b64encode
 from collections.abc import Callable
+from functools import lru_cache
 from urllib.parse import parse_qsl
 
 from poky.api import conditions
@@ -17,6 +21,12 @@ from poky.api.names import (
     default_content_type,
 )
 from poky.http import Environ, Refused, refuse, text
+
+_DIGESTS = {"Content-Digest": "HTTP_CONTENT_DIGEST", "Repr-Digest": "HTTP_REPR_DIGEST"}
+_BYTE_SEQUENCE = re.compile(":([A-Za-z0-9+/=]*):")
+_DICTIONARY_MEMBER = re.compile(r"[a-z*][a-z0-9_.*-]*=.*")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_WEIGHT = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
 
 BAD_UNMODIFIED_SINCE = "Error in If-Unmodified-Since format. Use RFC 1123 date format."
 
@@ -132,6 +142,62 @@ def refuse_content_encoding(why: str, accepted: str = ", ".join(CONTENT_CODINGS)
         f"Send the body in another Content-Encoding, {accepted} or none: {why}.",
         [("Accept-Encoding", accepted)],
     )
+
+
+def read_body(environ: Environ) -> bytes:
+    """The whole body; 400 if a digest that came with it does not match."""
+    body: bytes = environ["wsgi.input"].read()
+    if "HTTP_CONTENT_MD5" in environ:
+        _check_digest("Content-MD5", "md5", environ["HTTP_CONTENT_MD5"], body)
+    for header in ("Content-Digest", "Repr-Digest"):
+        for part in environ.get(_DIGESTS[header], "").split(","):
+            name, _, value = part.strip(" \t").partition("=")
+            if name in ("sha-256", "sha-512"):  # RFC 9530: others are ignored
+                match = _BYTE_SEQUENCE.fullmatch(value)
+                _check_digest(header, name.replace("-", ""), match[1] if match else "", body)
+            elif part.strip(" \t") and not _DICTIONARY_MEMBER.fullmatch(part.strip(" \t")):
+                raise refuse(400, "digest_mismatch", f"{header} cannot be read (RFC 9530).")
+    return body
+
+
+def _check_digest(header: str, algorithm: str, given: str, body: bytes) -> None:
+    made = b64encode(hashlib.new(algorithm, body, usedforsecurity=False).digest()).decode()
+    if given.strip(" \t") != made:
+        raise refuse(
+            400, "digest_mismatch", f"The body does not match its {header}: send it again."
+        )
+
+
+def require_whole(environ: Environ) -> None:
+    """Refuse Content-Range on a write (RFC 9110 14.5): the part would replace the whole."""
+    if "HTTP_CONTENT_RANGE" in environ:
+        raise refuse(400, "partial_write", "Send the whole value, without Content-Range.")
+
+
+def prefers(environ: Environ, media_type: str, default: str) -> bool:
+    """Whether Accept names ``media_type`` and ranks it no lower than ``default``.
+
+    RFC 9110 12.5.1; a range with a weight that cannot be read is ignored.
+    """
+    accept = environ.get("HTTP_ACCEPT", "").lower()
+    if media_type not in accept:
+        return False
+    weights = _accepted(accept)
+    kind, _, _ = default.partition("/")
+    of_default = weights.get(default, weights.get(f"{kind}/*", weights.get("*/*", 0.0)))
+    return weights.get(media_type, 0.0) > 0 and weights[media_type] >= of_default
+
+
+@lru_cache(maxsize=128)
+def _accepted(accept: str) -> dict[str, float]:
+    """The weight of each media range of a field in lower case."""
+    weights = {}
+    for part in _QUOTED.sub('""', accept).split(","):
+        media_range, *parameters = (each.strip(" \t") for each in part.split(";"))
+        weight = next((each[2:] for each in parameters if each.startswith("q=")), "1")
+        if _WEIGHT.fullmatch(weight):
+            weights[media_range] = float(weight)
+    return weights
 
 
 def read_query(environ: Environ, *known: str) -> dict[str, str]:
