@@ -20,15 +20,14 @@ import select
 import socket
 import time
 from collections.abc import Callable, MutableSet
-from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from poky.http.answers import Answer, Refused, refuse
-from poky.http.head import CONTROLS, REQUEST_LINE_BYTES, Environ, Headers, parse_head
+from poky.http.compose import Body, compose
+from poky.http.head import REQUEST_LINE_BYTES, Environ, Headers, parse_head
 
 log = logging.getLogger(__name__)
 
-Body = bytes | memoryview
 Admit = Callable[[Environ, int], Callable[[], None] | None]
 OnResponse = Callable[[Environ, int, int, float], None]
 
@@ -46,9 +45,6 @@ WAIT_OUTPUT: Final = select.EPOLLOUT | select.EPOLLONESHOT
 READ_HEAD, READ_BODY, SEND, LINGER, CLOSED = range(5)  # what a connection waits for
 
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
-_OURS: Final = frozenset(  # fields of an answer that are not for the application to set
-    {"connection", "content-length", "date", "keep-alive", "server", "transfer-encoding"}
-)
 
 
 def overload() -> Refused:
@@ -58,15 +54,6 @@ def overload() -> Refused:
 
 def _too_slow() -> Refused:
     return refuse(408, "request_too_slow", "Send the whole request without long pauses.")
-
-
-@lru_cache(maxsize=128)
-def _status_line(status: str) -> tuple[int, str]:
-    """The number of a WSGI status, and its line in the answer."""
-    code = int(status[:3])
-    if not 200 <= code <= 599 or status[3:4] not in ("", " "):
-        raise ValueError(f"not a final status: {status!r}")
-    return code, f"HTTP/1.1 {status}\r\n"
 
 
 class Host(Protocol):
@@ -371,38 +358,11 @@ class Connection:
         self._send(*self._compose(*answer))
 
     def _compose(self, status: str, headers: Headers, body: Body) -> tuple[bytes, Body]:
-        """The head of the answer, and its body; empty for HEAD, 204 and 304."""
         assert self._environ is not None
-        code, line = _status_line(status)
-        declared = None
-        parts = [line, self.server.stamp()]
-        for name, value in headers:
-            lower = name.lower()
-            if lower not in _OURS:
-                parts.append(f"{name}: {value}\r\n")
-            elif lower == "content-length":
-                declared = value
-            elif lower == "connection" and value.lower() == "close":
-                self._keep = False
-        if code in (204, 304):
-            body = b""
-        elif self._environ["REQUEST_METHOD"] == "HEAD":
-            parts.append(f"Content-Length: {int(declared or len(body))}\r\n")
-            body = b""
-        else:
-            if declared is not None and int(declared) != len(body):
-                raise ValueError(f"Content-Length is {declared}, but the body has {len(body)}")
-            parts.append(f"Content-Length: {len(body)}\r\n")
-        if self.server.closing:
-            self._keep = False
-        if not self._keep:
-            parts.append("Connection: close\r\n")
-        elif self._environ["SERVER_PROTOCOL"] == "HTTP/1.0":
-            parts.append("Connection: keep-alive\r\n")
-        head = "".join(parts).encode("latin-1")
-        if len(head) - len(head.translate(None, CONTROLS)) != 2 * len(parts) + 2:
-            raise ValueError("a control character in the head of the answer")
-        return head + b"\r\n", body
+        keep = self._keep and not self.server.closing
+        stamp = self.server.stamp()
+        head, body, self._keep = compose(self._environ, status, headers, body, stamp, keep)
+        return head, body
 
     def _send(self, head: bytes, body: Body) -> None:
         try:
