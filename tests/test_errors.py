@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import time
 from collections.abc import Iterator
 
@@ -112,6 +114,59 @@ def test_a_refused_write_has_a_code(
 ) -> None:
     body = None if "Transfer-Encoding" in headers else "v"
     assert client.request("PUT", f"/kv/{bucket}/k", body, headers).code == code
+
+
+@pytest.mark.inside
+@pytest.mark.parametrize("expect", ["Expect: 100-continue\r\n", ""])
+@pytest.mark.parametrize(
+    ("line", "field", "code"),
+    [
+        ("PUT /kv/{bucket}/no%20key", "X: y", "bad_key"),
+        ("PUT /kv/{bucket}/k?cas=0", "X: y", "bad_query"),
+        ("POST /kv/{bucket}/k", "If-Match: x", "bad_condition"),
+        ("PUT /kv/{bucket}/k", "Content-Range: bytes 0-1/2", "partial_write"),
+        ("PUT /kv/{bucket}/k", "Content-Type: \x80", "bad_content_type"),
+        ("PUT /nothing", "X: y", "path_not_found"),
+        ("PATCH /kv/{bucket}/k", "X: y", "method_not_allowed"),
+        ("PUT /multi/{bucket}", "Content-Type: text/plain", ""),
+        ("PUT /multi/{bucket}?atomic=maybe", "Content-Type: application/json", "bad_query"),
+        (
+            "DELETE /multi/{bucket}",
+            "Content-Type: application/json\r\nIf-Match: *",
+            "bad_condition",
+        ),
+    ],
+)
+def test_what_the_head_decides_is_answered_before_the_body(
+    service: Service, bucket: str, line: str, field: str, code: str, expect: str
+) -> None:
+    with socket.create_connection(("127.0.0.1", service.port), 10) as raw:
+        head = f"{line.format(bucket=bucket)} HTTP/1.1\r\nHost: h\r\n{field}\r\n{expect}"
+        raw.sendall(f"{head}Content-Length: 3000000\r\n\r\n".encode("latin-1"))
+        answer = b""
+        while data := raw.recv(65536):
+            answer += data
+            if code.encode() in answer:
+                break
+    assert answer.startswith(b"HTTP/1.1 4")
+    assert (f'"code":"{code}"'.encode() if code else b"Invalid Content-Type") in answer
+
+
+@pytest.mark.inside
+@pytest.mark.parametrize("path", ["/kv/{bucket}/k", "/multi/{bucket}?atomic=true"])
+def test_a_good_head_is_told_to_continue_and_done_once(
+    service: Service, client: Client, bucket: str, path: str
+) -> None:
+    body = json.dumps([{"key": "k", "data": "v"}]).encode()
+    with socket.create_connection(("127.0.0.1", service.port), 10) as raw:
+        head = f"PUT {path.format(bucket=bucket)} HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        raw.sendall(head.encode())
+        assert raw.recv(65536).startswith(b"HTTP/1.1 100 ")
+        assert client.get(f"/kv/{bucket}/k").status == 404
+        raw.sendall(body)
+        assert raw.recv(65536).startswith(b"HTTP/1.1 200 ")
+    assert client.get(f"/kv/{bucket}/k").status == 200
 
 
 def test_a_missing_bucket_has_a_code(client: Client, kind: str) -> None:

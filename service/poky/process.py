@@ -108,13 +108,15 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         background.status,
     )
     largest = max(config.max_value_bytes, config.max_batch_bytes)
+    app = application(ROUTES, services)
     listeners = [
         Server(
             (config.listen, config.port),
-            application(ROUTES, services),
+            app,
             threads=config.threads,
             max_body_bytes=largest,
             shutdown_timeout=config.shutdown_timeout,
+            check=app.check,
             admit=budget.admit,
             on_response=metrics.observe,
         ),

@@ -15,11 +15,29 @@ from poky.store import StoreError
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 
+class _BodyAwaited(Exception):
+    """A handler has checked the head, and asks for the body."""
+
+
+class _Awaited:
+    """The body of a request of which only the head is there."""
+
+    def read(self) -> bytes:
+        raise _BodyAwaited
+
+
+_AWAITED = _Awaited()
+
+
 class Application(bottle.Bottle):  # type: ignore[misc]
     """Bottle's router without its globals: handlers take the environ and return an Answer.
 
     Half of stock Bottle's time goes into binding a request and casting a response per request.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checks: dict[Any, Callable[..., Answer]] = {}  #: by callback, without store and caches
 
     def wsgi(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes | memoryview]:
         """Answer a request; only a defect of ours gets past this as an exception."""
@@ -38,14 +56,34 @@ class Application(bottle.Bottle):  # type: ignore[misc]
 
     __call__ = wsgi
 
+    def check(self, environ: Environ) -> Answer | None:
+        """The refusal that the head of a request decides before its body has come, or None."""
+        try:
+            route, names = self.router.match(environ)
+            environ["poky.route"] = route.rule
+            if route.callback in self.checks:
+                self.checks[route.callback]({**environ, "wsgi.input": _AWAITED}, **names)
+        except _BodyAwaited:
+            pass
+        except Refused as refused:
+            return refused.answer
+        except bottle.HTTPError as error:
+            return _show_routing_error(error, environ)
+        return None
+
 
 def application(routes: Sequence[Route], services: Services) -> Application:
     """The application of a listener with these routes."""
     services = services._replace(help=show_help(routes), document=document(services.config, routes))
+    nothing: Any = None
+    head_only = services._replace(store=nothing, caches=nothing)
     made = Application()
     for route in routes:
+        callback = partial(route.handler, services)
+        if route.takes_body:
+            made.checks[callback] = partial(route.handler, head_only)
         for method in route.methods:
-            made.route(route.path, method=method, callback=partial(route.handler, services))
+            made.route(route.path, method=method, callback=callback)
     return made
 
 

@@ -11,6 +11,7 @@ from poky.api.items import (
     show_values,
 )
 from poky.api.request import (
+    body_bytes,
     prefers,
     read_atomic,
     read_body,
@@ -32,8 +33,8 @@ _IN_ITEMS = {
 
 def get_many(services: Services, environ: Environ, bucket: str) -> Answer:
     """The values of a batch by key, or whole objects if the client accepts them."""
-    items = parse_key_items(_read_body(services, environ, bucket), services.config.max_batch_items)
     read_query(environ)
+    items = parse_key_items(_read_body(services, environ, bucket), services.config.max_batch_items)
     found = services.store.get_many(bucket, items.keys)
     if prefers(environ, OBJECTS, "application/json"):
         return json(show_objects(items, found), content_type=OBJECTS)
@@ -42,13 +43,13 @@ def get_many(services: Services, environ: Environ, bucket: str) -> Answer:
 
 def put_many(services: Services, environ: Environ, bucket: str) -> Answer:
     """Store a batch in one transaction, item by item or all or nothing."""
+    atomic = read_atomic(environ)
     items = parse_put_items(
         _read_body(services, environ, bucket),
         services.config.max_batch_items,
         services.config.max_value_bytes,
         services.latest(),
     )
-    atomic = read_atomic(environ)
     with services.caches.admit():
         outcomes = services.store.put_many(
             bucket, *items[:-1], atomic, content_encodings=items.content_encodings
@@ -58,8 +59,8 @@ def put_many(services: Services, environ: Environ, bucket: str) -> Answer:
 
 def delete_many(services: Services, environ: Environ, bucket: str) -> Answer:
     """Delete a batch in one transaction, item by item or all or nothing."""
-    items = parse_key_items(_read_body(services, environ, bucket), services.config.max_batch_items)
     atomic = read_atomic(environ)
+    items = parse_key_items(_read_body(services, environ, bucket), services.config.max_batch_items)
     with services.caches.admit():
         outcomes = services.store.delete_many(
             bucket,
@@ -85,14 +86,13 @@ def _read_body(services: Services, environ: Environ, bucket: str) -> bytes:
         if name in environ:
             header = name.removeprefix("HTTP_").replace("_", "-").title()
             raise refuse(400, "bad_condition", f"Send {header} as {field} of the items.")
-    body = read_body(environ)
-    if len(body) > services.config.max_batch_bytes:
+    if body_bytes(environ) > services.config.max_batch_bytes:
         raise refuse(
             413,
             "batch_too_large",
             f"A batch has at most {services.config.max_batch_bytes} bytes. Split it.",
         )
-    return body
+    return read_body(environ)
 
 
 def _answer(

@@ -4,8 +4,9 @@ import re
 
 from poky.api import conditions
 from poky.api.conditions import format_date, format_tag
-from poky.api.names import is_active
+from poky.api.names import default_content_type, is_active
 from poky.api.request import (
+    body_bytes,
     cacheability,
     is_modified_since,
     is_unchanged,
@@ -78,13 +79,14 @@ def put_object(services: Services, environ: Environ, bucket: str, key: str) -> A
             "If-Unmodified-Since is too far in the future: at most "
             f"{services.config.max_future_seconds} seconds are allowed.",
         )
-    content_encoding = read_content_encoding(environ)
-    value = read_body(environ)
-    if len(value) > services.config.max_value_bytes:
+    if body_bytes(environ) > services.config.max_value_bytes:
         raise refuse(
             413, "value_too_large", f"A value has at most {services.config.max_value_bytes} bytes."
         )
-    content_type = read_content_type(environ, value)
+    content_encoding = read_content_encoding(environ)
+    given_type = read_content_type(environ)
+    value = read_body(environ)
+    content_type = given_type or default_content_type(value)
     with services.caches.admit():
         put = services.store.put(
             bucket,

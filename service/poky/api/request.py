@@ -18,7 +18,6 @@ from poky.api.names import (
     check_content_encoding,
     check_content_type,
     check_key,
-    default_content_type,
 )
 from poky.http import Environ, Refused, refuse, text
 
@@ -116,10 +115,11 @@ def cacheability(environ: Environ) -> str:
     return "no-cache" if canonical else "no-store"
 
 
-def read_content_type(environ: Environ, value: bytes) -> str:
+def read_content_type(environ: Environ) -> str | None:
+    """The Content-Type to store; None without one, or with the one that curl invents."""
     given: str = environ.get("CONTENT_TYPE", "").strip()
     if not given or given.lower().startswith("application/x-www-form-urlencoded"):
-        return default_content_type(value)
+        return None
     try:
         return check_content_type(given)
     except ValueError as error:
@@ -142,6 +142,11 @@ def refuse_content_encoding(why: str, accepted: str = ", ".join(CONTENT_CODINGS)
         f"Send the body in another Content-Encoding, {accepted} or none: {why}.",
         [("Accept-Encoding", accepted)],
     )
+
+
+def body_bytes(environ: Environ) -> int:
+    """The length of the body, which may not have come yet."""
+    return int(environ.get("CONTENT_LENGTH", 0))
 
 
 def read_body(environ: Environ) -> bytes:

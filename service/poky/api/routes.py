@@ -27,6 +27,11 @@ class Route(NamedTuple):
     statuses: str
     summary: str = ""
 
+    @property
+    def takes_body(self) -> bool:
+        """Whether the handler reads a body, after it has checked the head."""
+        return "411" in self.statuses
+
 
 GET = ("GET", "HEAD")
 

@@ -28,6 +28,7 @@ from poky.http.head import REQUEST_LINE_BYTES, Environ, Headers, parse_head
 
 log = logging.getLogger(__name__)
 
+Check = Callable[[Environ], Answer | None]
 Admit = Callable[[Environ, int], Callable[[], None] | None]
 OnResponse = Callable[[Environ, int, int, float], None]
 
@@ -70,6 +71,9 @@ class Host(Protocol):
 
     @property
     def wsgi_app(self) -> Any: ...
+
+    @property
+    def check(self) -> Check | None: ...
 
     @property
     def admit(self) -> Admit | None: ...
@@ -260,11 +264,13 @@ class Connection:
             raise refuse(
                 413, "body_too_large", f"Send a body of at most {server.max_body_bytes} bytes."
             )
+        here = self._buffer[:length]
+        if len(here) < length and server.check is not None and (answer := server.check(environ)):
+            raise Refused(answer)
         if server.admit is not None:
             self._release = server.admit(environ, length)
             if self._release is None:
                 raise overload()
-        here = self._buffer[:length]
         self._buffer = self._buffer[length:]
         if len(here) == length:
             environ["wsgi.input"] = io.BytesIO(here)

@@ -12,7 +12,7 @@ from typing import Any
 
 from cheroot import wsgi
 
-from poky.http.connection import Admit, Connection, OnResponse, overload
+from poky.http.connection import Admit, Check, Connection, OnResponse, overload
 from poky.http.head import Environ
 from poky.http.workers import Workers
 
@@ -40,6 +40,9 @@ class Server(wsgi.Server):
     `bind_addr` is (host, port) or the path of a Unix socket, as in cheroot; after `prepare()` it
     is the real one. Times are in seconds.
 
+    `check(environ)` is called before a body that has not come yet is read, and may return an answer
+    that refuses the request; it must not change anything.
+
     `admit(environ, length)` is called before a body is read. It returns a function that releases
     the reservation at the end of the request, or None: the client gets 503. `on_response(environ,
     status, body_bytes_sent, seconds)` is called after every answer, including refusals of this
@@ -63,6 +66,7 @@ class Server(wsgi.Server):
         shutdown_timeout: float = 30,
         backlog: int = 512,
         server_name: str = "poky",
+        check: Check | None = None,
         admit: Admit | None = None,
         on_response: OnResponse | None = None,
     ) -> None:
@@ -80,6 +84,7 @@ class Server(wsgi.Server):
         self.max_headers = max_headers
         open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.max_connections = min(max_connections, max(open_files - 128, 16))
+        self.check = check
         self.admit = admit
         self.on_response = on_response
         self.connections: set[Connection] = set()
