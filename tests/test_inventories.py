@@ -83,6 +83,12 @@ def test_no_secret_is_in_git(environment: Path) -> None:
             assert all(value == "" or "build/secrets/" in value for value in values)
 
 
+@pytest.mark.parametrize("environment", ENVIRONMENTS, ids=NAMES)
+def test_no_example_is_in_force(environment: Path) -> None:
+    """A host that is only an example gets no traffic."""
+    assert read(environment / "group_vars/service/vars.yml")["poky_statsd_host"] == ""
+
+
 def test_addresses_are_documentation() -> None:
     for name in ("qa", "production"):
         text = (ROOT / f"inventories/{name}/hosts.yml").read_text()

@@ -479,6 +479,87 @@ def test_the_gate_opens_for_the_release_in_good_health_alone(
     assert wait.what_is_missing("idle", None, {"inflight": 0}) == ""
 
 
+# What hosts have for operators.
+
+
+def test_the_command_on_hosts_is_confined_as_the_roles_own_calls_are() -> None:
+    run = yaml.safe_load((ROLE / "vars/main.yml").read_text())["_poky_run"]
+    script = (ROLE / "files/poky").read_text()
+    for word in run:
+        assert word.replace("{{ _poky_etc }}", "/etc/poky") in script, word
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(["bucket", "list"], "no release is current"), (["serve"], "no release is current")],
+)
+def test_the_command_on_hosts_says_what_is_missing(arguments: list[str], sentence: str) -> None:
+    if Path("/opt/poky/current").exists():
+        pytest.skip("a Poky is deployed here")
+    done = subprocess.run(
+        [ROLE / "files/poky", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert sentence in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("stderr", "code", "detail"),
+    [
+        ('INFO x\n{"code": "busy", "detail": "Try again."}\n', "busy", "Try again."),
+        ("Error: it has keys\n", "", "Error: it has keys"),
+        ("[1]", "", "[1]"),
+        ("", "", ""),
+    ],
+)
+def test_a_command_that_fails_is_shown_as_its_sentence(stderr: str, code: str, detail: str) -> None:
+    said = plugin("modules.poky_command").read_failure(stderr)
+    assert said == {"code": code, "detail": detail}
+
+
+def test_a_certificate_that_ends_soon_needs_somebody() -> None:
+    report = plugin("filter.poky_report")
+    end, now = "Mar  1 12:00:00 2028 GMT", 1835524800.0  # 2028-03-01 12:00 UTC
+    early = report._certificate_row("a", "c.pem", end, now - 22 * 86400)
+    assert early == ["a", "certificate", "until 2028-03-01", "c.pem", False]
+    late = report._certificate_row("a", "c.pem", end, now - 20 * 86400)
+    assert late == ["a", "certificate", "until 2028-03-01", "c.pem: renew it", True]
+    assert report._certificate_row("a", "c.pem", "", now)[-1] is True
+
+
+def test_two_checkouts_have_two_machines_of_one_name(tmp_path: Path) -> None:
+    names = {
+        subprocess.check_output(
+            [ROOT / "playbooks/files/machine", "container", "poky-development"],
+            env={**os.environ, "POKY_MACHINES": str(tmp_path / checkout)},
+            text=True,
+        )
+        for checkout in ("a", "b", "a")
+    }
+    assert len(names) == 2
+    assert all(name.startswith("poky-development-") for name in names)
+
+
+def test_chrony_steps_the_clock_at_its_first_start_alone(tmp_path: Path) -> None:
+    unit = (ROOT / "roles/varnish/files/chrony.conf").read_text()
+    (command,) = re.findall(r"^ExecStart=!/bin/sh -c '(.+)'$", unit, re.MULTILINE)
+    command = command.replace("$$", "$").replace("/usr/sbin/chronyd", "echo chronyd")
+    command = command.replace("/run/poky-clock", str(tmp_path / "clock"))
+    said = [
+        subprocess.check_output(["sh", "-c", command], env={"DAEMON_OPTS": "-F 1"}, text=True)
+        for _ in range(3)
+    ]
+    assert said == ["chronyd -F 1\n", "chronyd -F 1 -R\n", "chronyd -F 1 -R\n"]
+
+
+def test_make_bucket_asks_for_its_name() -> None:
+    done = subprocess.run(
+        ["make", "bucket", "BUCKET="], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "make bucket BUCKET=name" in done.stderr
+
+
 # The other hosts.
 
 
@@ -769,6 +850,8 @@ SECRETS = {
         ("deploy", {"varnish_mode": "never"}, "bounded, got: never"),
         ("deploy", {"nginx_http_port": "eighty"}, "nginx_http_port"),
         ("maintenance", {"nginx_maintenance": "maybe"}, "on, off, got: maybe"),
+        ("maintenance", {}, "nginx_maintenance=on answers every client 503"),
+        ("drain", {}, "Name a service host with -e poky_drain_host=…: one of this-machine"),
     ],
 )
 def test_a_value_that_is_none_of_the_choices_is_refused(

@@ -68,6 +68,32 @@ def test_a_fault_is_refused_by_the_program_that_would_meet_it(
     assert refusal in done.stdout + done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_certificate_of_our_own_ca_is_renewed_before_its_end(tmp_path: Path) -> None:
+    def run() -> None:
+        done = render("development", tmp_path, tags="nginx")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def ends_within(days: int, file: Path) -> bool:
+        command = ["openssl", "x509", "-noout", "-checkend", str(days * 86400), "-in", str(file)]
+        return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode != 0
+
+    run()
+    ca = tmp_path / "ca/ca.pem"
+    (certificate,) = set(tmp_path.glob("ca/*.pem")) - {ca}
+    first = certificate.read_text(), ca.read_text()
+    run()
+    assert (certificate.read_text(), ca.read_text()) == first
+    issue = ["openssl", "req", "-x509", "-key", certificate.with_suffix(".key"), "-subj", "/CN=a"]
+    issue += ["-days", "20", "-CA", ca, "-CAkey", ca.with_suffix(".key"), "-out", certificate]
+    subprocess.run(issue, capture_output=True, check=True)
+    assert ends_within(21, certificate)
+    run()
+    assert not ends_within(365, certificate)
+    assert ca.read_text() == first[1]
+
+
 @pytest.mark.parametrize(
     ("role", "unit", "instance"),
     [

@@ -3,6 +3,8 @@
 A row is [host, what, state, detail, trouble]: the last one says whether somebody has to act.
 """
 
+import ssl
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -36,6 +38,9 @@ def poky_status(
         if report["seen"]:
             rows += _service_rows(host, report["seen"], report["backends"], caches, current)
         rows += [_daemon_row(host, daemon) for daemon in report["daemons"]]
+        for daemon in report["daemons"]:
+            for file, end in daemon.get("certificates", {}).items():
+                rows.append(_certificate_row(host, file, end, time.time()))
         if report["maintenance"]:
             rows.append([host, "maintenance", "on", "clients are answered 503", True])
     rows.append(["", "buckets", len(buckets["found"]), _some(buckets["found"]), False])
@@ -111,6 +116,16 @@ def _daemon_row(host: str, daemon: Mapping[str, Any]) -> Row:
     trouble = active != "active" or bool(daemon["stale"])
     detail = "; ".join(daemon["stale"]) or "runs what is on disk" * (active == "active")
     return [host, what, active, detail, trouble]
+
+
+def _certificate_row(host: str, file: str, end: str, now: float) -> Row:
+    """A certificate that ends within three weeks is trouble; deploys renew our own CA's before."""
+    if not end:
+        return [host, "certificate", "unreadable", file, True]
+    until = ssl.cert_time_to_seconds(end)
+    day = time.strftime("%Y-%m-%d", time.gmtime(until))
+    late = until - now < 21 * 86400
+    return [host, "certificate", f"until {day}", f"{file}: renew it" if late else file, late]
 
 
 def poky_table(rows: Iterable[Row]) -> str:

@@ -72,6 +72,16 @@ def stale_nginx(pid: str) -> list[str]:
     ]
 
 
+def certificates() -> dict[str, str]:
+    """When the certificates of nginx end: {file: the openssl's date, or "" if it is unreadable}."""
+    names = re.findall(r"\bssl_certificate\s+([^;\s]+)", output("nginx", "-T"))
+    ends = {}
+    for name in dict.fromkeys(names):
+        said = output("openssl", "x509", "-noout", "-enddate", "-in", name)
+        ends[name] = said.strip().removeprefix("notAfter=")
+    return ends
+
+
 def stale_postgresql() -> list[str]:
     """The settings that wait for a restart, the lines that were refused, the files not read."""
     query = (
@@ -105,7 +115,8 @@ def observe(unit: str) -> dict[str, Any]:
             stale += stale_nginx(said["MainPID"])
         elif unit.startswith("postgresql"):
             stale += stale_postgresql()
-    return {"unit": unit, "active": active, "stale": stale}
+    ends = certificates() if unit.startswith("nginx") else {}
+    return {"unit": unit, "active": active, "stale": stale, "certificates": ends}
 
 
 def main() -> None:

@@ -153,3 +153,13 @@ def test_the_release_is_described_where_it_is(deployment: Deployment, host: Host
     assert [entry["outcome"] for entry in deployment.journal()] == ["good"]
     assert deployment.journal()[0]["to"] == release
     assert deployment.lock() == {}
+
+
+@pytest.mark.parametrize("command", ["bucket list", "cache status", "config", "migrate --plan"])
+def test_the_command_works_where_an_incident_needs_it(host: Host, command: str) -> None:
+    done = host.run(f"poky {command}")
+    assert done.rc == 0, done.stdout + done.stderr
+
+
+def test_the_end_of_the_certificate_is_told(deployment: Deployment) -> None:
+    assert re.search(r"certificate +until 20\d\d-\d\d-\d\d", deployment.succeed("status").output)

@@ -16,7 +16,10 @@ OF_NO_CONCERN = tuple(
 
 def test_the_plan_has_changed_nothing(deployment: Deployment) -> None:
     for name in deployment.groups["service"]:
-        touched = [line.split(" ", 1)[1] for line in machine("podman", "diff", name).splitlines()]
+        touched = [
+            line.split(" ", 1)[1]
+            for line in machine("podman", "diff", machine("container", name).strip()).splitlines()
+        ]
         assert touched
         files = [
             path
