@@ -57,7 +57,7 @@ def test_the_programs_accept_what_is_rendered(environment: str, tmp_path: Path) 
         ("postgresql", {"postgresql_settings": {"shared_buffers": "much"}}, "much"),
         ("varnish", {"varnish_object_ttl": "soon"}, "soon"),
         ("varnish", {"varnish_identity": "a\nBogus=1"}, "Bogus"),
-        ("nginx", {"nginx_max_body_size": "huge"}, "client_max_body_size"),
+        ("nginx", {"nginx_send_timeout": "huge"}, "send_timeout"),
     ],
 )
 def test_a_fault_is_refused_by_the_program_that_would_meet_it(

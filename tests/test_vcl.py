@@ -21,7 +21,13 @@ ROOT = Path(__file__).resolve().parents[1]
 CASES = sorted(ROOT.glob("tests/vcl/*.vtc"))
 
 
-_RESTARTS = next(each for each in parameters() if each.startswith("max_restarts="))
+# What the promises need of the role's parameters; the others are about size and speed.
+_NEEDED = [
+    word
+    for each in parameters()
+    if each.startswith(("max_restarts=", "nuke_limit=", "http_max_hdr="))
+    for word in ("-p", each)
+]
 # Compiling each VCL with optimisation would be most of a test's CPU time; a shell reads the quotes.
 _COMPILE = "'cc_command=exec gcc -O0 -w -fPIC -shared -Wl,-x -o %o %s'"
 Result = subprocess.CompletedProcess[str]
@@ -40,8 +46,9 @@ def varnishtest(case: Path, *options: str) -> Result:
     return subprocess.run(
         [
             program,
-            *("-t", "120"),
-            *("-p", _RESTARTS, "-p", _COMPILE),
+            *("-t", "120", "-b", "20M"),
+            *_NEEDED,
+            *("-p", _COMPILE),
             f"-Dvcl=cd {shlex.quote(str(ROOT))}; {vcl}",
             str(case),
         ],

@@ -20,7 +20,7 @@ from poky import embedded
 from poky.schema.migrate import migrate
 from tests.bench.load import Watched
 from tests.service import free_ports
-from tests.vcl.values import ROLE, parameters, values
+from tests.vcl.values import parameters, values, write
 
 PROCESSES, THREADS = 2, 4
 
@@ -243,12 +243,8 @@ class Stack:
         service = self.poky(database, cache=" ".join(caches))
         folder = self.folder / f"vcl-{database.name}"
         folder.mkdir(exist_ok=True)
-        (folder / "poky_values.vcl").write_text(
-            values(service=service.ports, lease=service.lease_ports)
-        )
         # varnishd's worker has a user of its own, which may not enter a checkout in /root.
-        vcl = folder / "poky.vcl"
-        vcl.write_text((ROLE / "files" / "poky.vcl").read_text())
+        vcl = write(folder, values(service=service.ports, lease=service.lease_ports))
         commands = [
             self._varnish(name, port, vcl, purge, folder)
             for name, port, purge in zip(names, ports, purges, strict=True)

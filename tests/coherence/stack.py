@@ -23,8 +23,8 @@ from poky.schema.migrate import migrate
 from poky.store import Node, Store, StoreError
 from tests.coherence.gate import Gate, Gates
 from tests.service import Client, Service, free_ports, wait_until
-from tests.vcl.sabotage import sabotaged, stalled
-from tests.vcl.values import parameters, values
+from tests.vcl.sabotage import held_up, sabotaged, stalled
+from tests.vcl.values import ROLE, parameters, values, write
 
 ROOT = Path(__file__).resolve().parents[2]
 VCL = ROOT / "roles" / "varnish" / "files" / "poky.vcl"
@@ -187,7 +187,6 @@ class Stack:
         nodes, instances = self._counts
         vcl = self.folder / "vcl"
         vcl.mkdir(exist_ok=True)
-        (vcl / "poky.vcl").write_text(VCL.read_text())
         self.caches = [
             Cache(f"n{n + 1}", self.folder, vcl / "poky.vcl", self._storage) for n in range(nodes)
         ]
@@ -207,13 +206,14 @@ class Stack:
             for n in range(instances)
         ]
         self.lease_gates = [self._gates.open(service.lease_port) for service in self.services]
-        (vcl / "poky_values.vcl").write_text(
+        write(
+            vcl,
             values(
                 service=[service.port for service in self.services],
                 lease=[gate.port for gate in self.lease_gates],
                 lease_timeout=round((self.lease_seconds - self._purge_timeout) * 0.4, 3),
                 write_timeout=self.lease_seconds + 10,
-            )
+            ),
         )
         for service in self.services:
             service.start()
@@ -275,6 +275,8 @@ class Stack:
             vcl = sabotaged(vcl, sabotage)
         if stalls:
             vcl = stalled(vcl)
+        mode = (ROLE / "files" / "poky_mode_lease.vcl").read_text()
+        (self.folder / "vcl" / "poky_mode_lease.vcl").write_text(held_up(mode) if stalls else mode)
         for cache in self.caches:
             cache.stop()
         (self.folder / "vcl" / "poky.vcl").write_text(vcl)

@@ -47,10 +47,16 @@ def _environment(kind: type[jinja2.Environment]) -> jinja2.Environment:
         regex_replace=lambda text, old, new: re.sub(old, new, text),
         union=lambda one, other: [*one, *(each for each in other if each not in one)],
         difference=lambda one, other: [each for each in one if each not in other],
+        human_to_bytes=_human_to_bytes,
         mandatory=_mandatory,
+        poky_setting=lambda known, name: known.get(name) or variables("poky")[name],
         quote=lambda text: text,
     )
     return environment
+
+
+def _human_to_bytes(text: str) -> int:
+    return int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1].upper()]
 
 
 def _mandatory(value: Any) -> Any:

@@ -1,8 +1,8 @@
-"""The VCL as a test runs it: poky.vcl, or a sabotaged copy, and values with the test's ports.
+"""The VCL as a test runs it: the role's files, or sabotaged, and values with the test's ports.
 
     python -m tests.vcl.values --into DIRECTORY --service 8081 --lease 10081
 
-writes both files, as each .vtc does; without probes, which few servers' scripts could expect.
+writes them, as each .vtc does; without probes, which few servers' scripts could expect.
 """
 
 from __future__ import annotations
@@ -20,12 +20,24 @@ from tests.vcl.sabotage import SABOTAGES, sabotaged
 ROLE = Path(__file__).resolve().parents[2] / "roles" / "varnish"
 
 
+def write(into: Path, values: str, vcl: str = "") -> Path:
+    """Write all that Varnish loads into a directory; ``vcl`` replaces poky.vcl. Return its path."""
+    for file in (ROLE / "files").glob("poky*.vcl"):
+        (into / file.name).write_text(file.read_text())
+    if vcl:
+        (into / "poky.vcl").write_text(vcl)
+    (into / "poky_values.vcl").write_text(values)
+    return into / "poky.vcl"
+
+
 def values(
     *,
     service: Sequence[int],
     lease: Sequence[int],
     mode: str = "lease",
     ttl: int = 14400,
+    largest_kept: int = 32_000_000,
+    small_room: int = 900_000,
     lease_timeout: float = 2,
     write_timeout: float = 15,
     probe: bool = True,
@@ -44,6 +56,8 @@ def values(
         ],
         varnish_mode=mode,
         varnish_object_ttl=ttl,
+        varnish_largest_kept=largest_kept,
+        _varnish_small_room=small_room,
         varnish_lease_timeout=lease_timeout,
         varnish_write_timeout=write_timeout,
     )
@@ -71,13 +85,13 @@ def main() -> None:
     parser.add_argument("--lease", type=int, nargs="+", required=True)
     parser.add_argument("--mode", default="lease")
     parser.add_argument("--ttl", type=int, default=14400)
+    parser.add_argument("--largest-kept", type=int, default=32_000_000)
     parser.add_argument("--lease-timeout", type=float, default=2)
     parser.add_argument("--probe", action="store_true")
     arguments = vars(parser.parse_args())
     into, sabotage = arguments.pop("into"), arguments.pop("sabotage")
     vcl = (ROLE / "files" / "poky.vcl").read_text()
-    (into / "poky.vcl").write_text(sabotaged(vcl, sabotage) if sabotage else vcl)
-    (into / "poky_values.vcl").write_text(values(**arguments))
+    write(into, values(**arguments), sabotaged(vcl, sabotage) if sabotage else vcl)
 
 
 if __name__ == "__main__":

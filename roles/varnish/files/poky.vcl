@@ -6,12 +6,14 @@
 # The generation comes from the service with a lease; without a lease nothing is served from the cache.
 # docs/decisions/0005-epoch-and-node-lease.md has the proof and the measurements.
 #
-# This file is the same everywhere; poky_values.vcl holds what differs between machines.
+# This file is the same everywhere. poky_values.vcl holds what differs between machines, and includes one
+# poky_mode_*.vcl: what a read may rely on.
 # Hash scheme 1. A change of vcl_hash, of the tag or of the generation's form needs a restart of
 # varnishd, not a reload: a rollback would bring back objects that missed their purges.
 
 vcl 4.1;
 
+import blob;
 import directors;
 import header;
 import purge;
@@ -33,6 +35,12 @@ sub vcl_recv {
     if (local.socket == "purge") {
         call poky_recv_purge;
     }
+    if (req.url ~ "%") {
+        call poky_recv_escapes;
+    }
+    if (req.http.Range) {
+        call poky_recv_range;
+    }
     if (req.method != "GET" && req.method != "HEAD") {
         return (pass);
     }
@@ -44,6 +52,31 @@ sub poky_recv_again {
         return (pass);
     }
     return (hash);
+}
+
+# Escapes of characters that names may have are decoded once, here: all spellings of a key share one copy
+# and one purge. With any other escape (%2F, %25, %00) the URL goes to the service as it came.
+sub poky_recv_escapes {
+    if (req.url ~ "(?i)^/(?:kv|multi|buckets)/(?:[^%?]++|%(?:2[b-e]|3[0-9ad]|4[0-9a-f]|5[0-9af]|6[1-9a-f]|7[0-9ae]))++$") {
+        set req.url = blob.transcode(decoding=URL, encoding=IDENTITY, encoded=req.url);
+    }
+}
+
+# Only a GET has a range, and here only one plain range of bytes: whatever else it says may be ignored (RFC
+# 9110 14.2), and is, before Varnish judges it. Numbers that Varnish cannot hold stand for the end.
+sub poky_recv_range {
+    std.collect(req.http.Range);
+    set req.http.Range = regsub(req.http.Range, "(?i)^bytes=", "bytes=");
+    set req.http.Range = regsuball(req.http.Range, "(?<![0-9])0++(?=[0-9])", "");
+    set req.http.Range = regsub(req.http.Range, "^bytes=([0-9]++)-[0-9]{15,}+$", "bytes=\1-");
+    set req.http.Range = regsub(req.http.Range, "^bytes=[0-9]{15,}+-$", "bytes=99999999999999-");
+    set req.http.Range = regsub(req.http.Range, "^bytes=-[0-9]{15,}+$", "bytes=-99999999999999");
+    if (req.method != "GET" || req.http.Range !~ "^bytes=(?:[0-9]{1,14}+-[0-9]{0,14}+|-[0-9]{1,14}+)$" || (
+        req.http.Range ~ "^bytes=[0-9]++-[0-9]" &&
+        std.integer(regsub(req.http.Range, "^bytes=([0-9]++).*", "\1"), 0) >
+        std.integer(regsub(req.http.Range, "^.*-", ""), 0))) {
+        unset req.http.Range;
+    }
 }
 
 # PURGE has a listener of its own (-a purge=...), which only the service can reach: behind nginx on
@@ -77,13 +110,13 @@ sub vcl_hash {
 
 sub vcl_hit {
     if (req.restarts == 0 || !req.http.Poky-Key) {
-        call poky_hit_epoch;
+        call poky_mode_hit_epoch;
         return (restart);
     }
     if (req.http.Poky-Key == "none") {
         call poky_hit_without_lease;
     }
-    call poky_hit_object;
+    call poky_mode_hit_object;
     return (deliver);
 }
 
@@ -118,58 +151,6 @@ sub vcl_pass {
 
 sub vcl_purge {
     return (synth(200, "Purged"));
-}
-
-# --- Promises: poky_values.vcl chooses one of these modes -----------------------------------------
-
-# lease: copies are used only while the service cannot have acknowledged a write without our purge.
-# Two variables spare the lookup of the lease during its first half. "until" is read first and written
-# last (poky_beresp_lease_granted), so that it never vouches for a generation older than its own.
-sub poky_hit_epoch_lease {
-    if (std.real(var.global_get("poky_until"), 0.0) > std.time2real(now, 0.0)) {
-        set req.http.Poky-Key = var.global_get("poky_generation") + obj.http.Poky-Tag;
-    } else {
-        set req.http.Poky-Tag = obj.http.Poky-Tag;
-        set req.http.Poky-Key = "lease";
-    }
-}
-
-sub poky_deliver_epoch_lease {
-    set req.http.Poky-Tag = resp.http.Poky-Tag;
-    set req.http.Poky-Key = "lease";
-}
-
-# revalidate: every read asks the service, which answers 304 if the copy is still right.
-sub poky_hit_epoch_revalidate {
-    set req.http.Poky-Key = "=revalidate" + obj.http.Poky-Tag;
-}
-
-sub poky_deliver_epoch_revalidate {
-    set req.http.Poky-Key = "=revalidate" + resp.http.Poky-Tag;
-}
-
-# bounded: a copy that missed its purge may live to the end of its TTL.
-sub poky_hit_epoch_bounded {
-    set req.http.Poky-Key = "=bounded" + obj.http.Poky-Tag;
-}
-
-sub poky_deliver_epoch_bounded {
-    set req.http.Poky-Key = "=bounded" + resp.http.Poky-Tag;
-}
-
-# The compiler refuses a subroutine that nobody calls; no request comes to these calls.
-sub vcl_hit {
-    call poky_hit_epoch_lease;
-    call poky_hit_epoch_revalidate;
-    call poky_hit_epoch_bounded;
-}
-
-sub vcl_deliver {
-    if (false) {
-        call poky_deliver_epoch_lease;
-        call poky_deliver_epoch_revalidate;
-        call poky_deliver_epoch_bounded;
-    }
 }
 
 # --- Fetches -------------------------------------------------------------------------------------
@@ -242,7 +223,38 @@ sub vcl_backend_response {
     } else {
         call poky_beresp_transient;
     }
+    if (beresp.http.Content-Length) {
+        call poky_beresp_whole;
+    }
     return (deliver);
+}
+
+# What promises a length is sent once it is whole. If the instance dies in mid-body, or storage is full,
+# nothing was sent yet and the read is tried once more (poky_error_unavailable), then without keeping it.
+# Nor is kept what would evict too much of the cache (varnish_largest_kept).
+sub poky_beresp_whole {
+    set beresp.do_stream = false;
+    call poky_value_largest_kept;
+    if (!bereq.uncacheable && (bereq.http.Poky-Began ||
+        std.integer(beresp.http.Content-Length, 0) > std.integer(bereq.http.Poky-Largest-Kept, 0))) {
+        call poky_beresp_waiters_only;
+        call poky_beresp_room;
+    } elseif (bereq.uncacheable) {
+        call poky_beresp_room;
+    }
+    set bereq.http.Poky-Began = "1";
+}
+
+# What is not kept is in Transient until its reader has it. Large answers leave room there for small ones,
+# or slow readers of large values would cost writes their answers.
+sub poky_beresp_room {
+    call poky_value_small_room;
+    if (std.integer(beresp.http.Content-Length, 0) > 65536 &&
+        std.bytes(beresp.http.Content-Length + "B", 0B) + std.bytes(bereq.http.Poky-Small-Room, 0B) >
+        storage.Transient.free_space) {
+        set bereq.http.Poky-Full = "1";
+        return (error(503, "Transient is full"));
+    }
 }
 
 sub poky_beresp_pass {
@@ -266,7 +278,7 @@ sub poky_beresp_object {
         set beresp.http.Cache-Status = "poky; fwd=stale; fwd-status=304; stored";
     }
     set beresp.grace = 0s;
-    call poky_value_object_life;
+    call poky_mode_object_life;
 }
 
 # 404, 412, 5xx: for those who wait for this fetch, and expired for all who come later.
@@ -358,7 +370,7 @@ sub poky_error_epoch {
 }
 
 sub poky_error_unavailable {
-    if (bereq.retries == 0 && (bereq.method == "GET" || bereq.method == "HEAD")) {
+    if (bereq.retries == 0 && !bereq.http.Poky-Full && (bereq.method == "GET" || bereq.method == "HEAD")) {
         return (retry);
     }
     if (bereq.uncacheable) {
@@ -371,11 +383,21 @@ sub poky_error_unavailable {
     set beresp.http.Content-Type = "application/problem+json";
     set beresp.http.Cache-Control = "no-store";
     set beresp.http.Retry-After = "1";
-    if (bereq.method != "GET" && bereq.method != "HEAD") {
-        set beresp.http.Poky-Outcome = "unknown";
+    if (bereq.method == "GET" || bereq.method == "HEAD" || (bereq.method == "POST" && bereq.url ~ "^/multi/")) {
+        set beresp.body = """{"type": "about:blank", "title": "Service Unavailable", "status": 503, """ +
+            """"code": "service_unavailable", """ +
+            """"detail": "The cache cannot get this from the service. Try again in a second."}""";
+    } else {
+        call poky_error_outcome_unknown;
     }
+}
+
+# The connection ended before the answer, after the request: the change may have been made.
+sub poky_error_outcome_unknown {
+    set beresp.http.Poky-Outcome = "unknown";
     set beresp.body = """{"type": "about:blank", "title": "Service Unavailable", "status": 503, """ +
-        """"detail": "The cache cannot reach the service. Try again in a second."}""";
+        """"code": "outcome_unknown", """ +
+        """"detail": "The service did not answer. The change may have been made: read before you repeat it."}""";
 }
 
 # --- Delivery ------------------------------------------------------------------------------------
@@ -392,7 +414,10 @@ sub vcl_deliver {
     if (req.restarts > 0 && (req.http.If-Match || req.http.X-If-Match)) {
         call poky_deliver_if_match;
     }
-    if (req.restarts > 0 && obj.age < now - req.time) {
+    if (req.http.If-Unmodified-Since) {
+        call poky_deliver_if_unmodified_since;
+    }
+    if (req.restarts > 0 && obj.age < now - req.time && resp.status < 500) {
         call poky_deliver_new;
     }
     if (req.http.If-None-Match) {
@@ -406,7 +431,7 @@ sub vcl_deliver {
 
 sub poky_deliver_internal {
     if (resp.http.Poky-Tag) {
-        call poky_deliver_epoch;
+        call poky_mode_deliver_epoch;
     } elseif (resp.http.Poky-Generation) {
         set req.http.Poky-Key = resp.http.Poky-Generation + req.http.Poky-Tag;
     } else {
@@ -444,7 +469,7 @@ sub poky_deliver_if_match {
     if (req.http.Poky-Key != "none" && req.http.Poky-Key != "pass") {
         set req.http.Poky-If-Match = req.http.If-Match + req.http.X-If-Match;
         if (resp.status != 200 || (req.http.Poky-If-Match != "*" && (
-            req.http.Poky-If-Match !~ {"^\s*"[^"]*"(\s*,\s*"[^"]*")*\s*$"} || (
+            req.http.Poky-If-Match !~ {"^"(?:[!#-~]*+|[A-Za-z0-9:, -]*+)"(?:[ \t]*+,[ \t]*+"(?:[!#-~]*+|[A-Za-z0-9:, -]*+)")*+$"} || (
             !str.contains(req.http.Poky-If-Match, resp.http.ETag) &&
             !str.contains(req.http.Poky-If-Match, {"""} + resp.http.Last-Modified + {"""}))))) {
             set req.http.Poky-Key = "pass";
@@ -453,30 +478,39 @@ sub poky_deliver_if_match {
     }
 }
 
-# Varnish compares a single tag, whatever the method; this adds "*" and lists for reads. What cannot be
-# read is the service's to refuse, and a write's conditions were its to judge.
-sub poky_deliver_if_none_match {
-    if (req.method != "GET" && req.method != "HEAD") {
-        unset req.http.If-None-Match;
-    } elseif (req.http.If-None-Match ~ "^\s*\*\s*$" || (
-        req.http.If-None-Match ~ {"^\s*(W/)?"[^"]*"(\s*,\s*(W/)?"[^"]*")*\s*$"} &&
-        resp.http.ETag && str.contains(req.http.If-None-Match, resp.http.ETag))) {
-        set req.http.If-None-Match = resp.http.ETag;
-    } elseif (req.http.If-None-Match !~ {"^\s*(W/)?"[^"]*"(\s*,\s*(W/)?"[^"]*")*\s*$"} &&
-        req.restarts > 0 && req.http.Poky-Key != "none" && req.http.Poky-Key != "pass") {
+# A date is the service's to compare: modified_at stands still while the content changes.
+sub poky_deliver_if_unmodified_since {
+    if (req.restarts > 0 && req.http.Poky-Key != "none" && req.http.Poky-Key != "pass") {
         set req.http.Poky-Key = "pass";
         return (restart);
     }
 }
 
-# Part of a value by the date that it had would be mixed with another value of that date. A unit that
-# nobody knows is ignored (RFC 9110 14.2). And Varnish would cut the answer to a write, and (7.7) find
-# bytes in an empty value.
+# Varnish compares a single tag, whatever the method; this adds "*" and lists for reads. A list that is not
+# plainly legal is the service's to judge or refuse, and so are a write's conditions. Possessive: a
+# client's list must not make the expression backtrack.
+sub poky_deliver_if_none_match {
+    if (req.method != "GET" && req.method != "HEAD") {
+        unset req.http.If-None-Match;
+    } elseif (req.http.If-None-Match == "*") {
+        set req.http.If-None-Match = resp.http.ETag;
+    } elseif (req.http.If-None-Match ~ {"^(?:W/)?+"[!#-~]*+"(?:[ \t]*+,[ \t]*+(?:W/)?+"[!#-~]*+")*+$"}) {
+        if (resp.http.ETag && str.contains(req.http.If-None-Match, resp.http.ETag)) {
+            set req.http.If-None-Match = resp.http.ETag;
+        }
+    } elseif (req.restarts > 0 && req.http.Poky-Key != "none" && req.http.Poky-Key != "pass") {
+        set req.http.Poky-Key = "pass";
+        return (restart);
+    }
+}
+
+# Part of a value by the date that it had would be mixed with another value of that date. And Varnish
+# (7.7) finds bytes in an empty value.
 sub poky_deliver_range {
     if (req.http.If-Range && req.http.If-Range !~ {"^""}) {
         unset req.http.Range;
     }
-    if (req.method != "GET" || resp.http.Content-Length == "0" || req.http.Range !~ "(?i)^bytes=") {
+    if (resp.http.Content-Length == "0") {
         unset req.http.Range;
     }
 }
@@ -501,6 +535,20 @@ sub vcl_synth {
     if (resp.status == 503) {
         set resp.http.Retry-After = "1";
     }
-    set resp.body = {"{"type": "about:blank", "title": ""} + resp.reason + {"", "status": "} + resp.status + "}";
+    call poky_synth_problem;
     return (deliver);
+}
+
+# The purge listener's refusals, and what Varnish says when VCL failed.
+sub poky_synth_problem {
+    if (resp.status == 404) {
+        set resp.http.Poky-Code = "path_not_found";
+    } elseif (resp.status == 405) {
+        set resp.http.Poky-Code = "method_not_allowed";
+    } else {
+        set resp.http.Poky-Code = "service_unavailable";
+    }
+    set resp.body = {"{"type": "about:blank", "title": ""} + resp.reason + {"", "status": "} + resp.status +
+        {", "code": ""} + resp.http.Poky-Code + {"", "detail": "The cache refused this request.""} + "}";
+    unset resp.http.Poky-Code;
 }

@@ -117,7 +117,7 @@ def test_a_refusal_is_a_problem_in_words(deployment: Deployment, name: str) -> N
     assert refused.headers["Content-Type"] == "application/problem+json", said
     assert refused.headers["Cache-Control"] == "no-store"
     problem = json.loads(said)
-    assert set(problem) == {"type", "title", "status", "detail"}
+    assert set(problem) == {"type", "title", "status", "detail", "code"}
     assert problem["status"] == status
     if status == 405:
         assert "PUT" in refused.headers["Allow"]

@@ -1,0 +1,395 @@
+"""What clients see of the whole chain: nginx and Varnish before the service, as deployed.
+
+The service's own rules are tested at the service; here are those that a program before it could
+break, and what nginx and Varnish answer themselves.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+import pytest
+
+from tests.service import Client, Response, free_ports, wait_until
+from tests.support.chain import Chain
+
+pytestmark = pytest.mark.timeout(300)
+
+KEY = "/kv/b/key"
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+    with Chain(tmp_path_factory.mktemp("chain"), instances=2) as chain:
+        chain.poky("bucket", "create", "b")
+        yield chain
+
+
+@pytest.fixture
+def client(chain: Chain) -> Client:
+    return Client(chain.http_port)
+
+
+def raw(line: str, *headers: str, body: bytes = b"") -> bytes:
+    return "\r\n".join([line, "Host: poky", *headers, "", ""]).encode("latin-1") + body
+
+
+def answer(port: int, request: bytes, *, tls: bool = False) -> Response:
+    """Send bytes on a connection of their own, and read one answer."""
+    with closing(socket.create_connection(("127.0.0.1", port), 20)) as plain:
+        context = ssl._create_unverified_context()
+        connection = context.wrap_socket(plain, server_hostname="localhost") if tls else plain
+        connection.sendall(request)
+        response = http.client.HTTPResponse(connection, method=request.split(b" ")[0].decode())
+        response.begin()
+        return Response(response.status, response.msg, response.read())
+
+
+def assert_problem(response: Response, status: int, code: str) -> str:
+    """The answer is a refusal in words; return its sentence."""
+    assert response.status == status, response
+    assert response.headers["Content-Type"] == "application/problem+json", response
+    assert response.headers["Cache-Control"] == "no-store"
+    problem = json.loads(response.body)
+    assert (problem["status"], problem["code"]) == (status, code)
+    return str(problem["detail"])
+
+
+REFUSED = {
+    "no request": (400, "request_malformed", b"nonsense\r\n\r\n"),
+    "no host": (400, "request_malformed", b"GET / HTTP/1.1\r\n\r\n"),
+    "a field twice": (
+        400,
+        "request_malformed",
+        raw(f"GET {KEY} HTTP/1.1", 'If-None-Match: "1-a"', 'If-None-Match: "2-b"'),
+    ),
+    "no length in 1.0": (
+        411,
+        "length_required",
+        raw(f"PUT {KEY} HTTP/1.0", body=b"a body whose end is the connection's"),
+    ),
+    "no length in 1.0, POST": (411, "length_required", raw(f"POST {KEY} HTTP/1.0", body=b"x")),
+    "too large": (
+        413,
+        "body_too_large",
+        raw(f"PUT {KEY} HTTP/1.1", "Content-Length: 17000000"),
+    ),
+    "long line": (414, "head_too_large", raw(f"GET {KEY}{'y' * 9000} HTTP/1.1")),
+    "long field": (431, "head_too_large", raw(f"GET {KEY} HTTP/1.1", f"A: {'b' * 9000}")),
+    "unknown coding": (501, "coding_unknown", raw(f"PUT {KEY} HTTP/1.1", "Transfer-Encoding: x")),
+    "version": (505, "version_unsupported", raw("GET / HTTP/9.1")),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_of_nginx_is_a_problem_in_words(chain: Chain, client: Client, name: str) -> None:
+    client.put(KEY, "untouched")
+    status, code, request = REFUSED[name]
+    assert_problem(answer(chain.http_port, request), status, code)
+    assert client.get(KEY).body == b"untouched"
+
+
+def test_a_field_that_comes_twice_is_called_that(chain: Chain) -> None:
+    response = answer(chain.http_port, REFUSED["a field twice"][2])
+    assert "comes twice" in assert_problem(response, 400, "request_malformed")
+
+
+def test_what_follows_a_refused_body_is_no_request(chain: Chain) -> None:
+    inner = raw("GET /status HTTP/1.1")
+    request = raw(f"PUT {KEY} HTTP/1.0", "Connection: keep-alive", body=inner)
+    with closing(socket.create_connection(("127.0.0.1", chain.http_port), 20)) as connection:
+        connection.sendall(request)
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
+def test_http_on_the_port_of_https_is_told_so(chain: Chain) -> None:
+    response = answer(chain.https_port, raw(f"GET {KEY} HTTP/1.1"))
+    assert "https://" in assert_problem(response, 400, "https_required")
+
+
+@pytest.mark.parametrize("count", [101, 119, 120, 121, 128, 130, 256, 480])
+def test_many_header_lines_are_431(chain: Chain, client: Client, count: int) -> None:
+    client.put(KEY, "value")
+    fields = [f"X-{number}: a" for number in range(count)]
+    for line in (f"PUT {KEY}", "GET /kv/b?limit=1", "POST /multi/b"):
+        response = answer(chain.http_port, raw(f"{line} HTTP/1.1", *fields, "Content-Length: 0"))
+        assert_problem(response, 431, "head_too_large")
+    # A read that a cache may answer does not carry them on, and is answered.
+    response = answer(chain.http_port, raw(f"GET {KEY} HTTP/1.1", *fields))
+    assert (response.status, response.body) == (200, b"value")
+
+
+@pytest.mark.parametrize(
+    ("method", "range"), [("PUT", "items=0-4"), ("PUT", "bytes=5-2"), ("DELETE", "bytes=abc")]
+)
+def test_a_write_has_no_range(client: Client, method: str, range: str) -> None:
+    client.put(KEY, "before")
+    response = client.request(method, KEY, b"after", {"Range": range})
+    assert response.status == 200
+    assert client.get(KEY).status == (200 if method == "PUT" else 404)
+
+
+@pytest.mark.parametrize("path", ["/status", "/buckets", "/kv/b?limit=2", KEY])
+@pytest.mark.parametrize("range", ["bytes=abc", "bytes=5-2", "items=0-1", "bytes=0-0,1-1", "bytes"])
+def test_what_is_no_plain_range_is_ignored(client: Client, path: str, range: str) -> None:
+    client.put(KEY, "value")
+    whole = client.get(path)
+    response = client.request("GET", path, headers={"Range": range})
+    assert (response.status, response.body) == (200, whole.body)
+
+
+def test_all_spellings_of_a_key_share_one_copy_and_one_purge(client: Client) -> None:
+    client.put("/kv/b/user:1", "one")
+    spellings = [
+        "/kv/b/user:1",
+        "/kv/b/user%3A1",
+        "/kv/b/user%3a1",
+        "/kv/b/%75ser%3A%31",
+        "/kv/%62/user:1",
+    ]
+    for spelling in spellings:
+        client.get(spelling)
+        assert client.get(spelling).headers["X-Cache"] == "HIT", spelling
+    for number, spelling in enumerate(spellings):
+        assert client.put(spelling, f"{number}").status == 200
+        assert {client.get(each).body for each in spellings} == {b"%d" % number}
+    assert client.request("DELETE", spellings[1]).status == 200
+    assert {client.get(each).status for each in spellings} == {404}
+
+
+@pytest.mark.parametrize("escape", ["%2F", "%00", "%0a", "%25", "%20", "%3F", "%C3%A4", "%2561"])
+def test_an_escape_of_anything_else_is_refused(client: Client, escape: str) -> None:
+    assert client.put(f"/kv/b/a{escape}b", "value").status in (400, 404)
+    assert client.get(f"/kv/b/a{escape}b").status in (400, 404)
+
+
+@pytest.mark.parametrize("status", ["hit", "miss"])
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (",".join(['""'] * 1024), 200),
+        (",".join(f'"{number}-{number:08x}"' for number in range(400)), 200),
+        ('"a b!"', 400),
+        ("1-a", 400),
+        ('"x" "y"', 400),
+        ("*", 304),
+    ],
+    ids=["1024 tags", "400 tags", "a space", "no quotes", "no comma", "star"],
+)
+def test_conditions_of_reads_are_the_services(
+    chain: Chain, client: Client, condition: str, expected: int, status: str
+) -> None:
+    key = f"/kv/b/condition-{status}"
+    client.put(key, "value")
+    if status == "hit":
+        client.get(key)
+    service = Client(chain.instances[0].port)
+    sent = {"If-None-Match": condition}
+    assert service.request("GET", key, headers=sent).status == expected
+    assert client.request("GET", key, headers=sent).status == expected
+
+
+@pytest.mark.parametrize(
+    ("date", "expected"),
+    [("Sun, 06 Nov 1994 08:49:37 GMT", 412), ("Sun, 06 Nov 2094 08:49:37 GMT", 200)],
+)
+def test_a_date_is_compared_on_a_hit_as_well(client: Client, date: str, expected: int) -> None:
+    client.put(KEY, "value")
+    client.get(KEY)
+    sent = {"If-Unmodified-Since": date}
+    assert client.request("GET", KEY, headers=sent).status == expected
+    assert client.get(KEY).headers["X-Cache"] == "HIT"
+
+
+def test_date_and_age_are_of_one_clock(client: Client) -> None:
+    client.put(KEY, "value")
+    first = client.get(KEY)
+    time.sleep(2.1)
+    again = client.get(KEY)
+    assert again.headers["X-Cache"] == "HIT"
+    assert int(again.headers["Age"]) >= 2
+    assert again.headers["Date"] == first.headers["Date"]
+    assert len(again.headers.get_all("Date") or []) == 1
+    assert parsedate_to_datetime(again.headers["Date"]).timestamp() <= time.time() - 1
+
+
+# --- No answer from behind nginx ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def behind_nothing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    """The port of an nginx whose cache reads requests and hangs up, and its folder."""
+    folder = tmp_path_factory.mktemp("nothing")
+    with closing(socket.create_server(("127.0.0.1", 0), backlog=128)) as listener:
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(65536)
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        chain = Chain(folder)
+        chain.http_port, chain.https_port = free_ports(2)
+        chain.cache_port = listener.getsockname()[1]
+        with chain._exit:
+            chain._start_nginx()
+            yield chain.http_port, folder
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "outcome"),
+    [
+        ("PUT", KEY, "unknown"),
+        ("POST", KEY, "unknown"),
+        ("DELETE", KEY, "unknown"),
+        ("PUT", "/multi/b", "unknown"),
+        ("DELETE", "/multi/b?atomic=true", "unknown"),
+        ("POST", "/multi/b", None),
+        ("GET", KEY, None),
+    ],
+)
+def test_a_write_without_an_answer_may_have_been_made(
+    behind_nothing: tuple[int, Path], method: str, path: str, outcome: str | None
+) -> None:
+    port, _ = behind_nothing
+    response = wait_until(
+        # nginx asks nobody for two seconds after a failure; then its answer is the same.
+        lambda: Client(port).request(method, path, b"x" if method != "GET" else None),
+    )
+    detail = assert_problem(response, 502, "outcome_unknown" if outcome else "cache_unavailable")
+    assert response.headers["Poky-Outcome"] == outcome
+    assert ("may have been made" in detail) == bool(outcome)
+
+
+# --- Whole or not at all --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+    """A chain whose cache has little memory."""
+    given = {"varnish": {"varnish_storage": "4M", "varnish_transient": "64M"}}
+    with Chain(tmp_path_factory.mktemp("small"), given=given) as chain:
+        chain.poky("bucket", "create", "b")
+        yield chain
+
+
+def test_a_cache_full_of_small_values_serves_large_ones(small: Chain) -> None:
+    client = Client(small.http_port)
+    keys = [f"small-{number}" for number in range(6000)]
+    assert client.batch("PUT", "b", [{"key": key, "data": "x" * 700} for key in keys]).status == 200
+    sizes = [300_000, 500_000, 1_000_000, 4_000_000, 10_000_000, 16_777_216]
+    for size in sizes:
+        assert client.put(f"/kv/b/large-{size}", b"v" * size).status == 200
+    for key in keys:
+        assert client.get(f"/kv/b/{key}").status == 200
+    for _ in range(3):
+        for size in sizes:
+            response = client.get(f"/kv/b/large-{size}")
+            assert (response.status, len(response.body)) == (200, size)
+        for key in keys[:500]:
+            client.get(f"/kv/b/{key}")
+
+
+def test_slow_readers_of_large_values_get_all_or_a_refusal(small: Chain) -> None:
+    client = Client(small.http_port)
+    size = 4_000_000
+    assert client.put("/kv/b/slow", b"v" * size).status == 200
+    connections = [socket.socket() for _ in range(24)]
+    with ExitStack() as stack:
+        for connection in connections:
+            stack.enter_context(closing(connection))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+            connection.settimeout(60)
+            connection.connect(("127.0.0.1", small.http_port))
+            # A query: passed by the cache, a copy of its own for each.
+            connection.sendall(raw("GET /kv/b/slow? HTTP/1.1", "Connection: close"))
+        heads = [connection.recv(12) for connection in connections]
+        # Small answers do not suffer from it.
+        assert client.put("/kv/b/other", "value").status == 200
+        assert client.get("/kv/b/other").body == b"value"
+        statuses = set()
+        for head, connection in zip(heads, connections, strict=True):
+            rest = b"".join(iter(lambda c=connection: c.recv(1 << 20), b""))
+            status = int((head + rest).split(b" ")[1])
+            statuses.add(status)
+            fields, _, body = rest.partition(b"\r\n\r\n")
+            assert (
+                len(body) == size if status == 200 else status == 503 and b"Retry-After" in fields
+            )
+    assert statuses == {200, 503}
+
+
+# --- Bodies ---------------------------------------------------------------------------------------
+
+
+def test_large_bodies_that_trickle_are_bounded_and_small_ones_go_on(
+    tmp_path: Path, chain: Chain
+) -> None:
+    front = Chain(tmp_path, given={"nginx": {"nginx_large_bodies": 4}})
+    front.http_port, front.https_port = free_ports(2)
+    front.cache_port = chain.cache_port
+    with front._exit:
+        front._start_nginx()
+        head = raw(f"PUT {KEY} HTTP/1.1", "Content-Length: 16000000")
+        with ExitStack() as stack:
+            for _ in range(2):  # half of them for one client
+                connection = socket.create_connection(("127.0.0.1", front.http_port), 20)
+                stack.enter_context(closing(connection)).sendall(head + b"x" * 200_000)
+            refused = wait_until(
+                lambda: (response := answer(front.http_port, head)).status == 429 and response,
+                what="a third large body is refused",
+            )
+            assert_problem(refused, 429, "too_many_requests")
+            assert refused.headers["Retry-After"] == "1"
+            chunked = raw(f"PUT {KEY} HTTP/1.1", "Transfer-Encoding: chunked", body=b"1\r\nx\r\n")
+            assert answer(front.http_port, chunked).status == 429
+            client = Client(front.http_port)
+            assert client.put(KEY, "small").status == 200
+            assert client.get(KEY).body == b"small"
+        wait_until(lambda: answer(front.http_port, head + b"x" * 16_000_000).status == 200)
+        assert client.get(KEY).body == b"x" * 16_000_000
+
+
+def test_a_body_that_stops_is_ended(chain: Chain) -> None:
+    with closing(socket.create_connection(("127.0.0.1", chain.http_port), 30)) as connection:
+        connection.sendall(raw(f"PUT {KEY} HTTP/1.1", "Content-Length: 100", body=b"x"))
+        connection.settimeout(12)
+        with suppress(ConnectionResetError):
+            assert not connection.recv(1000)
+
+
+# --- Logs -----------------------------------------------------------------------------------------
+
+
+def test_no_log_of_nginx_has_a_value_a_token_or_a_query(
+    chain: Chain, behind_nothing: tuple[int, Path]
+) -> None:
+    port, folder = behind_nothing
+    secrets = {"Authorization": "Bearer SECRET-token", "Cookie": "SECRET-cookie"}
+    for place in (port, chain.http_port):
+        client = Client(place)
+        client.request("PUT", f"{KEY}?q=SECRET-query", b"SECRET-value", secrets)
+        client.request("PUT", KEY, b"SECRET-value" * 20_000, secrets)
+        client.request("GET", "/kv/b?prefix=SECRET-query", headers=secrets)
+        answer(place, raw(f"GET {KEY}?q=SECRET{'y' * 9000} HTTP/1.1"))
+        answer(place, raw(f"PUT {KEY}?q=SECRET HTTP/1.1", "Content-Length: 17000000"))
+    for nginx in (folder / "nginx", chain.folder / "nginx"):
+        access = nginx / "log" / "poky.access.log"
+        wait_until(lambda access=access: access.read_text().count(f"PUT {KEY} ") >= 2)
+        for log in (nginx / "log").iterdir():
+            assert "SECRET" not in log.read_text(), log
+    assert "SECRET" not in (chain.folder / "varnish.log").read_text()
