@@ -6,6 +6,7 @@ Each instance runs under the role's MemoryMax, and is started again when it ends
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -54,6 +55,12 @@ class Instance:
     def pid(self) -> int:
         assert self._process
         return self._process.pid
+
+    def forget_peak(self) -> None:
+        """Count the peak from now on."""
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        self.peak = 0
 
     def start(self) -> None:
         self._launch()
