@@ -69,6 +69,10 @@ bench: $(VENV)/.dev packages ## Measure Poky against its yardsticks (SUITE="get 
 coherence: $(VENV)/.dev packages ## Prove that no read is stale, whatever fails (MINUTES=60 FAULT=… SABOTAGE=…)
 	@$(BIN)/python -m tests.coherence
 
+.PHONY: abuse
+abuse: $(VENV)/.dev packages ## Try what strangers may try, with a table of figures (PART="memory" DOOR="D N" SHORT=1)
+	@$(BIN)/python -m tests.abuse
+
 .PHONY: deploy
 deploy: $(DEPLOY_VENV)/.deploy ## Deploy the whole stack to a machine made here (as root; ARGS=--check for a plan)
 	$(PLAYBOOK) playbooks/deploy.yml $(ARGS)

@@ -9,13 +9,13 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import bottle
 import pytest
 
-from poky.http import connection, workers
+from poky.http import Budget, Refused, Reservation, connection, workers
 from tests.support.sockets import (
     GIVE_UP,
     Serving,
@@ -260,22 +260,38 @@ def test_a_slow_reader_holds_no_worker_and_gets_every_byte() -> None:
         assert slow.is_open()
 
 
-def test_unread_answers_are_bounded_by_making_workers_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "PARKED_BYTES", 1024 * 1024)
+def test_unread_answers_are_bounded_by_refusing_more_and_hold_no_worker() -> None:
     size = 16 * 1024 * 1024
-    with serving(threads=1) as service:
+    budget = Budget(size + 1024 * 1024)
+    with serving(threads=1, budget=budget) as service:
         first, second = service.client(), service.client()
         first.send(get(f"/big/{size}"))
         eventually(service.server.parked_bytes)
-        second.send(get(f"/big/{size}"))
-        eventually(lambda: service.server.parked_bytes() > size)
-        third = service.client()
-        third.send(get())
-        assert not select.select([third.socket], [], [], 0.3)[0]
-        assert second.answer().body == bytes(size)
-        assert third.answer().status == 200
+        assert size < budget.used() < size + 2000
+        refused = second.ask(get(f"/big/{size}"))
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert service.client().ask(get()).status == 200
         assert first.answer().body == bytes(size)
         assert first.is_open()
+        assert not budget.used()
+        assert service.client().ask(get(f"/big/{size}")).body == bytes(size)
+
+
+def test_large_heads_that_never_end_are_counted() -> None:
+    budget = Budget(30_000)
+    with serving(budget=budget, timeout=0.5) as service:
+        half = service.client()
+        half.send(get("/x", "x: " + "y" * 10_000)[:-2])
+        eventually(lambda: budget.used() > 10_000)
+        more = service.client()
+        more.send(get("/x", *[f"x{n}: " + "y" * 7_000 for n in range(2)])[:-2])
+        eventually(lambda: budget.used() > 24_000)
+        refused = service.client()
+        refused.send(get("/x", "x: " + "y" * 10_000)[:-2])
+        answer = refused.answer()
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert half.answer().status == 408
+        eventually(lambda: not budget.used())
 
 
 def test_an_answer_waits_for_room_in_a_full_socket(service: Serving) -> None:
@@ -361,51 +377,61 @@ def test_connections_get_equal_shares(service: Serving) -> None:
 
 
 def test_admission_comes_before_the_body_and_is_released_once() -> None:
-    budget = [100]
-    released = []
-
-    def admit(environ: dict[str, Any], size: int) -> Callable[[], None] | None:
-        assert environ["CONTENT_LENGTH"] == str(size)
-        if size > budget[0]:
-            return None
-        budget[0] -= size
-
-        def release() -> None:
-            budget[0] += size
-            released.append(size)
-
-        return release
-
-    with serving(admit=admit, timeout=0.5) as service:
+    budget = Budget(1000)
+    big = 400  # what a head of these takes, at most
+    with serving(budget=budget, timeout=0.5) as service:
         stalled = service.client()
-        stalled.send(put(b"a" * 80)[:-1])
-        eventually(lambda: budget == [20])
+        stalled.send(put(b"a" * 600)[:-1])
+        eventually(lambda: 600 < budget.used() < 600 + big)
         refused = service.client()
-        refused.send(put(b"b" * 30, "Expect: 100-continue")[:-30])
+        refused.send(put(b"b" * 700, "Expect: 100-continue")[:-700])
         answer = refused.answer()
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert refused.at_end()
         client = service.client()
         assert client.ask(put(b"c" * 20)).status == 200
         assert client.ask(get()).status == 200  # no body, no question
-        eventually(lambda: released == [20])
+        eventually(lambda: budget.used() < 600 + big)
         gone = service.client()
         gone.send(put(b"d" * 10)[:-1])
-        eventually(lambda: budget == [10])
+        eventually(lambda: budget.used() > 600 + 200)
         gone.reset()
-        eventually(lambda: sorted(released) == [10, 20])
+        eventually(lambda: budget.used() < 600 + 250)
         assert stalled.answer().status == 408
-        eventually(lambda: budget == [100])
+        eventually(lambda: not budget.used())
         assert [uri for _, uri, _ in service.calls] == ["/x", "/x"]
 
 
 def test_admission_is_released_when_the_application_fails() -> None:
-    released = []
-    with serving(
-        simple_app(fail=RuntimeError()), admit=lambda environ, size: lambda: released.append(size)
-    ) as service:
-        assert service.client().ask(put(b"abc")).status == 500
-        eventually(lambda: released == [3])
+    budget = Budget(1000, factor=2)
+    with serving(simple_app(fail=RuntimeError()), budget=budget) as service:
+        client = service.client()
+        client.send(put(b"a" * 300)[:-1])
+        eventually(budget.used)
+        client.send(b"a")
+        assert client.answer().status == 500
+        eventually(lambda: not budget.used())
+
+
+def test_the_application_may_ask_for_more_and_is_refused_in_good_order() -> None:
+    budget = Budget(1000)
+    other = Reservation(budget)
+    assert other.raise_to(10)
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        answer = b"ok"
+        try:
+            environ["poky.memory"].need(2000)
+        except Refused as refused:
+            answer = refused.answer.status.encode()
+        start_response("200 OK", [])
+        return [answer]
+
+    with serving(app, budget=budget) as service:
+        assert service.client().ask(get()).body == b"503 Service Unavailable"
+        other.lower_to(0)
+        assert service.client().ask(get()).body == b"ok"
+        eventually(lambda: not budget.used())
 
 
 def test_every_answer_is_reported(service: Serving) -> None:

@@ -126,14 +126,22 @@ class Config:
         16 * MB, "The largest value.", unit="bytes", at_least=1, at_most=100 * MB
     )
     max_inflight_bytes: int = setting(
-        64 * MB,
-        "Request bodies in memory at once; beyond it the answer is 503.",
+        0,
+        "Memory of requests and answers at once; beyond it the answer is 503."
+        " 0: the larger of POKY_MAX_VALUE_BYTES and POKY_MAX_BATCH_BYTES, four times for each of"
+        " POKY_THREADS and once more.",
         unit="bytes",
-        at_least=1,
+        at_least=0,
     )
     max_batch_items: int = setting(10_000, "Items in one batch.", at_least=1, at_most=100_000)
     max_batch_bytes: int = setting(
         16 * MB, "The largest body of a batch.", unit="bytes", at_least=1, at_most=100 * MB
+    )
+    max_answer_bytes: int = setting(
+        0,
+        "The values that one POST /multi may ask for together. 0: POKY_MAX_BATCH_BYTES.",
+        unit="bytes",
+        at_least=0,
     )
     max_future_seconds: int = setting(
         172_800, "How far ahead If-Unmodified-Since may be on a write.", unit="s", at_least=0
@@ -207,7 +215,11 @@ class Config:
 
     def _completed(self) -> "Config":
         """Fill in what follows from other settings and refuse combinations that cannot work."""
+        largest = max(self.max_value_bytes, self.max_batch_bytes)
+        inflight = self.max_inflight_bytes or (self.threads * 4 + 1) * largest
         filled = {
+            "max_inflight_bytes": inflight,
+            "max_answer_bytes": self.max_answer_bytes or self.max_batch_bytes,
             "admin_port": self.admin_port or self.port + 1000,
             "lease_port": self.lease_port or self.port + 2000,
             "lease_listen": self.lease_listen or self.listen,
@@ -226,7 +238,7 @@ class Config:
             for name, port in zip(("POKY_ADMIN_PORT", "POKY_LEASE_PORT"), ports[1:], strict=True)
             if int(str(port)) > 65535
         ]
-        if self.max_inflight_bytes < max(self.max_value_bytes, self.max_batch_bytes):
+        if inflight < largest:
             problems.append(
                 "POKY_MAX_INFLIGHT_BYTES: must not be below POKY_MAX_VALUE_BYTES or "
                 "POKY_MAX_BATCH_BYTES, or the largest request could never be taken."

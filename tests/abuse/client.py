@@ -143,7 +143,8 @@ def request(
     """One request on a connection of its own."""
     connection = Connection(port, timeout)
     try:
-        connection.send(head(method, path, len(body), **headers) + body)
+        with suppress(OSError):  # refused before it was all there: the answer says why
+            connection.send(head(method, path, len(body), **headers) + body)
         answer = connection.answer(head_only=method == "HEAD")
         assert answer
         return answer

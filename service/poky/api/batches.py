@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from poky.api.items import (
-    OBJECTS,
-    parse_key_items,
-    parse_put_items,
+from poky.api.found import (
+    SMALL_ANSWER,
+    LargeAnswer,
+    answer_bytes,
     show_objects,
-    show_outcomes,
     show_values,
+    too_large,
 )
+from poky.api.items import OBJECTS, KeyItems, parse_key_items, parse_put_items, show_outcomes
 from poky.api.request import (
     body_bytes,
     prefers,
@@ -35,10 +36,41 @@ def get_many(services: Services, environ: Environ, bucket: str) -> Answer:
     """The values of a batch by key, or whole objects if the client accepts them."""
     read_query(environ)
     items = parse_key_items(_read_body(services, environ, bucket), services.config.max_batch_items)
+    objects = prefers(environ, OBJECTS, "application/json")
     found = services.store.get_many(bucket, items.keys)
-    if prefers(environ, OBJECTS, "application/json"):
-        return json(show_objects(items, found), content_type=OBJECTS)
-    return json(show_values(items, found))
+    size = answer_bytes(items, found, objects=objects)
+    if size > services.config.max_answer_bytes:
+        raise too_large(size, services.config.max_answer_bytes)
+    content_type = OBJECTS if objects else "application/json"
+    if size > SMALL_ANSWER or any(each.value is None for each in found.values()):
+        largest = max(each.size for each in found.values())
+        body = _read_large(services, environ, bucket, items, objects, largest)
+        return Answer(
+            "200 OK", [("Content-Type", content_type), ("Cache-Control", "no-store")], body
+        )
+    return json((show_objects if objects else show_values)(items, found), content_type=content_type)
+
+
+def _read_large(
+    services: Services,
+    environ: Environ,
+    bucket: str,
+    items: KeyItems,
+    objects: bool,
+    largest: int,
+) -> memoryview:
+    """The same in pieces: no object but the last is in memory besides the answer."""
+    memory = environ["poky.memory"]
+    answer = LargeAnswer(
+        items,
+        objects=objects,
+        limit=services.config.max_answer_bytes,
+        need=lambda size: memory.need(size + largest * services.store.COPY_FACTOR),
+    )
+    services.store.read_many(bucket, items.keys, answer.begin, answer.add)
+    body = answer.end()
+    memory.lower_to(len(body))
+    return body
 
 
 def put_many(services: Services, environ: Environ, bucket: str) -> Answer:

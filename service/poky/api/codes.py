@@ -5,6 +5,7 @@ from poky import http, store
 CODES = {
     **http.CODES,
     **store.CODES,
+    "answer_too_large": "The answer would be larger than answers may be: ask for less at a time.",
     "bad_condition": "If-Match or If-None-Match cannot be read.",
     "bad_content_encoding": "The content coding is none of those that are stored.",
     "bad_content_type": "The content type cannot be sent back as a header field.",

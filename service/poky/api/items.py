@@ -7,22 +7,25 @@ field; knows nothing of PostgreSQL or caches.
 import codecs
 import json
 import re
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from poky.api import conditions
-from poky.api.conditions import format_date, format_tag
+from poky.api.conditions import format_tag
 from poky.api.names import (
     check_content_encoding,
     check_content_type,
     check_key,
     default_content_type,
 )
+from poky.api.strings import read_string
 from poky.http import refuse
-from poky.store import Found, Outcome
+from poky.store import Outcome, Value
 
 OBJECTS = "application/vnd.poky.objects+json"
 
@@ -37,7 +40,7 @@ class _KeyItem(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _PutItem(_KeyItem, forbid_unknown_fields=True):
-    data: str | UnsetType | None = UNSET
+    data: msgspec.Raw | UnsetType = UNSET  # a str could be four times as large as its UTF-8
     data_base64: bytes | UnsetType | None = UNSET
     content_type: str | UnsetType | None = UNSET
     content_encoding: str | UnsetType | None = UNSET
@@ -56,8 +59,40 @@ _KINDS = {
 _NAME_END = re.compile(rb'"[ \t\r\n]*:')
 _ESCAPED_NAME_END = re.compile(rb'\\"[ \t\r\n]*:')
 
-_key_items = msgspec.json.Decoder(list[_KeyItem])
-_put_items = msgspec.json.Decoder(list[_PutItem])
+
+class _Allowance(threading.local):
+    """How many items the current body may still have."""
+
+    items = 0
+
+    def take(self) -> None:
+        self.items -= 1
+        if self.items < 0:
+            raise ValueError
+
+
+_allowance = _Allowance()
+
+
+class _CountedKeyItem(_KeyItem, forbid_unknown_fields=True):
+    def __post_init__(self) -> None:
+        _allowance.take()
+
+
+class _CountedPutItem(_PutItem, forbid_unknown_fields=True):
+    def __post_init__(self) -> None:
+        _allowance.take()
+
+
+# Each with a slower decoder, which stops at the first item too many.
+_key_items = msgspec.json.Decoder(list[_KeyItem]), msgspec.json.Decoder(list[_CountedKeyItem])
+_put_items = msgspec.json.Decoder(list[_PutItem]), msgspec.json.Decoder(list[_CountedPutItem])
+_raw_items = msgspec.json.Decoder(list[msgspec.Raw])
+
+# Large bodies are read one after another: a str takes up to four times the size of its UTF-8, and
+# the decoder makes one of every field but data.
+_LARGE = 1024 * 1024
+_large = threading.Lock()
 
 
 class KeyItems(NamedTuple):
@@ -73,7 +108,7 @@ class PutItems(NamedTuple):
     """The items of a PUT as columns, in the order of the body."""
 
     keys: list[str]
-    values: list[bytes]
+    values: list[Value]
     content_types: list[str]
     modified_at: list[int | None]
     if_match: list[str | None]
@@ -83,22 +118,25 @@ class PutItems(NamedTuple):
 
 def parse_key_items(body: bytes, max_items: int) -> KeyItems:
     """Read the body of a POST or DELETE; 400 or 413 as the contract says."""
-    items = _decode(_key_items, body, max_items)
-    return KeyItems(*_common(items))
+    with _one_if_large(body):
+        return KeyItems(*_common(_decode(_key_items, body, max_items)))
 
 
 def parse_put_items(body: bytes, max_items: int, max_value_bytes: int, latest: int) -> PutItems:
     """Read the body of a PUT; no value above ``max_value_bytes``, no date after ``latest``."""
+    with _one_if_large(body):
+        return _parse_put_items(body, max_items, max_value_bytes, latest)
+
+
+def _parse_put_items(body: bytes, max_items: int, max_value_bytes: int, latest: int) -> PutItems:
     items = _decode(_put_items, body, max_items)
     keys, modified_at, if_match, if_none_match = _common(items)
     values, content_types, content_encodings = [], [], []
     for number, item in enumerate(items):
-        text, octets = item.data or "", item.data_base64 or b""
-        if (item.data is None or item.data is UNSET) == (
-            item.data_base64 is None or item.data_base64 is UNSET
-        ):
+        text = None if item.data is UNSET else _read_data(number, item.data)
+        if (text is None) == (item.data_base64 is None or item.data_base64 is UNSET):
             raise _bad(number, "data", "give either data (text) or data_base64 (bytes)")
-        value = text.encode() or octets
+        value = text or item.data_base64 or b""
         if len(value) > max_value_bytes:
             raise refuse(
                 413,
@@ -107,7 +145,7 @@ def parse_put_items(body: bytes, max_items: int, max_value_bytes: int, latest: i
             )
         if (modified_at[number] or 0) > latest:
             raise _bad(number, "modified_at", "the date is too far in the future")
-        values.append(value)
+        values.append(Value(value))
         if item.content_type is None or item.content_type is UNSET:
             content_types.append(default_content_type(value))
         else:
@@ -122,46 +160,6 @@ def parse_put_items(body: bytes, max_items: int, max_value_bytes: int, latest: i
     )
 
 
-def show_values(items: KeyItems, found: dict[str, Found]) -> dict[str, str]:
-    """The plain answer of a POST: value by key; 406 if one is no text."""
-    answer = {}
-    for number, key in enumerate(items.keys):
-        item = _if_matching(items, number, found)
-        if item:
-            try:
-                answer[key] = item.value.decode()
-            except UnicodeDecodeError:
-                raise refuse(
-                    406,
-                    "value_not_text",
-                    f"The value of {key} is not UTF-8 text. Ask with Accept: {OBJECTS}.",
-                ) from None
-    return answer
-
-
-def show_objects(items: KeyItems, found: dict[str, Found]) -> list[dict[str, Any]]:
-    """The answer of a POST in the objects media type: one entry per item, by position."""
-    answer: list[dict[str, Any]] = []
-    for number, key in enumerate(items.keys):
-        item = _if_matching(items, number, found)
-        if not item:
-            answer.append({"key": key, "result": "missing"})
-            continue
-        shown: dict[str, Any] = {
-            "key": key,
-            "etag": format_tag(item.revision, item.hash),
-            "modified_at": format_date(item.modified_at),
-            "content_type": item.content_type,
-            **({"content_encoding": item.content_encoding} if item.content_encoding else {}),
-        }
-        try:
-            shown["data"] = item.value.decode()
-        except UnicodeDecodeError:
-            shown["data_base64"] = item.value
-        answer.append(shown)
-    return answer
-
-
 def show_outcomes(keys: Sequence[str], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """The answer of a PUT or DELETE: one entry per item, by position."""
     answer = []
@@ -173,17 +171,38 @@ def show_outcomes(keys: Sequence[str], outcomes: Sequence[Outcome]) -> list[dict
     return answer
 
 
-def _decode(decoder: Any, body: bytes, max_items: int) -> Any:
+def _one_if_large(body: bytes) -> AbstractContextManager[object]:
+    return _large if len(body) > _LARGE else nullcontext()
+
+
+def _decode(decoders: tuple[Any, Any], body: bytes, max_items: int) -> Any:
+    # An item has a brace. So may values: then the slower decoder counts.
+    decoder = decoders[body.count(b"{") > max_items]
+    _allowance.items = max_items
     try:
         items = decoder.decode(body)
     except msgspec.ValidationError as error:
+        if _allowance.items < 0:
+            raise refuse(
+                413, "batch_too_large", f"A batch has at most {max_items} items. Split it."
+            ) from None
         raise refuse(400, "bad_item", _explained(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise refuse(400, "bad_json", _why_not_json(body, error)) from None
     _refuse_repeated(items, body)
-    if len(items) > max_items:
-        raise refuse(413, "batch_too_large", f"A batch has at most {max_items} items. Split it.")
     return items
+
+
+def _read_data(number: int, literal: msgspec.Raw) -> bytes | None:
+    view = memoryview(literal)
+    if len(view) == 4 and bytes(view) == b"null":
+        return None
+    try:
+        return read_string(view)
+    except msgspec.ValidationError as error:
+        raise refuse(400, "bad_item", _explained(f"{error} - at `$[{number}].data`")) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise refuse(400, "bad_json", _why_not_json(bytes(view), error)) from None
 
 
 def _why_not_json(body: bytes, error: Exception) -> str:
@@ -192,7 +211,7 @@ def _why_not_json(body: bytes, error: Exception) -> str:
         why = "send it without the byte order mark"
     elif body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in body[:4]:
         why = "it looks like UTF-16 or UTF-32"
-    elif _has_lone_surrogate(body):
+    elif len(body) <= _LARGE and _has_lone_surrogate(body):
         why = "an escape \\ud800 to \\udfff without its other half; bytes go into data_base64"
     else:
         why = str(error)
@@ -214,16 +233,20 @@ def _refuse_repeated(items: Sequence[_KeyItem], body: bytes) -> None:
 
     In valid JSON a quote before a colon ends a name, unless it is escaped within a string.
     """
-    names = len(_NAME_END.findall(body)) - len(_ESCAPED_NAME_END.findall(body))
+    names = _count(_NAME_END, body) - _count(_ESCAPED_NAME_END, body)
     fields = sum(_present(item) for item in items)
     if names == fields:
         return
-    for number, pairs in enumerate(json.loads(body, object_pairs_hook=list)):
+    for number, item in enumerate(_raw_items.decode(body)):  # no more than one at a time
         seen = set()
-        for name, _ in pairs:
+        for name, _ in json.loads(bytes(item), object_pairs_hook=list):
             if name in seen:
                 raise _bad(number, name, "give it once")
             seen.add(name)
+
+
+def _count(pattern: re.Pattern[bytes], body: bytes) -> int:
+    return sum(1 for _ in pattern.finditer(body))
 
 
 def _present(item: _KeyItem) -> int:
@@ -269,21 +292,3 @@ def _checked(
 
 def _bad(number: int, field: str, why: str) -> Exception:
     return refuse(400, "bad_item", f"Item {number}, field {field}: {why}.")
-
-
-def _if_matching(items: KeyItems, number: int, found: dict[str, Found]) -> Found | None:
-    """The object, if it is there and its item's conditions hold."""
-    item = found.get(items.keys[number])
-    if not item:
-        return None
-    facts = (item.revision, item.hash, item.modified_at)
-    modified_at = items.modified_at[number]
-    if_match = items.if_match[number]
-    if_none_match = items.if_none_match[number]
-    if (
-        (modified_at is not None and modified_at != item.modified_at)
-        or (if_match is not None and not conditions.matches(if_match, *facts))
-        or (if_none_match is not None and conditions.matches(if_none_match, *facts))
-    ):
-        return None
-    return item

@@ -3,6 +3,8 @@
 import re
 from functools import lru_cache
 
+from poky.store import is_utf8
+
 KEY_ALPHABET = "A-Z a-z 0-9 _ . , ~ : @ = + -"
 BUCKET_ALPHABET = "A-Z a-z 0-9 _ . , -"
 
@@ -58,8 +60,4 @@ def is_active(content_type: str) -> bool:
 
 def default_content_type(value: bytes) -> str:
     """What a value without a content type is stored as: text if it is UTF-8, else bytes."""
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return "application/octet-stream"
-    return "text/plain; charset=utf-8"
+    return "text/plain; charset=utf-8" if is_utf8(value) else "application/octet-stream"

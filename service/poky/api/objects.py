@@ -24,6 +24,7 @@ from poky.api.request import (
 )
 from poky.api.services import Services
 from poky.http import Answer, Environ, bare, json, refuse
+from poky.store import Value
 
 
 def get_object(services: Services, environ: Environ, bucket: str, key: str) -> Answer:
@@ -33,7 +34,7 @@ def get_object(services: Services, environ: Environ, bucket: str, key: str) -> A
     if if_match is None:  # the name that the original's cache sent
         if_match = read_tags(environ, "HTTP_X_IF_MATCH", conditions.parse_if_match)
     if_none_match = read_tags(environ, "HTTP_IF_NONE_MATCH", conditions.parse_if_none_match)
-    found = services.store.get(bucket, key)
+    found = services.store.get(bucket, key, environ["poky.memory"].need)
     if found is None:
         return bare(412 if if_match == "*" else 404)
     facts = found.revision, found.hash, found.modified_at
@@ -85,8 +86,10 @@ def put_object(services: Services, environ: Environ, bucket: str, key: str) -> A
         )
     content_encoding = read_content_encoding(environ)
     given_type = read_content_type(environ)
-    value = read_body(environ)
-    content_type = given_type or default_content_type(value)
+    content = read_body(environ)
+    content_type = given_type or default_content_type(content)
+    value = Value(content)
+    del content  # so that the store can forget it in time
     with services.caches.admit():
         put = services.store.put(
             bucket,

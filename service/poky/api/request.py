@@ -151,7 +151,7 @@ def body_bytes(environ: Environ) -> int:
 
 def read_body(environ: Environ) -> bytes:
     """The whole body; 400 if a digest that came with it does not match."""
-    body: bytes = environ["wsgi.input"].read()
+    body: bytes = environ.pop("wsgi.input").read()  # the only reference
     if "HTTP_CONTENT_MD5" in environ:
         _check_digest("Content-MD5", "md5", environ["HTTP_CONTENT_MD5"], body)
     for header in ("Content-Digest", "Repr-Digest"):

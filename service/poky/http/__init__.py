@@ -6,16 +6,19 @@ Reading order: `answers`, `head`, `connection`, `workers`, `server`.
 from poky.http.answers import CODES, Answer, Refused, bare, json, problem, refuse, text
 from poky.http.connection import Connection
 from poky.http.head import Environ, Headers, parse_head
+from poky.http.memory import Budget, Reservation
 from poky.http.server import Server
 from poky.http.workers import Workers
 
 __all__ = [
     "CODES",
     "Answer",
+    "Budget",
     "Connection",
     "Environ",
     "Headers",
     "Refused",
+    "Reservation",
     "Server",
     "Workers",
     "bare",

@@ -25,18 +25,19 @@ from typing import Any, Final, Protocol
 from poky.http.answers import Answer, Refused, refuse
 from poky.http.compose import Body, compose
 from poky.http.head import REQUEST_LINE_BYTES, Environ, Headers, parse_head
+from poky.http.memory import SMALL, Budget, Reservation, overload
 
 log = logging.getLogger(__name__)
 
 Check = Callable[[Environ], Answer | None]
-Admit = Callable[[Environ, int], Callable[[], None] | None]
 OnResponse = Callable[[Environ, int, int, float], None]
 
 RECEIVE_BYTES: Final = 16384
 REQUESTS_PER_TURN: Final = 8  # pipelined requests answered before others get their turn
 SLOWEST_TRANSFER: Final = 262144  # bytes per second, below which a body or an answer is given up
 JOINED_BYTES: Final = 16384  # a larger body is not copied behind its head, but sent as it is
-PARKED_BYTES: Final = 64 * 1024 * 1024  # unsent answers of slow readers, before workers wait
+PARTIAL_BYTES: Final = 2048  # an incomplete head above this is counted
+HEAD_FACTOR: Final = 4  # what a head takes as an environ, in multiples of its length
 LINGER_SECONDS: Final = 2.0
 CLIENT_GONE: Final = 499  # nginx's number for a request whose client did not wait for the answer
 
@@ -46,11 +47,6 @@ WAIT_OUTPUT: Final = select.EPOLLOUT | select.EPOLLONESHOT
 READ_HEAD, READ_BODY, SEND, LINGER, CLOSED = range(5)  # what a connection waits for
 
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
-
-
-def overload() -> Refused:
-    """503 for a connection or body that exceeds a limit of the process."""
-    return refuse(503, "overloaded", "Try again in a moment.")
 
 
 def _too_slow() -> Refused:
@@ -76,7 +72,7 @@ class Host(Protocol):
     def check(self) -> Check | None: ...
 
     @property
-    def admit(self) -> Admit | None: ...
+    def budget(self) -> Budget: ...
 
     @property
     def on_response(self) -> OnResponse | None: ...
@@ -86,8 +82,6 @@ class Host(Protocol):
 
     @property
     def busy(self) -> set[Connection]: ...
-
-    def parked_bytes(self) -> int: ...
 
     def stamp(self) -> str: ...
 
@@ -112,12 +106,12 @@ class Connection:
         self._environ: Environ | None = None  # of the current request
         self._body: io.BytesIO | None = None
         self._received = 0
-        self._release: Callable[[], None] | None = None
+        self._memory = Reservation(server.budget)
         self._keep = False
         self._status: str | None = None
         self._headers: Headers = []
         self._written: list[bytes] = []
-        self._output: memoryview | None = None
+        self._output: list[memoryview] = []
         self._sent = 0
         self._started = 0.0
         server.connections.add(self)
@@ -154,9 +148,10 @@ class Connection:
         """Close the socket; report a request that got no answer as status 499."""
         self.state = CLOSED
         self.server.connections.discard(self)
-        self._output = None
+        self._output = []
         self.socket.close()
         self._settle()
+        self._memory.lower_to(0)
 
     def quiet_for(self, seconds: float) -> bool:
         """Whether the connection has been idle for `seconds` since its last answer."""
@@ -220,7 +215,7 @@ class Connection:
         server.busy.add(self)
         self._buffer = buffer[end + 4 :]
         if length:
-            self._begin_body(environ, length, expects)
+            self._begin_body(environ, length, expects, end)
         else:
             environ["wsgi.input"] = io.BytesIO()
             self._answer(environ)
@@ -229,6 +224,7 @@ class Connection:
     def _new_environ(self) -> Environ:
         self._environ = environ = self.server.environ.copy()
         environ["REMOTE_ADDR"] = self.remote_addr or ""
+        environ["poky.memory"] = self._memory
         self._status = None
         self._sent = 0
         return environ
@@ -252,13 +248,15 @@ class Connection:
             raise refuse(
                 414, "head_too_large", f"Send a request line of at most {REQUEST_LINE_BYTES} bytes."
             )
+        if len(buffer) > PARTIAL_BYTES and not self._memory.raise_to(len(buffer)):
+            raise overload()
         if buffer and not self._partial:
             self._partial = True
             self.deadline = time.monotonic() + self.server.timeout
         elif buffer and time.monotonic() >= self.deadline:
             raise _too_slow()
 
-    def _begin_body(self, environ: Environ, length: int, expects: bool) -> None:
+    def _begin_body(self, environ: Environ, length: int, expects: bool, head: int) -> None:
         server = self.server
         if length > server.max_body_bytes:
             raise refuse(
@@ -267,15 +265,13 @@ class Connection:
         here = self._buffer[:length]
         if len(here) < length and server.check is not None and (answer := server.check(environ)):
             raise Refused(answer)
-        if server.admit is not None:
-            self._release = server.admit(environ, length)
-            if self._release is None:
-                raise overload()
         self._buffer = self._buffer[length:]
         if len(here) == length:
             environ["wsgi.input"] = io.BytesIO(here)
             self._answer(environ)
             return
+        if not self._memory.admit(length, head * HEAD_FACTOR):
+            raise overload()
         if expects and not here:
             self.socket.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         # The kernel allocates zeroed pages only as the body arrives in them; read() of the whole
@@ -311,6 +307,8 @@ class Connection:
             return
         self._environ["wsgi.input"], self._body = self._body, None
         self.state = READ_HEAD
+        if self._received > SMALL and not self._memory.answer(self._received):
+            raise overload()
         self._answer(self._environ)
 
     def _discard(self) -> None:
@@ -337,6 +335,11 @@ class Connection:
             if self._status is None or type(body) not in (bytes, memoryview):
                 raise TypeError("the application must call start_response and return bytes")
             head, body = self._compose(self._status, self._headers, body)
+            environ.pop("wsgi.input", None)  # neither the body is needed now
+            if len(body) > JOINED_BYTES and environ["REQUEST_METHOD"] == "GET":
+                self._memory.need(len(body))
+        except Refused:
+            raise
         except BaseException:  # also SystemExit: a request must not end a worker
             log.exception("%s %s failed", environ["REQUEST_METHOD"], environ["REQUEST_URI"])
             raise refuse(
@@ -382,42 +385,31 @@ class Connection:
         if sent == len(head) + len(body):
             self._sent_all()
             return
-        crowded = self.server.parked_bytes() > PARKED_BYTES
-        rest = memoryview(body)[sent - len(head) :] if sent >= len(head) else head[sent:] + body
-        self._output = memoryview(rest)
+        self._output = [memoryview(head)[sent:], memoryview(body)[max(sent - len(head), 0) :]]
+        # An answer that has begun is finished: it counts, whether or not there is room.
+        self._memory.lower_to(len(head) * HEAD_FACTOR + len(body), exactly=True)
         self.state = SEND
         self.events = WAIT_OUTPUT
         now = time.monotonic()
-        self._limit = now + self.server.timeout + len(rest) / SLOWEST_TRANSFER
+        self._limit = now + self.server.timeout + len(body) / SLOWEST_TRANSFER
         self.deadline = now + self.server.timeout
-        if crowded:
-            self._send_waiting()
 
     def _send_more(self) -> None:
-        assert self._output is not None
         try:
-            sent = self.socket.send(self._output)
+            sent = self.socket.sendmsg(self._output)
         except BlockingIOError:
             return
-        self._sent += sent
-        self._output = self._output[sent:]
-        if self._output:
+        head, body = self._output
+        self._output = [head[sent:], body[max(sent - len(head), 0) :]]
+        self._sent += len(body) - len(self._output[1])
+        if self.unsent:
             now = time.monotonic()
             if now >= self._limit:
                 raise TimeoutError
             self.deadline = min(now + self.server.timeout, self._limit)
         else:
-            self._output = None
+            self._output = []
             self._sent_all()
-
-    def _send_waiting(self) -> None:
-        """Block the worker until the answer is sent: backpressure above PARKED_BYTES."""
-        writable = select.poll()
-        writable.register(self.fd, select.POLLOUT)
-        while self.state == SEND:
-            if not writable.poll(max(0.0, self.deadline - time.monotonic()) * 1000):
-                raise TimeoutError
-            self._send_more()
 
     def _sent_all(self) -> None:
         self._settle()
@@ -438,7 +430,7 @@ class Connection:
     @property
     def unsent(self) -> int:
         """Bytes of the answer that the socket has not accepted yet."""
-        return len(self._output or b"")
+        return sum(map(len, self._output))
 
     def _settle(self) -> None:
         """Finish the current request exactly once: release its bytes, report its status."""
@@ -448,9 +440,7 @@ class Connection:
         self._body = None
         environ.pop("wsgi.input", None)  # the application may keep the environ
         self.server.busy.discard(self)
-        if self._release is not None:
-            self._release()
-            self._release = None
+        self._memory.lower_to(0)
         if self.server.on_response is not None:
             code = int(self._status[:3]) if self._status else CLIENT_GONE
             seconds = time.monotonic() - self._started

@@ -12,8 +12,9 @@ from typing import Any
 
 from cheroot import wsgi
 
-from poky.http.connection import Admit, Check, Connection, OnResponse, overload
+from poky.http.connection import Check, Connection, OnResponse
 from poky.http.head import Environ
+from poky.http.memory import Budget, overload
 from poky.http.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -43,11 +44,11 @@ class Server(wsgi.Server):
     `check(environ)` is called before a body that has not come yet is read, and may return an answer
     that refuses the request; it must not change anything.
 
-    `admit(environ, length)` is called before a body is read. It returns a function that releases
-    the reservation at the end of the request, or None: the client gets 503. `on_response(environ,
-    status, body_bytes_sent, seconds)` is called after every answer, including refusals of this
-    package, where REQUEST_METHOD and REQUEST_URI are "-" unless the head could be read. Status 499
-    means that the client closed first. Both hooks must be quick and must not raise.
+    `budget` counts the memory of requests and answers: a request that has no room gets 503. An
+    application that is about to use much asks `environ["poky.memory"]`, the request's reservation.
+    `on_response(environ, status, body_bytes_sent, seconds)` is called after every answer, including
+    refusals of this package, where REQUEST_METHOD and REQUEST_URI are "-" unless the head could be
+    read. Status 499 means that the client closed first. It must be quick and must not raise.
     """
 
     ConnectionClass = Connection
@@ -67,7 +68,7 @@ class Server(wsgi.Server):
         backlog: int = 512,
         server_name: str = "poky",
         check: Check | None = None,
-        admit: Admit | None = None,
+        budget: Budget | None = None,
         on_response: OnResponse | None = None,
     ) -> None:
         super().__init__(
@@ -85,7 +86,7 @@ class Server(wsgi.Server):
         open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.max_connections = min(max_connections, max(open_files - 128, 16))
         self.check = check
-        self.admit = admit
+        self.budget = budget or Budget()
         self.on_response = on_response
         self.connections: set[Connection] = set()
         self.busy: set[Connection] = set()  # head read, answer not yet sent

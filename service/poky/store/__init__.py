@@ -7,6 +7,7 @@ knows nothing of HTTP headers, and builds no SQL beyond ``statements``.
 
 from poky.store.buckets import Buckets
 from poky.store.errors import CODES, BadDsn, StoreError
+from poky.store.literals import Value, is_utf8
 from poky.store.locks import Locks
 from poky.store.nodes import Nodes
 from poky.store.objects import Objects
@@ -14,7 +15,6 @@ from poky.store.results import (
     Bucket,
     Change,
     Delete,
-    Found,
     Listed,
     Node,
     Object,
@@ -28,7 +28,6 @@ __all__ = [
     "Bucket",
     "Change",
     "Delete",
-    "Found",
     "Listed",
     "Node",
     "Object",
@@ -36,6 +35,8 @@ __all__ = [
     "Put",
     "Store",
     "StoreError",
+    "Value",
+    "is_utf8",
 ]
 
 

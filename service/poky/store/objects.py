@@ -1,12 +1,20 @@
 """Objects: one method per function of schema ``poky``, same verb, same order of arguments."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from poky.store.bucket_functions import BucketFunctions
-from poky.store.literals import Value, array, hash_of, unless_empty
-from poky.store.results import Delete, Found, Listed, Object, Outcome, Put
-from poky.store.statements import EXECUTE
+from poky.store.errors import StoreError
+from poky.store.literals import LARGE, Value, array, unless_empty
+from poky.store.results import Delete, Listed, Object, Outcome, Put
+from poky.store.rows import CopiedRows
+from poky.store.statements import COPIED, COPY_FACTOR, COPY_OBJECTS, EXECUTE
+
+# How often a large object may have grown between being measured and being fetched.
+_ATTEMPTS = 3
+_ANY_SIZE = 2**31 - 1
+
+Room = Callable[[int], None]
 
 # Named here: within the class, "list" is the verb.
 Outcomes = list[Outcome]
@@ -16,19 +24,34 @@ ListedObjects = list[Listed]
 class Objects(BucketFunctions):
     """Single objects, batches and listings."""
 
-    def get(self, bucket: str, key: str) -> Object | None:
-        """The object, or None when there is none."""
-        rows = self._call("get", "get_many", bucket, (array((key,)),), is_write=False)
-        if not rows:
-            return None
-        *facts, value = rows[0]
-        return Object._make((*facts, value.cast("B")))
+    COPY_FACTOR = COPY_FACTOR
+
+    def get(self, bucket: str, key: str, room: Room = lambda size: None) -> Object | None:
+        """The object, or None when there is none.
+
+        ``room(bytes)`` is called before a large value is fetched, with the memory that it takes.
+        """
+        for _ in range(_ATTEMPTS):
+            rows = self._call("get", "get_many", bucket, (array((key,)),), is_write=False)
+            if not rows:
+                return None
+            *facts, value, size = rows[0]
+            if value is not None:
+                return Object._make((*facts, value.cast("B"), size))
+            room(size * COPY_FACTOR)
+            copied: list[Object] = []
+            self._copy_objects(bucket, (key,), size, copied.clear, copied.append)
+            if copied:
+                return copied[0]
+        raise StoreError(
+            503, "The object changes too often. Try again shortly.", code="database_slow"
+        )
 
     def put(
         self,
         bucket: str,
         key: str,
-        value: bytes,
+        value: bytes | Value,
         content_type: str,
         modified_at: int | None = None,
         if_match: str | None = None,
@@ -39,11 +62,14 @@ class Objects(BucketFunctions):
 
         A refusal for a condition is an answer (``rejected``), an unknown bucket a StoreError.
         """
+        value = value if isinstance(value, Value) else Value(value)
         given = (
-            key, Value(value), content_type, modified_at, if_match, if_none_match, hash_of(value),
+            key, value, content_type, modified_at, if_match, if_none_match, value.hash,
             _attributes(content_encoding),
         )  # fmt: skip
-        if if_match is None:
+        if len(value.content) > LARGE:
+            rows = self._write_large(EXECUTE["put"], (bucket, *given))
+        elif if_match is None:
             rows = self._write(EXECUTE["put"], (bucket, *given))
         else:
             rows = self._call("update", "put", bucket, given, is_write=True)
@@ -62,17 +88,47 @@ class Objects(BucketFunctions):
         rows = self._call("delete", "delete", bucket, given, is_write=True)
         return Delete._make(rows[0])
 
-    def get_many(self, bucket: str, keys: Sequence[str]) -> dict[str, Found]:
-        """Those of the objects that are there, by key."""
-        rows = self._read(EXECUTE["get_many"], (bucket, array(keys)))
-        found = map(Found._make, rows)
-        return {each.key: each._replace(value=bytes(each.value)) for each in found}
+    def get_many(self, bucket: str, keys: Sequence[str]) -> dict[str, Object]:
+        """Those of the objects that are there, by key; without values if those are large."""
+        distinct = list(dict.fromkeys(keys))
+        rows = self._read(EXECUTE["get_many"], (bucket, array(distinct)))
+        found = map(Object._make, rows)
+        return {
+            each.key: each if each.value is None else each._replace(value=bytes(each.value))
+            for each in found
+        }
+
+    def read_many(
+        self,
+        bucket: str,
+        keys: Sequence[str],
+        begin: Callable[[], None],
+        each: Callable[[Object], None],
+    ) -> None:
+        """Call ``each`` with those of the objects that are there, in the order of distinct keys.
+
+        One after another, of one snapshot; ``begin`` is called before, and before another try.
+        """
+        self._copy_objects(bucket, list(dict.fromkeys(keys)), _ANY_SIZE, begin, each)
+
+    def _copy_objects(
+        self,
+        bucket: str,
+        keys: Sequence[str],
+        size: int,
+        begin: Callable[[], None],
+        each: Callable[[Object], None],
+    ) -> None:
+        rows = CopiedRows(
+            COPIED.values(), lambda row: each(Object._make((*row, len(row[-1])))), begin
+        )
+        self._copy(COPY_OBJECTS, (array(keys), bucket, array(keys), size), rows)
 
     def put_many(
         self,
         bucket: str,
         keys: Sequence[str],
-        values: Sequence[bytes],
+        values: Sequence[bytes | Value],
         content_types: Sequence[str],
         modified_at: Sequence[int | None],
         if_match: Sequence[str | None],
@@ -84,18 +140,20 @@ class Objects(BucketFunctions):
 
         ``atomic``: if any is rejected nothing is written, and no outcome has a revision.
         """
-        rows = self._write(
+        given = [value if isinstance(value, Value) else Value(value) for value in values]
+        is_large = sum(len(value.content) for value in given) > LARGE
+        rows = (self._write_large if is_large else self._write)(
             EXECUTE["put_many"],
             (
                 bucket,
                 array(keys),
-                [Value(value) for value in values],
+                given,
                 array(content_types),
                 unless_empty(modified_at),
                 unless_empty(if_match),
                 unless_empty(if_none_match),
                 atomic,
-                array([hash_of(value) for value in values]),
+                array([value.hash for value in given]),
                 array([_attributes(each) for each in content_encodings]),
             ),
         )

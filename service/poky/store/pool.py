@@ -28,6 +28,8 @@ from poky.store.errors import (
     refuse_unreplicated,
     translated,
 )
+from poky.store.literals import compose
+from poky.store.rows import CopiedRows
 from poky.store.statements import BUCKET_FUNCTIONS, FUNCTIONS
 
 log = logging.getLogger("poky.store")
@@ -49,6 +51,9 @@ _DSN_DEFAULTS = {
 }
 _ATTEMPTS = 3
 _WATCH_SECONDS = 0.25
+# libpq's buffers grow to the largest message and never shrink: a connection that has carried more
+# is closed, not kept.
+_KEPT_BYTES = 2 * 1024 * 1024
 
 
 class Connection(psycopg2.extensions.connection):
@@ -102,6 +107,7 @@ class Connection(psycopg2.extensions.connection):
         with self._guard:
             self._socket.close()
         super().close()
+        self.__dict__.pop("statement", None)  # a cycle, which would keep the last query
 
 
 class Pool:
@@ -119,6 +125,7 @@ class Pool:
         self.dsn = dsn
         self.pool_size = pool_size
         self._dsns = _one_per_host(dsn)
+        self._takes_text = False  # until a connection has said so
         self._pool_timeout = pool_timeout
         # More than the server's own limit, which ends a statement without a doubt.
         self._patience = statement_timeout + 1.0
@@ -160,13 +167,23 @@ class Pool:
     def _write(self, statement: str, parameters: Sequence[Any]) -> Rows:
         return self._execute(statement, parameters, is_write=True)
 
+    def _write_large(self, statement: str, parameters: Sequence[Any]) -> Rows:
+        """A write with large values, which are forgotten as soon as they are in the statement."""
+        query = compose(statement, parameters, takes_text=self._takes_text)
+        return self._execute(query, None, is_write=True)
+
+    def _copy(self, statement: str, parameters: Sequence[Any], rows: CopiedRows) -> None:
+        """Read rows that may be large, by COPY: in three fifths of the memory of a fetch."""
+        self._execute(statement, parameters, is_write=False, copied=rows)
+
     def _execute(
         self,
-        statement: str,
-        parameters: Sequence[Any],
+        statement: str | bytes,
+        parameters: Sequence[Any] | None,
         *,
         is_write: bool,
         bucket_function: tuple[str, int] | None = None,
+        copied: CopiedRows | None = None,
     ) -> Rows:
         attempt = 1
         # A read's time is counted from here; that of a write, which is in doubt once it is cut,
@@ -183,6 +200,7 @@ class Pool:
                     check_alive=check_alive,
                     deadline=None if is_write else deadline,
                     bucket_function=bucket_function,
+                    copied=copied,
                 )
             except (psycopg2.Error, ValueError) as error:
                 if bucket_function and is_undefined(error):
@@ -195,13 +213,14 @@ class Pool:
 
     def _execute_once(
         self,
-        statement: str,
-        parameters: Sequence[Any],
+        statement: str | bytes,
+        parameters: Sequence[Any] | None,
         *,
         is_write: bool,
         check_alive: bool,
         deadline: float | None,
         bucket_function: tuple[str, int] | None,
+        copied: CopiedRows | None,
     ) -> Rows:
         try:
             self._places.get(timeout=self._pool_timeout)
@@ -216,9 +235,16 @@ class Pool:
             try:
                 if bucket_function and bucket_function not in connection.bucket_functions:
                     connection.prepare_bucket_function(*bucket_function)
-                connection.statement.execute(statement, parameters)
-                rows = connection.statement.fetchall()
-                is_fit = True
+                if copied is None:
+                    connection.statement.execute(statement, parameters)
+                    rows = connection.statement.fetchall()
+                    is_fit = len(statement) <= _KEPT_BYTES
+                else:
+                    copied.clear()
+                    query = connection.statement.mogrify(statement, parameters)
+                    connection.statement.copy_expert(query, copied)
+                    rows = []
+                    is_fit = copied.largest <= _KEPT_BYTES
                 if is_write and connection.notices:
                     refuse_unreplicated(connection.notices)
                 return rows
@@ -233,7 +259,7 @@ class Pool:
                 is_fit = is_fit_after(error)
                 raise
             except ValueError:  # a text that psycopg2 would not send
-                is_fit = True
+                is_fit = copied is None
                 raise
             finally:
                 self._busy.discard(connection)
@@ -281,6 +307,7 @@ class Pool:
                 break
             else:
                 connection.deadline = time.monotonic() + self._patience
+                self._takes_text = connection.takes_text
                 return connection
         log.warning("cannot use the database: %s", first_line(failure))
         if failure.pgcode in ("3F000", "42883", "42704"):

@@ -1,33 +1,24 @@
 """What the store answers: one tuple per kind of row. Knows nothing of ours."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Object(NamedTuple):
     """An object as it is stored; times are whole seconds since 1970.
 
-    No copy older than this one can be dated later than ``unchanged_since``.
+    No copy older than this one can be dated later than ``unchanged_since``. A large ``value`` is
+    None until there is room for it: ``size`` is known before.
     """
 
+    key: str
     revision: int
     hash: str
     modified_at: int
     unchanged_since: int
     content_type: str
     content_encoding: str | None
-    value: memoryview  #: not copied: that would be a tenth of what a large one costs to read
-
-
-class Found(NamedTuple):
-    """An object as a batch finds it."""
-
-    key: str
-    revision: int
-    hash: str
-    modified_at: int
-    content_type: str
-    content_encoding: str | None
-    value: bytes
+    value: Any  #: bytes, or a memoryview: a copy would be a tenth of what a large one costs to read
+    size: int
 
 
 class Put(NamedTuple):
