@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import json
+import re
+import socket
+import subprocess
+from base64 import b64encode
 from collections.abc import Iterator
 
 import pytest
 
+from poky import __version__
 from poky.api import ADMIN_ROUTES, ROUTES, openapi
 from poky.config import Config
 from tests.service import Client, Service
@@ -92,6 +99,104 @@ def test_metrics_are_on_the_admin_listener_only(client: Client, admin: Client, b
         'poky_requests_total{method="GET",route="/kv/<bucket>/<key>",status="404"}'
         in metrics.body.decode()
     )
+
+
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        (BROWSER, "text/html"),
+        ("text/html", "text/html"),
+        ("*/*", "text/plain"),
+        ("", "text/plain"),
+        ("text/plain, text/html;q=0.5", "text/plain"),
+        ("text/html;q=0", "text/plain"),
+        ("image/png", "text/plain"),
+    ],
+)
+@pytest.mark.parametrize("where", ["main", "admin"])
+def test_the_first_page_is_a_page_for_browsers_and_text_for_the_rest(
+    client: Client, admin: Client, where: str, accept: str, media_type: str
+) -> None:
+    listener = client if where == "main" else admin
+    page = listener.get("/", accept=accept)
+    assert page.status == 200
+    assert page.headers["Content-Type"] == f"{media_type}; charset=utf-8"
+    assert page.headers["Cache-Control"] == "no-store"
+    assert page.headers["Vary"] == "Accept"
+    assert (b"<!DOCTYPE html>" in page.body) == (media_type == "text/html")
+    for path in ("/help", "/status"):
+        assert path.encode() in page.body
+    head = listener.request("HEAD", "/", headers={"Accept": accept})
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["Content-Length"] == str(len(page.body))
+    assert head.headers["Content-Type"] == page.headers["Content-Type"]
+
+
+def test_the_first_page_runs_nothing_and_its_style_is_in_force(client: Client) -> None:
+    page = client.get("/", accept=BROWSER)
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    style = re.search(b"<style>(.*?)</style>", page.body, re.DOTALL)
+    assert style
+    digest = b64encode(hashlib.sha256(style[1]).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert not re.search(b"<script| style=| on[a-z]+=", page.body)
+    assert page.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.inside
+def test_every_line_of_the_first_pages_can_be_pasted(service: Service) -> None:
+    lines = []
+    for listener in (service.admin(), service.client()):
+        said = listener.get("/", accept="*/*").body.decode()
+        lines += [line for line in said.splitlines() if line.startswith("  curl ")]
+        lines += [f"curl {url}" for url in re.findall(r"^  (http://\S+)  ", said, re.MULTILINE)]
+    assert len(lines) > 10
+    for line in lines:
+        done = subprocess.run(
+            line.replace("curl ", "curl -sS --fail ", 1),
+            shell=True,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, line + done.stderr
+
+
+@pytest.mark.inside
+@pytest.mark.parametrize(
+    ("headers", "base"),
+    [
+        ({"Host": "kv.example.org:8081"}, "http://kv.example.org:8081"),
+        ({"Host": "[fd00::2]:8081"}, "http://[fd00::2]:8081"),
+        (
+            {"Host": "poky", "X-Forwarded-Host": "kv.example.org", "X-Forwarded-Proto": "https"},
+            "https://kv.example.org",
+        ),
+        ({"Host": "poky", "X-Forwarded-Host": "x';id;'"}, "http://poky"),
+        ({"Host": "poky", "X-Forwarded-Host": "<script>"}, "http://poky"),
+        ({"Host": "poky", "X-Forwarded-Host": "a.example, b.example"}, "http://poky"),
+    ],
+)
+def test_the_first_page_names_the_url_that_was_used_and_no_machine(
+    service: Service, headers: dict[str, str], base: str
+) -> None:
+    for accept in ("*/*", BROWSER):
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
+        connection.putrequest("GET", "/", skip_host=True)
+        for name, value in {**headers, "Accept": accept}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        said = connection.getresponse().read().decode()
+        connection.close()
+        assert f"{base}/kv/greetings/hello" in said
+        for secret in (str(service.admin_port), __version__, socket.gethostname()):
+            assert secret not in said
+        assert "script" not in said
 
 
 @pytest.mark.parametrize(

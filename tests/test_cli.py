@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from poky.cli.serve import base_url
+from poky.config import url_of
 from poky.store import Store
 from tests.conftest import Database
 from tests.service import free_ports, running
@@ -128,7 +128,7 @@ def test_the_owner_does_not_serve(database: Database) -> None:
     ],
 )
 def test_a_url_that_is_shown_can_be_used(address: str, expected: str) -> None:
-    assert base_url(address, 8081) == expected
+    assert url_of(address, 8081) == expected
 
 
 @contextmanager

@@ -117,6 +117,18 @@ def test_http_on_the_port_of_https_is_told_so(chain: Chain) -> None:
     assert "https://" in assert_problem(response, 400, "https_required")
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_the_first_page_names_the_url_of_the_chain(chain: Chain, tls: bool) -> None:
+    port = chain.https_port if tls else chain.http_port
+    asked = f"GET / HTTP/1.1\r\nHost: kv.example.org:{port}\r\nAccept: text/html\r\n\r\n".encode()
+    page = answer(port, asked, tls=tls)
+    assert page.status == 200
+    assert page.headers["X-Cache"] == "PASS"
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    base = f"http{'s' * tls}://kv.example.org:{port}"
+    assert f"{base}/kv/greetings/hello" in page.body.decode()
+
+
 @pytest.mark.parametrize("count", [101, 119, 120, 121, 128, 130, 256, 480])
 def test_many_header_lines_are_431(chain: Chain, client: Client, count: int) -> None:
     client.put(KEY, "value")

@@ -4,6 +4,7 @@ Every field carries its type, its default and its sentence; ``docs/configuration
 environment file and ``poky config`` are checked against this table. Knows nothing else of ours.
 """
 
+import ipaddress
 import os
 import re
 import socket
@@ -259,6 +260,17 @@ class Config:
             for each in fields(self)
             for value in [_text(getattr(self, each.name))]
         }
+
+
+def url_of(address: str, port: int) -> str:
+    """A URL that reaches a listener at this address from the same machine."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return f"http://{address or '127.0.0.1'}:{port}"
+    if ip.is_unspecified:
+        ip = ipaddress.ip_address("127.0.0.1" if ip.version == 4 else "::1")
+    return f"http://[{ip}]:{port}" if ip.version == 6 else f"http://{ip}:{port}"
 
 
 def unknown_settings(env: Mapping[str, str] = os.environ) -> list[str]:

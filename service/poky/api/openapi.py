@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from poky import __version__
-from poky.api import admin, batches, buckets, objects
+from poky.api import admin, batches, buckets, objects, welcome
 from poky.api.codes import CODES
 from poky.api.items import OBJECTS
 from poky.api.names import BUCKET, KEY
@@ -268,6 +268,17 @@ def _details(config: Config) -> dict[Any, _Details]:
                 },
             },
             parameters=[_query("verbose", _STRING, "Answer as JSON.")],
+        ),
+        welcome.get_welcome: _Details(
+            {
+                "200": {
+                    "description": "The page, or text.",
+                    "content": {
+                        "text/html": {"schema": _STRING},
+                        "text/plain": {"schema": _STRING},
+                    },
+                }
+            }
         ),
         admin.get_help: _Details({"200": _text("The table.")}),
         admin.get_openapi: _Details({"200": _json("The document.", {"type": "object"})}),

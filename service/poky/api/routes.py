@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from poky.api import admin, batches, buckets, lease, objects
+from poky.api import admin, batches, buckets, lease, objects, welcome
 from poky.http import Answer
 
 Right = Literal["read", "write", "delete", "list", "admin", "none"]
@@ -36,6 +36,15 @@ class Route(NamedTuple):
 GET = ("GET", "HEAD")
 
 ROUTES = (
+    Route(
+        GET,
+        "/",
+        welcome.get_welcome,
+        "none",
+        "what this is, as a page or text",
+        "200",
+        "what this is and where to go on",
+    ),
     Route(
         GET, "/kv/<bucket>/<key>", objects.get_object, "read", "the object", "200 304 400 404 412"
     ),
@@ -114,6 +123,7 @@ ROUTES = (
 )
 
 ADMIN_ROUTES = (
+    Route(GET, "/", welcome.get_admin_welcome, "none", "where to go on", "200"),
     Route(GET, "/buckets", buckets.get_buckets, "list", "all buckets", "200"),
     Route(
         ("PUT",), "/buckets/<bucket>", buckets.ensure_bucket, "admin", "create a bucket", "200 400"

@@ -1,6 +1,5 @@
 """``poky serve``."""
 
-import ipaddress
 import logging
 import os
 import sys
@@ -10,7 +9,7 @@ import urllib.request
 import click
 
 from poky.cli.context import BadSettings, database, dsn_option, load_config
-from poky.config import Config, unknown_settings
+from poky.config import Config, unknown_settings, url_of
 
 
 @click.command(epilog="\b\nExample:\n  poky serve -p 9000 --home ~/poky")
@@ -51,7 +50,7 @@ def _source_of_dsn(dsn: str | None) -> str:
 
 
 def _show_start(config: Config, where: str) -> None:
-    click.echo(start_text(config, where, _trouble(base_url(config.listen, config.port))))
+    click.echo(start_text(config, where, _trouble(url_of(config.listen, config.port))))
 
 
 def _trouble(base: str) -> str:
@@ -66,20 +65,9 @@ def _trouble(base: str) -> str:
         return "no answer"
 
 
-def base_url(address: str, port: int) -> str:
-    """A URL that reaches a listener at this address from the same machine."""
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return f"http://{address or '127.0.0.1'}:{port}"
-    if ip.is_unspecified:
-        ip = ipaddress.ip_address("127.0.0.1" if ip.version == 4 else "::1")
-    return f"http://[{ip}]:{port}" if ip.version == 6 else f"http://{ip}:{port}"
-
-
 def start_text(config: Config, where: str, trouble: str) -> str:
     """What a newcomer needs: where the data is, and lines to paste, if they would work."""
-    base = base_url(config.listen, config.port)
+    base = url_of(config.listen, config.port)
     if trouble:
         return f"""
 Poky {config.release} listens on {base}, but cannot answer yet ({trouble}).
@@ -87,7 +75,7 @@ The data is to be in {where}. Requests get 503 until it can be used.
 It tries again by itself; a schema that is missing is made by: poky migrate
 
 Ctrl-C stops it."""
-    admin = base_url(config.admin_listen, config.admin_port)
+    admin = url_of(config.admin_listen, config.admin_port)
     return f"""
 Poky {config.release} serves {base}, the data is in {where}.
 
