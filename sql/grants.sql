@@ -18,6 +18,12 @@ BEGIN
 END;
 $$;
 
+-- Tokens and public buckets are the administrator's: the service only decides by them.
+REVOKE EXECUTE ON FUNCTION
+poky.create_token, poky.change_token, poky.rotate_token, poky.revoke_token, poky.tokens,
+poky.publish_bucket
+FROM poky_service;
+
 GRANT EXECUTE ON FUNCTION
 poky.get, poky.get_many, poky.list, poky.buckets, poky.status TO poky_reader;
 GRANT EXECUTE ON FUNCTION poky.buckets, poky.status TO poky_monitor;

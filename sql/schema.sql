@@ -26,7 +26,8 @@ CREATE TABLE poky.bucket (
     leaf text COLLATE "C",
     declared boolean NOT NULL DEFAULT true,
     unsettled_until bigint NOT NULL DEFAULT 0,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    public_read boolean NOT NULL DEFAULT false
 );
 COMMENT ON TABLE poky.bucket IS 'The registry of buckets. Tables are named by id, never by name.';
 COMMENT ON COLUMN poky.bucket.leaf IS
@@ -35,6 +36,8 @@ COMMENT ON COLUMN poky.bucket.declared IS
 'False for a bucket that only its objects brought to life, in the flat schema or before the conversion.';
 COMMENT ON COLUMN poky.bucket.unsettled_until IS
 'The latest modified_at of a deleted object that was still ahead of the server''s clock: up to then a client''s date says nothing certain.';
+
+COMMENT ON COLUMN poky.bucket.public_read IS 'Whether its objects are read without a token.';
 
 -- Column order saves padding: eight-byte columns first.
 CREATE TABLE poky._object (
@@ -109,6 +112,35 @@ CREATE TABLE poky._outbox (
 COMMENT ON TABLE poky._outbox IS
 'Changes that the caches may not have heard of: written with the change, removed after the purge.';
 
+CREATE TABLE poky.token (
+    id text COLLATE "C" PRIMARY KEY CHECK (id ~ '^[A-Za-z0-9]{12}$'),
+    name text COLLATE "C" NOT NULL CHECK (length(name) <= 128 AND name ~ '^[A-Za-z0-9_.@-]+$'),
+    hash text COLLATE "C" NOT NULL,
+    previous_hash text COLLATE "C",
+    grants text [] NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at timestamptz,
+    last_used_on date,
+    revoked_at timestamptz
+);
+CREATE UNIQUE INDEX token_name ON poky.token (name) WHERE revoked_at IS NULL;
+COMMENT ON TABLE poky.token IS 'Tokens and what they allow (docs/security.md); secrets are not kept.';
+COMMENT ON COLUMN poky.token.hash IS
+'SHA-256 of the secret, in hex. No slow hash: a secret of 190 random bits cannot be guessed.';
+COMMENT ON COLUMN poky.token.previous_hash IS
+'While a token is rotated, its former secret is valid as well.';
+COMMENT ON COLUMN poky.token.grants IS 'Each is a right, a colon and a pattern of bucket names.';
+COMMENT ON COLUMN poky.token.last_used_on IS 'The day of its last use, by the database''s clock.';
+
+CREATE TABLE poky.policy (
+    is_only boolean PRIMARY KEY DEFAULT true CHECK (is_only),
+    tag text COLLATE "C" NOT NULL
+);
+INSERT INTO poky.policy (tag) VALUES (gen_random_uuid());
+COMMENT ON TABLE poky.policy IS 'One row: the version of all tokens and public buckets.';
+COMMENT ON COLUMN poky.policy.tag IS
+'Random, replaced by every change of a token or of a bucket''s visibility: a decision that was made under another tag is void.';
+
 CREATE TYPE poky.object AS (
     key text,
     revision bigint,
@@ -163,3 +195,13 @@ CREATE TYPE poky.change AS (
 );
 COMMENT ON TYPE poky.change IS
 'A change that a cache may not have heard of; an empty key stands for the whole bucket.';
+
+CREATE TYPE poky.credential AS (
+    policy text,
+    public_read boolean,
+    hashes text [],
+    grants text [],
+    seconds_left double precision
+);
+COMMENT ON TYPE poky.credential IS
+'What a token may do, and whether a bucket is public, under one policy; null hashes: no such token.';

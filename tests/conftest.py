@@ -28,6 +28,16 @@ from tests.service import Deployed, Service, deployed, running
 
 KINDS = ("partitioned", "flat")
 
+# Functions that the service may not call: tokens and public buckets are the administrator's.
+ADMINISTRATION = {
+    "create_token",
+    "change_token",
+    "rotate_token",
+    "revoke_token",
+    "tokens",
+    "publish_bucket",
+}
+
 # Nothing in a test's database has to survive the machine.
 HASTY = {"fsync": "off", "synchronous_commit": "off", "shared_buffers": "64MB"}
 

@@ -18,6 +18,7 @@ import pytest
 
 from poky.schema import SchemaError, Scripts
 from poky.schema.migrate import Migrated, Progress, migrate, plan
+from poky.schema.plan import SCRIPTS
 from tests.conftest import Cluster, Database
 from tests.test_schema import SQL, dump, run
 from tests.writers import Load
@@ -254,7 +255,8 @@ def test_it_can_be_given_up(each_cluster: Cluster, flat: Database) -> None:
 
 def test_tables_do_not_change_under_it(flat: Database, tmp_path: Path) -> None:
     shutil.copytree(SQL, tmp_path / "sql")
-    (tmp_path / "sql/migrations/0003_expand_x.sql").write_text(
+    number = len(SCRIPTS.migrations) + 2
+    (tmp_path / f"sql/migrations/{number:04}_expand_x.sql").write_text(
         "ALTER TABLE poky._object ADD COLUMN x text;"
     )
     following = Scripts(tmp_path / "sql")

@@ -246,7 +246,8 @@ def test_a_plan_knows_the_migrations_of_a_release_that_is_not_staged(
 ) -> None:
     shutil.copytree(ROOT / "sql", tmp_path / "sql")
     (tmp_path / "service").symlink_to(ROOT / "service")
-    files = ["0003_expand_a.sql", "0004_contract_b.sql"]
+    number = len(Scripts(tmp_path / "sql").migrations) + 2
+    files = [f"{number:04}_expand_a.sql", f"{number + 1:04}_contract_b.sql"]
     for name in files:
         (tmp_path / "sql/migrations" / name).write_text("SELECT 1;\n")
     scripts = Scripts(tmp_path / "sql")

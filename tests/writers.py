@@ -136,7 +136,7 @@ class Load:
         rows = self._call(cursor, "get", bucket, key)
         if not rows:
             return None
-        _, revision, digest, modified_at, _, content_type, value = rows[0]
+        _, revision, digest, modified_at, _, content_type, value, *_ = rows[0]
         return Seen(revision, digest, modified_at, content_type, bytes(value))
 
     def _write(self, cursor: Any, number: int) -> None:

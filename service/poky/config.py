@@ -94,6 +94,12 @@ class Config:
     admin_port: int = setting(
         0, "The admin listener's port (/metrics, /buckets). 0: POKY_PORT + 1000.", at_most=65535
     )
+    access: str = setting(
+        "",
+        "open: every client may do everything; tokens: what its token grants. Empty: open if only"
+        " loopback is served, else refused.",
+        choices=("", "open", "tokens"),
+    )
     lease_listen: str = setting("", "The lease listener's address. Empty: POKY_LISTEN.")
     lease_port: int = setting(
         0, "The lease listener's port, used with caches. 0: POKY_PORT + 2000.", at_most=65535
@@ -229,6 +235,7 @@ class Config:
             "home": self.home or _default_home(),
             "release": self.release or _release_beside_venv(),
             "instance": self.instance or f"{socket.gethostname()}:{self.port}",
+            "access": self.access or ("open" if _is_loopback(self.listen) else ""),
         }
         problems = []
         ports = (self.port, filled["admin_port"], filled["lease_port"])
@@ -239,6 +246,11 @@ class Config:
             for name, port in zip(("POKY_ADMIN_PORT", "POKY_LEASE_PORT"), ports[1:], strict=True)
             if int(str(port)) > 65535
         ]
+        if not filled["access"]:
+            problems.append(
+                f"POKY_ACCESS: others reach {self.listen}; say tokens, or open if every client"
+                " may read, write and delete everything."
+            )
         if inflight < largest:
             problems.append(
                 "POKY_MAX_INFLIGHT_BYTES: must not be below POKY_MAX_VALUE_BYTES or "
@@ -344,6 +356,10 @@ def _with_credentials(env: Mapping[str, str], problems: list[str]) -> dict[str, 
                     reason = getattr(error, "strerror", None) or "it is not UTF-8"
                     problems.append(f"{name}: {file} cannot be read: {reason}.")
     return merged
+
+
+def _is_loopback(address: str) -> bool:
+    return address in {"localhost", "::1"} or address.startswith("127.")
 
 
 def _default_home() -> str:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from poky.access import Gate
 from poky.api import ADMIN_ROUTES, LEASE_ROUTES, ROUTES, Services, application
 from poky.background import Background
 from poky.cache import Caches
@@ -87,8 +88,10 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         metrics.expose,
         background.status,
     )
+    gate = Gate(store) if config.access == "tokens" else None
+    services = services._replace(gate=gate)
     largest = max(config.max_value_bytes, config.max_batch_bytes)
-    app = application(ROUTES, services)
+    app = application(ROUTES, services, gate)
     listeners = [
         Server(
             (config.listen, config.port),

@@ -6,6 +6,8 @@ from typing import Any
 
 import bottle  # type: ignore[import-untyped]
 
+from poky.access import Gate
+from poky.api.guard import guarded
 from poky.api.openapi import document
 from poky.api.routes import Route, show_help
 from poky.api.services import Services
@@ -67,21 +69,28 @@ class Application(bottle.Bottle):  # type: ignore[misc]
             pass
         except Refused as refused:
             return refused.answer
+        except StoreError as error:
+            return _show_store_error(error, environ)
         except bottle.HTTPError as error:
             return _show_routing_error(error, environ)
         return None
 
 
-def application(routes: Sequence[Route], services: Services) -> Application:
-    """The application of a listener with these routes."""
+def application(
+    routes: Sequence[Route], services: Services, gate: Gate | None = None
+) -> Application:
+    """The application of a listener with these routes; with a gate, tokens decide who may what."""
     services = services._replace(help=show_help(routes), document=document(services.config, routes))
     nothing: Any = None
     head_only = services._replace(store=nothing, caches=nothing)
     made = Application()
     for route in routes:
-        callback = partial(route.handler, services)
+        handler = route.handler
+        if gate is not None and route.right != "none":
+            handler = guarded(handler, route.right, gate)
+        callback = partial(handler, services)
         if route.takes_body:
-            made.checks[callback] = partial(route.handler, head_only)
+            made.checks[callback] = partial(handler, head_only)
         for method in route.methods:
             made.route(route.path, method=method, callback=callback)
     return made

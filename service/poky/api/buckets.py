@@ -6,8 +6,10 @@ from poky.http import Answer, Environ, bare, json, refuse
 
 
 def get_buckets(services: Services, environ: Environ) -> Answer:
-    """All buckets, with PostgreSQL's estimates."""
+    """All buckets that may be listed, with PostgreSQL's estimates."""
     read_query(environ)
+    found = services.store.buckets()
+    grants = environ.get("poky.grants")  # of now, after the statement; None without tokens
     buckets = [
         {
             "name": each.name,
@@ -15,7 +17,8 @@ def get_buckets(services: Services, environ: Environ) -> Answer:
             "estimated_rows": each.estimated_rows,
             "bytes": each.bytes,
         }
-        for each in services.store.buckets()
+        for each in found
+        if grants is None or grants.allow("list", each.name)
     ]
     return json({"buckets": buckets})
 
@@ -40,3 +43,26 @@ def drop_bucket(services: Services, environ: Environ, bucket: str) -> Answer:
     if outbox_id is not None:
         services.caches.forget_bucket(outbox_id)
     return bare(200)
+
+
+def ensure_bucket_by_token(services: Services, environ: Environ, bucket: str) -> Answer:
+    """Create a bucket on the listener that clients reach: only where tokens decide."""
+    _require_tokens(services)
+    return ensure_bucket(services, environ, bucket)
+
+
+def drop_bucket_by_token(services: Services, environ: Environ, bucket: str) -> Answer:
+    """Drop a bucket on the listener that clients reach: only where tokens decide."""
+    _require_tokens(services)
+    return drop_bucket(services, environ, bucket)
+
+
+def _require_tokens(services: Services) -> None:
+    if services.gate is None:
+        raise refuse(
+            403,
+            "admin_listener_needed",
+            "Buckets are created and dropped on the admin listener:"
+            f" http://{services.config.admin_listen}:{services.config.admin_port}/buckets/NAME,"
+            " or by: poky bucket create NAME.",
+        )

@@ -5,6 +5,7 @@ from poky import http, store
 CODES = {
     **http.CODES,
     **store.CODES,
+    "admin_listener_needed": "Without tokens, buckets are made and dropped on the admin listener.",
     "answer_too_large": "The answer would be larger than answers may be: ask for less at a time.",
     "bad_condition": "If-Match or If-None-Match cannot be read.",
     "bad_content_encoding": "The content coding is none of those that are stored.",
@@ -18,6 +19,8 @@ CODES = {
     "method_not_allowed": "The path has no such method: see Allow.",
     "partial_write": "Content-Range on a write: only whole values are stored.",
     "path_not_found": "There is nothing at this path.",
+    "right_needed": "The token does not grant this right in this bucket.",
+    "token_needed": "There is no valid token in Authorization.",
     "value_not_text": "A value is not UTF-8: ask for the objects media type.",
     "value_too_large": "The value is larger than those that are stored.",
 }

@@ -1,5 +1,6 @@
 """/lease: a cache asks how long it may use its copies, and under which generation."""
 
+from poky.api.guard import require
 from poky.api.services import Services
 from poky.http import Answer, Environ
 
@@ -16,3 +17,17 @@ def get_lease(services: Services, environ: Environ) -> Answer:
         "200 OK",
         [("Poky-Generation", lease.generation), ("Poky-Lease", f"{lease.seconds:.3f}")],
     )
+
+
+def get_access(services: Services, environ: Environ, bucket: str) -> Answer:
+    """Whether the bucket's objects may be read with this Authorization: 200, 401 or 403.
+
+    Asked of PostgreSQL each time: the cache keeps it until the policy or the token ends
+    (Poky-Access, in seconds; absent: no end).
+    """
+    if services.gate is None:
+        return Answer("200 OK", [])
+    decision = services.gate.ask(environ.get("HTTP_AUTHORIZATION", ""), "read", bucket)
+    require(decision, "read", bucket)
+    seconds = decision.seconds_left()
+    return Answer("200 OK", [] if seconds is None else [("Poky-Access", f"{seconds:.3f}")])

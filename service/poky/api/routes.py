@@ -100,6 +100,22 @@ ROUTES = (
     ),
     Route(GET, "/buckets", buckets.get_buckets, "list", "all buckets", "200"),
     Route(
+        ("PUT",),
+        "/buckets/<bucket>",
+        buckets.ensure_bucket_by_token,
+        "admin",
+        "create a bucket (with tokens)",
+        "200 400 403",
+    ),
+    Route(
+        ("DELETE",),
+        "/buckets/<bucket>",
+        buckets.drop_bucket_by_token,
+        "admin",
+        "drop a bucket: ?keys=drop (with tokens)",
+        "200 400 403 404 409",
+    ),
+    Route(
         GET,
         "/status",
         admin.get_status,
@@ -141,7 +157,10 @@ ADMIN_ROUTES = (
     Route(GET, "/help", admin.get_help, "none", "this text", "200"),
 )
 
-LEASE_ROUTES = (Route(GET, "/lease", lease.get_lease, "none", "a lease", "200 403"),)
+LEASE_ROUTES = (
+    Route(GET, "/lease", lease.get_lease, "none", "a lease", "200 403"),
+    Route(GET, "/access/<bucket>", lease.get_access, "none", "may this be read", "200 401 403"),
+)
 
 
 def show_help(routes: Sequence[Route]) -> str:

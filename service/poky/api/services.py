@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
+from poky.access import Gate
 from poky.config import Config
 from poky.health import Health
 from poky.store import Store
@@ -46,6 +47,7 @@ class Services(NamedTuple):
     inflight: Callable[[], int]  #: requests that are being answered now
     metrics: Callable[[], bytes]  #: all metrics in Prometheus' text format
     background: Callable[[], Sequence[Mapping[str, Any]]] = list  #: its tasks, for /status
+    gate: Gate | None = None  #: decides by tokens; None: every client may do everything
     help: str = ""  #: the routes of the listener, for people
     document: Mapping[str, Any] | None = None  #: the same as OpenAPI
 

@@ -32,6 +32,9 @@ _GOOD_PROBES = 3  # in a row, a tick apart, before a node takes part again
 _SWEEP_SECONDS = 3.0  # the age at which a change counts as left behind by its writer
 _SWEEP_CHANGES = 1000
 
+#: what is purged at a node when tokens or public buckets have changed
+POLICY_PATH = "/policy"
+
 _ADMITTED = nullcontext()
 
 
@@ -119,6 +122,18 @@ class Caches:
             self._start_tasks()
         with _unacknowledged():
             self.purge_all()
+        self._confirmed.append(outbox_id)
+
+    def forget_policy(self, outbox_id: int) -> None:
+        """Return when no cache decides by the tokens and public buckets of before any more.
+
+        To be called after the commit of the change and before its acknowledgement.
+        """
+        with _unacknowledged():
+            pending = self._purge_nodes(self._store.nodes(), [POLICY_PATH])
+            if pending and self._may_wait:
+                with self._place():
+                    self._await_leases(pending)
         self._confirmed.append(outbox_id)
 
     def purge_keys(self, bucket: str, keys: Sequence[str]) -> None:

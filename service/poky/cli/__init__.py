@@ -1,4 +1,4 @@
-"""The command ``poky``: serve, migrate, config, bucket, cache, version.
+"""The command ``poky``: serve, migrate, config, bucket, cache, token, version.
 
 Reads the command line, builds the objects, shows results: tables for people, ``--json`` for
 programs. Exit status: 0 done, 1 it failed, 2 the command or its settings were wrong; with
@@ -16,6 +16,7 @@ from poky.cli.context import as_json, load_config
 from poky.cli.migrate import migrate
 from poky.cli.output import print_json, print_table
 from poky.cli.serve import serve
+from poky.cli.tokens import token
 from poky.config import unknown_settings
 
 _EXAMPLES = """\b
@@ -61,7 +62,7 @@ def version(as_json: bool) -> None:
         click.echo("works with schemas {schema_min} to {schema_max}".format(**versions))
 
 
-for command in (serve, migrate, bucket, cache):
+for command in (serve, migrate, bucket, cache, token):
     poky.add_command(command)
 
 

@@ -59,3 +59,24 @@ def drop_bucket(name: str, keys: bool, dsn: str | None, as_json: bool) -> None:
                 caches.purge_all()
             store.confirm([outbox_id])
     show_pairs({name: "dropped"}, as_json)
+
+
+@bucket.command("set", epilog="\b\nExample:\n  poky bucket set tooltips --public read")
+@click.argument("name")
+@click.option(
+    "--public",
+    type=click.Choice(["read", "none"]),
+    required=True,
+    help="read: its objects are read without a token. none: only with one.",
+)
+@dsn_option
+@as_json
+def set_bucket(name: str, public: str, dsn: str | None, as_json: bool) -> None:
+    """Change a bucket; returns when the change holds at every instance and cache."""
+    with open_store(dsn, as_owner=True) as store:
+        outbox_id = store.publish_bucket(name, public == "read")
+        if outbox_id is not None:
+            with open_caches(store) as caches:
+                caches.forget_policy(outbox_id)
+            store.confirm([outbox_id])
+    show_pairs({name: "is read without a token" if public == "read" else "needs a token"}, as_json)

@@ -101,10 +101,18 @@ def database(config: Config, *, keep_up: bool = False, migrated: bool = True) ->
 
 
 @contextlib.contextmanager
-def open_store(dsn: str | None) -> Iterator[Store]:
-    """A store with the patience of a person rather than of a request."""
-    with database(load_config(dsn=dsn)) as config:
-        store = Store(config.dsn, pool_size=2, statement_timeout=60, lock_timeout=10)
+def open_store(dsn: str | None, *, as_owner: bool = False) -> Iterator[Store]:
+    """A store with the patience of a person rather than of a request.
+
+    As the owner (POKY_OWNER_DSN) for what the service itself may not do.
+    """
+    with database(load_config(dsn=dsn, owner_dsn=dsn)) as config:
+        store = Store(
+            config.owner_dsn if as_owner else config.dsn,
+            pool_size=2,
+            statement_timeout=60,
+            lock_timeout=10,
+        )
         try:
             yield store
         finally:

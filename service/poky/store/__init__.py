@@ -1,12 +1,12 @@
 """The store: every conversation of the running service with PostgreSQL.
 
 One method per function of schema ``poky``, same verb, same order of arguments: ``objects``,
-``buckets``, ``nodes`` and ``locks``, over the ``pool``. Knows psycopg2 and SQLSTATEs (``errors``);
-knows nothing of HTTP headers, and builds no SQL beyond ``statements``.
+``buckets``, ``nodes``, ``tokens`` and ``locks``, over the ``pool``. Knows psycopg2 and SQLSTATEs
+(``errors``); knows nothing of HTTP headers, and builds no SQL beyond ``statements``.
 """
 
 from poky.store.buckets import Buckets
-from poky.store.errors import CODES, BadDsn, StoreError
+from poky.store.errors import CODES, BadDsn, PolicyChanged, StoreError
 from poky.store.literals import Value, is_utf8
 from poky.store.locks import Locks
 from poky.store.nodes import Nodes
@@ -14,33 +14,39 @@ from poky.store.objects import Objects
 from poky.store.results import (
     Bucket,
     Change,
+    Credential,
     Delete,
     Listed,
     Node,
     Object,
     Outcome,
     Put,
+    TokenRow,
 )
+from poky.store.tokens import Tokens
 
 __all__ = [
     "CODES",
     "BadDsn",
     "Bucket",
     "Change",
+    "Credential",
     "Delete",
     "Listed",
     "Node",
     "Object",
     "Outcome",
+    "PolicyChanged",
     "Put",
     "Store",
     "StoreError",
+    "TokenRow",
     "Value",
     "is_utf8",
 ]
 
 
-class Store(Objects, Buckets, Nodes, Locks):
+class Store(Objects, Buckets, Nodes, Tokens, Locks):
     """The interface of schema ``poky`` over one pool of connections.
 
     Never hands out a connection that the server has closed; every wait is bounded; a statement

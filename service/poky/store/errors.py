@@ -25,8 +25,10 @@ _BAD_INPUT = {"22021", "22P05", "54000"}
 CODES = {
     "bad_bucket_name": "The bucket's name is not one.",
     "bad_cache_name": "The cache's name is not one.",
+    "bad_grant": "A grant is no right with a pattern of bucket names.",
     "bad_key": "The key is not one.",
     "bad_text": "A text has a character that PostgreSQL cannot store.",
+    "bad_token_name": "The token's name is not one.",
     "bucket_not_empty": "The bucket has keys and was to be dropped only if empty.",
     "bucket_not_found": "There is no such bucket.",
     "busy": "All connections to the database are in use. Try again shortly.",
@@ -36,7 +38,10 @@ CODES = {
     "database_slow": "A statement or its wait for a lock took too long; nothing was changed.",
     "database_unavailable": "PostgreSQL cannot be reached or does not answer.",
     "outcome_unknown": "The change may have been made, but is not confirmed: read, then retry.",
+    "policy_changed": "Tokens or public buckets were changed meanwhile; nothing was done.",
     "schema_missing": "The database has no schema that suits this release: run poky migrate.",
+    "token_exists": "There is a token of that name already.",
+    "token_not_found": "There is no token of that name.",
 }
 # For a function of an older release, which gives no code.
 _CODES_BY_STATUS = {400: "bad_text", 404: "bucket_not_found", 409: "bucket_not_empty"}
@@ -60,6 +65,15 @@ class StoreError(Exception):
         self.unknown = unknown
 
 
+class PolicyChanged(StoreError):
+    """Tokens or public buckets have changed since the request was decided; nothing was done."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503, "Tokens have just been changed. Try again shortly.", code="policy_changed"
+        )
+
+
 def may_retry(error: Exception, *, is_write: bool) -> bool:
     """Whether a statement that failed surely did nothing, or may be done twice."""
     if not isinstance(error, psycopg2.Error):
@@ -75,6 +89,11 @@ def is_undefined(error: Exception) -> bool:
     return isinstance(error, psycopg2.Error) and (error.pgcode or "").startswith("42")
 
 
+def is_policy_changed(error: Exception) -> bool:
+    """Whether the statement was refused because tokens have changed since it was decided."""
+    return isinstance(error, psycopg2.Error) and error.pgcode == "PK401"
+
+
 def is_fit_after(error: psycopg2.Error) -> bool:
     """Whether the connection may be used again: PostgreSQL refused only the statement."""
     return error.pgcode is not None and error.pgcode[:2] not in _UNFIT
@@ -87,6 +106,8 @@ def translated(error: Exception, *, is_write: bool) -> StoreError:
             400, "A text has a character that cannot be stored, such as NUL.", code="bad_text"
         )
     code = getattr(error, "pgcode", None) or ""
+    if is_policy_changed(error):
+        return PolicyChanged()
     if code.startswith("PK"):
         status = int(code[2:])
         given = error.diag.message_hint if isinstance(error, psycopg2.Error) else None

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psycopg2
@@ -23,6 +23,7 @@ from poky.store.errors import (
     StoreError,
     first_line,
     is_fit_after,
+    is_policy_changed,
     is_undefined,
     may_retry,
     refuse_unreplicated,
@@ -110,6 +111,13 @@ class Connection(psycopg2.extensions.connection):
         self.__dict__.pop("statement", None)  # a cycle, which would keep the last query
 
 
+class _Guard(threading.local):
+    """The policy under which a thread's statements are done; None: any."""
+
+    policy: str | None = None
+    renew: Callable[[str], str] | None = None
+
+
 class Pool:
     """A bounded pool of connections that executes statements, with retries and a watchdog."""
 
@@ -147,6 +155,7 @@ class Pool:
             self._places.put(None)
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
+        self.guard = _Guard()
         self._closed = threading.Event()
         threading.Thread(target=self._cut_overdue, name="poky-overdue", daemon=True).start()
 
@@ -175,6 +184,41 @@ class Pool:
     def _copy(self, statement: str, parameters: Sequence[Any], rows: CopiedRows) -> None:
         """Read rows that may be large, by COPY: in three fifths of the memory of a fetch."""
         self._execute(statement, parameters, is_write=False, copied=rows)
+
+    @contextlib.contextmanager
+    def under(
+        self, policy: str | None, renew: Callable[[str], str] | None = None
+    ) -> Iterator[None]:
+        """Let this thread's statements be done only under this policy (None: any).
+
+        PostgreSQL refuses a statement that comes under another one, and it did nothing then:
+        ``renew(policy)`` decides anew, and either raises or gives the policy to try it under.
+        """
+        guard = self.guard
+        before = guard.policy, guard.renew
+        guard.policy, guard.renew = policy, renew
+        try:
+            yield
+        finally:
+            guard.policy, guard.renew = before
+
+    def _guarded(self, statement: Any) -> Any:
+        """The statement behind the guard, in one message and one transaction."""
+        policy = self.guard.policy
+        if policy is None:
+            return statement
+        guard = f"EXECUTE poky_require_policy('{policy}');"  # a UUID
+        return guard.encode() + statement if isinstance(statement, bytes) else guard + statement
+
+    # What follows a change (nodes, purges) must not fail because tokens have changed since.
+
+    def _read_freely(self, statement: str, parameters: Sequence[Any]) -> Rows:
+        with self.under(None):
+            return self._read(statement, parameters)
+
+    def _write_freely(self, statement: str, parameters: Sequence[Any]) -> Rows:
+        with self.under(None):
+            return self._write(statement, parameters)
 
     def _execute(
         self,
@@ -205,6 +249,10 @@ class Pool:
             except (psycopg2.Error, ValueError) as error:
                 if bucket_function and is_undefined(error):
                     raise
+                if is_policy_changed(error) and attempt < _ATTEMPTS and self.guard.renew:
+                    self.guard.policy = self.guard.renew(str(self.guard.policy))
+                    attempt += 1
+                    continue
                 is_last = attempt >= _ATTEMPTS or time.monotonic() > deadline
                 if is_last or not may_retry(error, is_write=is_write):
                     raise translated(error, is_write=is_write) from error
@@ -236,11 +284,13 @@ class Pool:
                 if bucket_function and bucket_function not in connection.bucket_functions:
                     connection.prepare_bucket_function(*bucket_function)
                 if copied is None:
-                    connection.statement.execute(statement, parameters)
+                    connection.statement.execute(self._guarded(statement), parameters)
                     rows = connection.statement.fetchall()
                     is_fit = len(statement) <= _KEPT_BYTES
                 else:
                     copied.clear()
+                    if self.guard.policy is not None:
+                        connection.statement.execute(self._guarded(""))
                     query = connection.statement.mogrify(statement, parameters)
                     connection.statement.copy_expert(query, copied)
                     rows = []

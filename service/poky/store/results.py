@@ -93,3 +93,35 @@ class Change(NamedTuple):
     id: int
     bucket: str
     key: str
+
+
+class Credential(NamedTuple):
+    """What a token may do and whether a bucket is public, under one policy.
+
+    ``hashes`` is empty where there is no valid token; ``seconds_left`` is None without an end.
+    """
+
+    policy: str
+    public_read: bool
+    hashes: list[str]
+    grants: list[str]
+    seconds_left: float | None
+
+
+class Policy(NamedTuple):
+    """The answer of poky.require_policy: nothing, for it refuses or lets the next statement run."""
+
+    require_policy: None
+
+
+class TokenRow(NamedTuple):
+    """A token as an administrator sees it; times are whole seconds since 1970."""
+
+    id: str
+    name: str
+    hash: str
+    grants: list[str]
+    is_rotating: bool
+    created_at: int
+    expires_at: int | None
+    last_used_on: str | None

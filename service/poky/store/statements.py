@@ -7,7 +7,16 @@ fields are its columns. A field added to a row is read from then on.
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from poky.store.results import Delete, Listed, Node, Object, Outcome, Put
+from poky.store.results import (
+    Credential,
+    Delete,
+    Listed,
+    Node,
+    Object,
+    Outcome,
+    Policy,
+    Put,
+)
 
 
 class Function(NamedTuple):
@@ -56,6 +65,8 @@ FUNCTIONS = {
     ),
     "list": Function(("text", "text", "text", "integer"), Listed),
     "nodes": Function((), Node),
+    "credential": Function(("text", "text"), Credential),
+    "require_policy": Function(("text",), Policy),
 }
 # The functions of single buckets, whose names end with a number, by what they begin with.
 BUCKET_FUNCTIONS = {

@@ -1,0 +1,11 @@
+"""Access: who may do what, by tokens whose decisions end with the policy they were made under.
+
+``grants`` reads and matches rights and bucket patterns, ``tokens`` makes and reads the tokens
+themselves, ``gate`` decides for requests. Knows the store; knows nothing of routes or caches.
+"""
+
+from poky.access.gate import Decision, Gate, Verdict
+from poky.access.grants import RIGHTS, Grants
+from poky.access.tokens import Token
+
+__all__ = ["RIGHTS", "Decision", "Gate", "Grants", "Token", "Verdict"]

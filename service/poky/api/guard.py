@@ -1,0 +1,60 @@
+"""The guard: asks the gate before a handler, and lets its statements hold under that decision only.
+
+A route's row names the right; the bucket is in its path. What is refused here says nothing of
+whether a bucket or an object exists.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from poky.access import Decision, Gate, Verdict
+from poky.api.services import Services
+from poky.http import Answer, Environ, Refused, problem
+
+_CHALLENGE = ("WWW-Authenticate", 'Bearer realm="poky"')
+
+Handler = Callable[..., Answer]
+
+
+def guarded(handler: Handler, right: str, gate: Gate) -> Handler:
+    """The handler behind a gate: 401 without a valid token, 403 without the right."""
+
+    def guarding(services: Services, environ: Environ, **names: Any) -> Answer:
+        bucket = names.get("bucket")
+
+        def decide() -> str:
+            decision = gate.decide(environ.get("HTTP_AUTHORIZATION", ""), right, bucket)
+            require(decision, right, bucket)
+            environ["poky.grants"] = decision.grants
+            return decision.policy
+
+        def renew(policy: str) -> str:
+            gate.forget(policy)
+            return decide()
+
+        with gate.store.under(decide(), renew):
+            return handler(services, environ, **names)
+
+    return guarding
+
+
+def require(decision: Decision, right: str, bucket: str | None) -> None:
+    """Raise 401 or 403 unless the gate granted it."""
+    if decision.verdict is Verdict.UNKNOWN:
+        raise Refused(
+            problem(
+                401,
+                "token_needed",
+                "Send a valid token: Authorization: Bearer poky_….",
+                [_CHALLENGE],
+            )
+        )
+    if decision.verdict is Verdict.REFUSED:
+        where = "any bucket" if bucket is None else "this bucket"
+        raise Refused(
+            problem(
+                403,
+                "right_needed",
+                f"Ask the operator for the right {right} in {where}: this token does not have it.",
+            )
+        )

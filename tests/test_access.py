@@ -1,0 +1,436 @@
+"""Tokens: who may do what, at the service; every route crossed with every right and pattern."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poky.access import RIGHTS, Grants, Token
+from poky.api import ROUTES
+from tests.conftest import Database
+from tests.service import Client, Headers, Response, Service, running
+
+pytestmark = pytest.mark.inside
+
+
+def command(database: Database, *words: str, stdin: str = "", code: int = 0) -> Any:
+    """Run poky as the owner, and return what it prints as JSON."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("POKY_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "poky", *words, "--json"],
+        env={**clean, "POKY_DSN": database.dsn_service, "POKY_OWNER_DSN": database.dsn_owner},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout) if code == 0 else done.stderr
+
+
+def bearer(token: str) -> Headers:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture(scope="module")
+def guarded(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    log = tmp_path_factory.mktemp("guarded") / "log"
+    with running(database.dsn_service, log, access="tokens", statement_timeout="30") as service:
+        yield service
+
+
+@pytest.fixture
+def client(guarded: Service) -> Client:
+    return guarded.client()
+
+
+class Maker:
+    """Makes tokens as the owner, each with a name of its own."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.number = 0
+
+    def __call__(self, *grants: str, seconds: int | None = None) -> str:
+        self.number += 1
+        self.name = f"t{self.number}-{time.time_ns()}"
+        token = Token.create()
+        until = None if seconds is None else int(time.time()) + seconds
+        texts = list(Grants.parse(grants).texts)
+        row = (token.id, self.name, token.hash, texts, until)
+        with self.database.connect() as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT poky.create_token(%s, %s, %s, %s, %s)", row)
+        connection.close()
+        return str(token)
+
+
+@pytest.fixture
+def make(database: Database) -> Maker:
+    return Maker(database)
+
+
+# Every route and every right. What a request looks like that would succeed.
+
+REQUESTS: dict[tuple[str, str], tuple[str, str | None]] = {
+    ("GET", "/kv/<bucket>/<key>"): ("/kv/{b}/k", None),
+    ("PUT", "/kv/<bucket>/<key>"): ("/kv/{b}/k", "value"),
+    ("DELETE", "/kv/<bucket>/<key>"): ("/kv/{b}/k", None),
+    ("GET", "/kv/<bucket>"): ("/kv/{b}", None),
+    ("POST", "/multi/<bucket>"): ("/multi/{b}", '[{"key": "k"}]'),
+    ("PUT", "/multi/<bucket>"): ("/multi/{b}", '[{"key": "k", "data": "v"}]'),
+    ("DELETE", "/multi/<bucket>"): ("/multi/{b}", '[{"key": "k"}]'),
+    ("GET", "/buckets"): ("/buckets", None),
+    ("PUT", "/buckets/<bucket>"): ("/buckets/{b}", None),
+    ("DELETE", "/buckets/<bucket>"): ("/buckets/{b}?keys=drop", None),
+}
+OPEN = {"/status", "/help", "/openapi.json", "/"}
+
+
+def ask(client: Client, method: str, path: str, body: str | None, headers: Headers) -> Response:
+    if path.startswith("/multi"):
+        headers = {"Content-Type": "application/json", **headers}
+    return client.request(method, path, body, headers)
+
+
+def test_the_table_of_requests_has_every_route() -> None:
+    rows = {
+        (method, route.path)
+        for route in ROUTES
+        for method in route.methods
+        if method != "HEAD" and not (method == "POST" and route.path.startswith("/kv"))
+    }
+    assert {row for row in rows if row[1] not in OPEN} == set(REQUESTS)
+
+
+@pytest.mark.parametrize(
+    "route",
+    [route for route in ROUTES if route.path not in OPEN],
+    ids=lambda route: f"{route.methods[0]} {route.path}",
+)
+def test_each_route_needs_its_right_in_its_bucket(
+    route: Any, client: Client, make: Maker, bucket: str
+) -> None:
+    others = tuple(right for right in RIGHTS if right != route.right)
+    tokens = {
+        "exact": (make(f"{route.right}:{bucket}"), 200),
+        "prefix": (make(f"{route.right}:{bucket[:-1]}*"), 200),
+        "all": (make(f"{route.right}:*"), 200),
+        "other rights": (make(f"{','.join(others)}:*"), 403),
+        "other bucket": (make(f"{route.right}:{bucket}x"), 403),
+        "longer prefix": (make(f"{route.right}:{bucket}x*"), 403),
+    }
+    method = next(each for each in route.methods if each != "HEAD")
+    path, body = REQUESTS[(method, route.path)]
+    for what, (token, status) in tokens.items():
+        for form in ({}, {"spelled": True}):
+            target = path.format(b=bucket)
+            if form and "/k" in target:
+                target = target.replace("/k", "/%6B")
+            answer = ask(client, method, target, body, bearer(token))
+            if route.path == "/buckets" and what in ("other bucket", "longer prefix"):
+                assert bucket not in {each["name"] for each in answer.json()["buckets"]}
+                continue
+            # A 404 of an object is a granted answer: it is not there.
+            granted = answer.status in (200, 404)
+            assert granted == (status == 200), (what, answer.status, answer.body)
+            if not granted:
+                assert answer.status == 403
+                assert answer.json()["code"] == "right_needed"
+
+
+@pytest.mark.parametrize("row", REQUESTS, ids=str)
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "",
+        "Bearer",
+        "Bearer x",
+        "Basic",
+        "Basic ====",
+        "Digest a=b",
+        "Bearer poky_aaaaaaaaaaaa_" + "a" * 32,
+        "Bearer poky_aaaaaaaaaaaa_" + "a" * 5000,
+        "Basic " + base64.b64encode(b"a:poky_aaaaaaaaaaaa_" + b"a" * 32).decode(),
+        "Basic " + base64.b64encode(b"\xff\xfe").decode(),
+    ],
+)
+def test_without_a_valid_token_nothing_is_answered(
+    row: tuple[str, str], authorization: str, client: Client, bucket: str
+) -> None:
+    path, body = REQUESTS[row]
+    headers = {"Authorization": authorization} if authorization else {}
+    for name in (bucket, "there-is-no-such-bucket"):
+        answer = ask(client, row[0], path.format(b=name), body, headers)
+        assert answer.status == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+        assert answer.json()["code"] == "token_needed"
+
+
+@pytest.mark.parametrize("path", sorted(OPEN - {"/"}))
+def test_some_routes_are_open(path: str, client: Client) -> None:
+    assert client.get(path).status == 200
+
+
+def test_existence_never_shows(client: Client, make: Maker, bucket: str) -> None:
+    client.request("PUT", f"/kv/{bucket}/there", "v", bearer(make(f"write:{bucket}")))
+    token = make("read:elsewhere")
+    answers = {
+        (answer.status, answer.body, answer.headers["Content-Length"])
+        for name in (bucket, "no-such-bucket")
+        for key in ("there", "missing")
+        for answer in [client.request("GET", f"/kv/{name}/{key}", headers=bearer(token))]
+    }
+    assert len(answers) == 1
+    assert next(iter(answers))[0] == 403
+
+
+def test_basic_takes_the_token_as_password(client: Client, make: Maker, bucket: str) -> None:
+    token = make(f"write:{bucket}")
+    basic = base64.b64encode(f"anybody:{token}".encode()).decode()
+    answer = client.request("PUT", f"/kv/{bucket}/k", "v", {"Authorization": f"Basic {basic}"})
+    assert answer.status == 200
+
+
+def test_a_token_in_the_url_is_not_looked_at(client: Client, make: Maker, bucket: str) -> None:
+    token = make(f"read:{bucket}")
+    assert client.get(f"/kv/{bucket}/k?token={token}").status == 401
+    assert client.get(f"/kv/{bucket}/k?access_token={token}").status == 401
+
+
+def test_buckets_are_listed_as_far_as_granted(client: Client, make: Maker, bucket: str) -> None:
+    answer = client.request("GET", "/buckets", headers=bearer(make(f"list:{bucket}")))
+    assert [each["name"] for each in answer.json()["buckets"]] == [bucket]
+
+
+# Changes of tokens take effect with their acknowledgement.
+
+
+def test_a_revoked_token_opens_nothing(
+    client: Client, make: Maker, database: Database, bucket: str
+) -> None:
+    token = make(f"read,write:{bucket}")
+    assert client.request("PUT", f"/kv/{bucket}/k", "v", bearer(token)).status == 200
+    assert client.request("GET", f"/kv/{bucket}/k", headers=bearer(token)).status == 200
+    assert command(database, "token", "revoke", make.name) == {make.name: "revoked"}
+    assert client.request("GET", f"/kv/{bucket}/k", headers=bearer(token)).status == 401
+    assert client.request("PUT", f"/kv/{bucket}/k", "w", bearer(token)).status == 401
+    assert command(database, "token", "revoke", make.name, code=1)
+
+
+def test_a_change_that_comes_between_decision_and_statement_is_seen(
+    client: Client, make: Maker, database: Database, bucket: str
+) -> None:
+    """The decision is kept; its policy is checked in the transaction that does the work."""
+    token = make(f"read,write,list,delete:{bucket}")
+    requests = [
+        ("PUT", f"/kv/{bucket}/k", "v"),
+        ("PUT", f"/kv/{bucket}/large", "v" * 200_000),
+        ("GET", f"/kv/{bucket}/k", None),
+        ("GET", f"/kv/{bucket}", None),
+        ("GET", "/buckets", None),
+        ("POST", f"/multi/{bucket}", '[{"key": "k"}, {"key": "large"}]'),
+        ("PUT", f"/multi/{bucket}", '[{"key": "k", "data": "w"}]'),
+        ("DELETE", f"/multi/{bucket}", '[{"key": "other"}]'),
+        ("DELETE", f"/kv/{bucket}/other", None),
+    ]
+    for method, path, body in requests:
+        assert ask(client, method, path, body, bearer(token)).status in (200, 404)
+    with database.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT poky.revoke_token(%s)", [make.name])
+    connection.close()
+    for method, path, body in requests:
+        assert ask(client, method, path, body, bearer(token)).status == 401, (method, path)
+
+
+def test_another_change_does_not_disturb(client: Client, make: Maker, bucket: str) -> None:
+    token = make(f"read,write:{bucket}")
+    for number in range(5):
+        make("read:elsewhere")
+        body = f'[{{"key": "k", "data": "{number}"}}]'
+        assert ask(client, "PUT", f"/multi/{bucket}", body, bearer(token)).status == 200
+        answer = client.request("GET", f"/kv/{bucket}/k", headers=bearer(token))
+        assert answer.body == b"%d" % number
+
+
+def test_rotation_keeps_both_secrets_until_it_is_finished(
+    client: Client, make: Maker, database: Database, bucket: str
+) -> None:
+    def status(token: str) -> int:
+        return client.request("GET", f"/kv/{bucket}/k", headers=bearer(token)).status
+
+    first = make(f"read:{bucket}")
+    second = command(database, "token", "rotate", make.name)["token"]
+    assert (status(first), status(second)) == (404, 404)
+    command(database, "token", "rotate", make.name, "--finish")
+    assert (status(first), status(second)) == (401, 404)
+
+
+def test_a_token_ends_by_itself(
+    client: Client, make: Maker, database: Database, bucket: str
+) -> None:
+    token = make(f"read:{bucket}", seconds=1800)
+    assert client.request("GET", f"/kv/{bucket}/k", headers=bearer(token)).status == 404
+    with database.connect() as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE poky.token SET expires_at = clock_timestamp() WHERE name = %s", [make.name]
+        )
+        cursor.execute("SELECT poky._change_policy()")
+    connection.close()
+    assert client.request("GET", f"/kv/{bucket}/k", headers=bearer(token)).status == 401
+
+
+def test_a_public_bucket_is_read_without_a_token(
+    client: Client, make: Maker, database: Database, bucket: str
+) -> None:
+    client.request("PUT", f"/kv/{bucket}/k", "v", bearer(make(f"write:{bucket}")))
+    command(database, "bucket", "set", bucket, "--public", "read")
+    assert client.get(f"/kv/{bucket}/k").body == b"v"
+    assert client.request(
+        "POST", f"/multi/{bucket}", '[{"key": "k"}]', {"Content-Type": "application/json"}
+    ).json() == {"k": "v"}
+    assert client.get(f"/kv/{bucket}").status == 401  # to list is another right
+    assert client.put(f"/kv/{bucket}/k", "w").status == 401
+    assert client.request("GET", f"/kv/{bucket}/k", headers=bearer("wrong")).status == 401
+    other = bearer(make("read:elsewhere"))
+    assert client.request("GET", f"/kv/{bucket}/k", headers=other).status == 200
+    command(database, "bucket", "set", bucket, "--public", "none")
+    assert client.get(f"/kv/{bucket}/k").status == 401
+
+
+# The command.
+
+
+@pytest.mark.parametrize(
+    ("words", "sentences"),
+    [
+        (["a b", "--grant", "read:x"], ["“a b” is no name"]),
+        (["a"], ["at least one grant"]),
+        (["a", "--grant", "read"], ["“read” is not RIGHT"]),
+        (["a", "--grant", "fly:x"], ["“fly” is no right"]),
+        (["a", "--grant", "read:x/y"], ["“x/y” is no pattern"]),
+        (["a", "--grant", "read:*x"], ["“*x” is no pattern"]),
+        (["a", "--grant", "read:x", "--expires", "2001-01-01"], ["has passed already"]),
+        (["a", "--grant", "read:x", "--expires", "soon"], ["“soon” is no end"]),
+        (
+            ["a b", "--grant", "fly:x", "--grant", "read:é", "--expires", "1y"],
+            ["“a b”", "“fly”", "“é”", "“1y”"],
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_named_all_at_once(
+    words: list[str], sentences: list[str], database: Database
+) -> None:
+    before = command(database, "token", "list")
+    said = command(database, "token", "create", *words, code=2)
+    for sentence in sentences:
+        assert sentence in said
+    assert command(database, "token", "list") == before
+
+
+def test_the_command_makes_tokens(client: Client, database: Database, bucket: str) -> None:
+    words = ("--grant", f"read:{bucket}", "--expires", "90d")
+    made = command(database, "token", "create", f"web-{bucket}", *words)
+    assert client.request("GET", f"/kv/{bucket}/k", headers=bearer(made["token"])).status == 404
+    shown = command(database, "token", "show", made["name"])
+    assert shown["grants"] == [f"read:{bucket}"]
+    assert shown in command(database, "token", "list")
+
+
+def test_a_name_is_taken_once(make: Maker, database: Database) -> None:
+    make("read:x")
+    said = command(database, "token", "create", make.name, "--grant", "read:x", code=1)
+    assert "already" in said
+
+
+def test_secrets_are_not_kept(make: Maker, database: Database, guarded: Service) -> None:
+    token = make("read:x")
+    guarded.client().request("GET", "/kv/x/y", headers=bearer(token))
+    secret = token.rpartition("_")[2]
+    shown = json.dumps(command(database, "token", "show", make.name))
+    assert secret not in shown
+    assert secret not in guarded.log.read_text()
+    with database.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT token::text FROM poky.token")
+        assert secret not in str(cursor.fetchall())
+    connection.close()
+
+
+def test_tokens_as_code(database: Database, client: Client, bucket: str) -> None:
+    made = command(database, "token", "generate")
+    wish: list[dict[str, Any]] = [
+        {"name": f"code-{bucket}", "grants": [f"read:{bucket}"], "token": made["token"]}
+    ]
+
+    def apply(*words: str) -> Any:
+        done = command(database, "token", "apply", *words, stdin=json.dumps(wish))
+        return done["changes"]
+
+    assert apply("--check") == {wish[0]["name"]: "created"}
+    assert apply() == {wish[0]["name"]: "created"}
+    assert apply() == {}
+    get = "GET", f"/kv/{bucket}/k"
+    assert client.request(*get, headers=bearer(made["token"])).status == 404
+    wish[0]["grants"] = ["read:elsewhere"]
+    assert apply() == {wish[0]["name"]: "changed"}
+    assert client.request(*get, headers=bearer(made["token"])).status == 403
+    del wish[0]["token"]
+    wish[0] |= {"id": made["id"], "hash": made["hash"]}
+    assert apply() == {}
+    wish[0]["state"] = "absent"
+    assert apply() == {wish[0]["name"]: "revoked"}
+    assert client.request(*get, headers=bearer(made["token"])).status == 401
+    wish[0] = {"name": "a", "grants": ["fly:x"]}
+    wish.append({"name": "b", "grants": ["read:x"]})
+    said = command(database, "token", "apply", stdin=json.dumps(wish), code=1)
+    assert "a: “fly” is no right" in said
+    assert "b: give token" in said
+
+
+# Settings.
+
+
+def test_what_others_reach_must_say_who_may_do_what(database: Database, tmp_path: Path) -> None:
+    service = Service(database.dsn_service, tmp_path / "log", {"POKY_LISTEN": "0.0.0.0"})
+    service.start(wait=False)
+    assert service.process
+    assert service.process.wait(20) == 2
+    assert "POKY_ACCESS" in service.log.read_text()
+
+
+def test_without_tokens_buckets_are_the_admin_listeners(database: Database, tmp_path: Path) -> None:
+    with running(database.dsn_service, tmp_path / "log") as service:
+        answer = service.client().put("/buckets/x")
+        assert answer.status == 403
+        assert str(service.admin_port) in answer.json()["detail"]
+
+
+# Reading grants and tokens.
+
+
+def test_grants_match_buckets() -> None:
+    grants = Grants.parse(["read,write:tips", "list:user-*", "read:*"])
+    assert grants.allow("read", "anything")
+    assert grants.allow("write", "tips")
+    assert not grants.allow("write", "tips2")
+    assert grants.allow("list", "user-")
+    assert not grants.allow("list", "user")
+    assert grants.allow("list", None)
+    assert not grants.allow("admin", None)
+
+
+def test_a_token_is_read_as_it_is_written() -> None:
+    token = Token.create()
+    assert Token.parse(str(token)) == token
+    assert token.secret not in repr(token)
+    assert token.is_one_of([Token.create().hash, token.hash])
+    assert not token.is_one_of([])
+    assert Token.parse(str(token) + "\n") is None
