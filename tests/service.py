@@ -155,7 +155,8 @@ class Service:
         self.port = self.port or ports[0]
         self.admin_port, self.lease_port = ports[1:]
 
-    def start(self, *, wait: bool = True) -> Service:
+    def start(self, *, wait: bool = True, output: int | None = None) -> Service:
+        """Start it; ``output``: where its log goes in place of the file."""
         clean = {
             name: value
             for name, value in os.environ.items()
@@ -172,8 +173,8 @@ class Service:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", self.module, "serve"],
                 env={**clean, **settings},
-                stdout=log,
-                stderr=log,
+                stdout=log if output is None else output,
+                stderr=log if output is None else output,
             )
         if wait:
             wait_until(self.is_ready, what=f"poky serve is ready; see {self.log}")

@@ -160,7 +160,7 @@ def test_tasks_are_metrics(background: Background) -> None:
     background.add("count", list, period=0.01)
     background.add("fail", lambda: 1 // 0, period=0.01)
     wait_until(lambda: all(each["runs"] or each["errors"] for each in background.status()))
-    metrics = Metrics(background.figures(), access_log=False)
+    metrics = Metrics(background.figures())
     text = metrics.expose().decode()
     metrics.close()
     assert "# TYPE poky_background_runs_total counter" in text

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from poky.metrics import AccessLog, Metrics
+from poky.logs import Log
+from poky.metrics import Metrics
 
 REQUEST = {
     "REQUEST_METHOD": "GET",
@@ -28,15 +31,15 @@ def counted(metrics: Metrics, **labels: str) -> float:
 
 
 @pytest.fixture
-def stderr(monkeypatch: pytest.MonkeyPatch) -> int:
-    """The end where what goes to the log comes out."""
+def pipe() -> Iterator[tuple[int, Log]]:
+    """The end where what goes to the log comes out, and the log."""
     reader, writer = os.pipe()
-    monkeypatch.setattr("poky.metrics.AccessLog", lambda: AccessLog(writer))
-    return reader
+    yield reader, Log(writer)
+    os.close(writer)
 
 
 def test_an_answer_counts_at_the_next_scrape() -> None:
-    metrics = Metrics(access_log=False)
+    metrics = Metrics()
     for number in range(3):
         metrics.observe(REQUEST, 200, 10, 0.003)
         wanted = {"method": "GET", "route": "/kv/<bucket>/<key>", "status": "200"}
@@ -48,17 +51,17 @@ def test_an_answer_counts_at_the_next_scrape() -> None:
 
 
 def test_a_method_that_a_client_invents_is_no_series_of_its_own() -> None:
-    metrics = Metrics(access_log=False)
+    metrics = Metrics()
     metrics.observe({"REQUEST_METHOD": "FROBNICATE", "REQUEST_URI": "/"}, 404, 0, 0.0)
     assert counted(metrics, method="-", route="-", status="404") == 1
     metrics.close()
 
 
-def test_a_line_is_written_soon(stderr: int) -> None:
-    metrics = Metrics()
+def test_a_line_is_written_soon(pipe: tuple[int, Log]) -> None:
+    metrics = Metrics(access_log=pipe[1])
     metrics.observe(REQUEST, 200, 10, 0.003)
     started = time.monotonic()
-    line = os.read(stderr, 4096).decode()
+    line = os.read(pipe[0], 4096).decode()
     assert time.monotonic() - started < 2
     assert line == (
         "method=GET path=/kv/b/k?x=1 status=200 bytes=10 ms=3.00 outcome=inserted"
@@ -67,23 +70,50 @@ def test_a_line_is_written_soon(stderr: int) -> None:
     metrics.close()
 
 
-def test_the_last_lines_are_written_at_the_end(stderr: int) -> None:
-    metrics = Metrics()
+def test_the_last_lines_are_written_at_the_end(pipe: tuple[int, Log]) -> None:
+    metrics = Metrics(access_log=pipe[1])
     for number in range(50):
         metrics.observe(REQUEST, 200, number, 0.003)
     metrics.close()
-    lines = os.read(stderr, 65536).decode().splitlines()
+    assert pipe[1].flush(10)
+    lines = os.read(pipe[0], 65536).decode().splitlines()
     assert [line.split()[3] for line in lines] == [f"bytes={number}" for number in range(50)]
 
 
-def test_while_the_log_is_blocked_answers_are_counted_and_memory_is_bounded(stderr: int) -> None:
-    metrics = Metrics()
+def test_while_the_log_is_blocked_answers_are_counted_and_memory_is_bounded(
+    pipe: tuple[int, Log],
+) -> None:
+    reader, log = pipe
+    metrics = Metrics(access_log=log)
     for _ in range(80_000):
         metrics.observe(REQUEST, 200, 1, 0.003)
     wanted = {"method": "GET", "route": "/kv/<bucket>/<key>", "status": "200"}
     assert counted(metrics, **wanted) == 80_000
     assert len(metrics._seen) < 4096
-    assert metrics._access is not None
-    assert len(metrics._access._lines) <= 65_536
-    os.close(stderr)  # the thread that waits for it goes on
+    assert sum(map(len, log._lines)) <= 4 * 1024 * 1024
+    assert log.dropped > 10_000
+    began = time.monotonic()
     metrics.close()
+    assert not log.flush(0.2)
+    assert time.monotonic() - began < 5
+
+    # Once it is read again, every line is there or counted.
+    said = b""
+    missing = None
+    while missing is None:
+        said += os.read(reader, 65536)
+        missing = re.search(rb"(\d+) lines are missing here", said)
+    assert said.count(b"method=GET") + int(missing[1]) >= 80_000 - 512
+    assert log.dropped == int(missing[1])
+    log.add(["again\n"])
+    assert log.flush(10)
+
+
+def test_a_log_that_takes_nothing_drops_and_counts() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    for file in (writer, -1, os.open("/dev/full", os.O_WRONLY)):
+        log = Log(file)
+        log.add(["one\n", "two\n"])
+        assert log.flush(10)
+        assert log.dropped == 2

@@ -22,7 +22,7 @@ import pytest
 from poky import embedded
 from poky.schema.migrate import migrate
 from tests.conftest import Database
-from tests.service import Client, Service, running, wait_until
+from tests.service import Client, Service, free_ports, running, wait_until
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -210,6 +210,62 @@ def test_all_threads_stay_on_the_cpu_that_is_set(
             assert os.sched_getaffinity(thread) == {allowed[int(cpu) % len(allowed)]}
             assert os.sched_getscheduler(thread) == os.SCHED_BATCH
     assert service.stop() == 0
+
+
+def test_a_log_that_is_not_read_delays_no_request_and_no_exit(tmp_path: Path) -> None:
+    """Its pipe is full: of lines of requests, and of records written in the midst of requests."""
+    reader, writer = os.pipe()
+    service = Service("host=/nowhere", tmp_path / "unused")
+    service.start(wait=False, output=writer)
+    try:
+        wait_until(lambda: _status(service) is not None, what="it listens")
+        client = service.client(timeout=10)
+        for _ in range(1500):
+            assert client.get(f"/nothing/{'x' * 3000}").status == 404
+            if _ % 100 == 0:
+                assert client.get("/kv/b/k").status == 503  # which is logged as a warning
+        assert client.get("/kv/b/k").status == 503
+        dropped = wait_until(
+            lambda: (
+                re.search(
+                    rb"^poky_log_dropped_lines_total [1-9]",
+                    service.admin().get("/metrics").body,
+                    re.MULTILINE,
+                )
+                or client.get(f"/nothing/{'x' * 3000}").status != 404
+            ),
+            what="lines were dropped",
+        )
+        assert dropped is not True
+        began = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - began < 6
+    finally:
+        if service.process and service.process.poll() is None:
+            service.process.kill()
+        os.close(reader)
+        os.close(writer)
+
+
+def test_without_a_stderr_it_serves(tmp_path: Path) -> None:
+    port, admin_port = free_ports(2)
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", 'exec "$0" -m poky serve -d host=/nowhere 2>&- >&-', sys.executable],
+        env={**os.environ, "POKY_PORT": str(port), "POKY_ADMIN_PORT": str(admin_port)},
+    )
+    try:
+        wait_until(lambda: _answers(port), what="it answers")
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+
+
+def _answers(port: int) -> int | None:
+    try:
+        return Client(port).get("/help").status
+    except OSError:
+        return None
 
 
 def test_a_port_in_use_is_one_sentence(log: Path) -> None:

@@ -2,9 +2,7 @@
 
 import contextlib
 import logging
-import os
 import socket
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -13,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
+
+from poky.logs import Log
 
 Environ = dict[str, Any]
 
@@ -35,7 +35,6 @@ log = logging.getLogger("poky.metrics")
 
 _PAUSE = 0.1  # seconds
 _MOST_SEEN = 4096
-_WAITING_LINES = 65_536
 _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -53,7 +52,7 @@ class Metrics:
         statsd_host: str = "",
         statsd_key_base: str = "poky",
         *,
-        access_log: bool = True,
+        access_log: Log | None = None,
     ) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -77,7 +76,7 @@ class Metrics:
         self._registry.register(self)
         self._children: dict[tuple[str, str, int], tuple[Any, Any]] = {}
         self._statsd = _Statsd(statsd_host, statsd_key_base) if statsd_host else None
-        self._access = AccessLog() if access_log else None
+        self._access = access_log
         self._seen: deque[_Seen] = deque()
         self._counting = threading.Lock()
         self._closed = threading.Event()
@@ -102,7 +101,7 @@ class Metrics:
         )
         if self._statsd:
             self._statsd.send(method, status, seconds)
-        if len(self._seen) >= _MOST_SEEN:  # the thread is starved, or blocked by the log
+        if len(self._seen) >= _MOST_SEEN:  # the thread is starved
             self._count()
 
     def _work(self) -> None:
@@ -110,11 +109,10 @@ class Metrics:
         while more:
             more = not self._closed.wait(_PAUSE)
             self._count()
-            if self._access:
-                self._access.write()
 
     def _count(self) -> None:
         """Count what was seen, and queue its lines."""
+        lines = []
         with self._counting:
             # Only the holder of the lock removes any, so all that are there now stay there.
             for _ in range(len(self._seen)):
@@ -132,8 +130,9 @@ class Metrics:
                 children[0].inc()
                 children[1].observe(seconds)
                 self._sent.inc(sent)
-                if self._access:
-                    self._access.queue(seen)
+                lines.append(seen)
+        if self._access and lines:
+            self._access.add([_line(seen) for seen in lines])
 
     def collect(self) -> Any:
         """The figures, read when Prometheus asks."""
@@ -151,38 +150,18 @@ class Metrics:
         return generate_latest(self._registry)
 
     def close(self) -> None:
-        """Write out what the log still holds."""
+        """Count what is left, and queue its lines."""
         self._closed.set()
         self._thread.join(5)
 
 
-class AccessLog:
-    """One line per request; writing may block on a disk or a pipe."""
-
-    def __init__(self, file: int | None = None) -> None:
-        self._file = sys.stderr.fileno() if file is None else file
-        # Bounded: while the log is blocked, the oldest lines are dropped.
-        self._lines: deque[str] = deque(maxlen=_WAITING_LINES)
-
-    def queue(self, seen: _Seen) -> None:
-        """Queue the line of one request, as key=value."""
-        method, _, status, sent, seconds, target, outcome, client, request_id = seen
-        self._lines.append(
-            f"method={method} path={target[:2048]} status={status} bytes={sent}"
-            f" ms={seconds * 1000:.2f} outcome={outcome} client={client} id={request_id[:64]}\n"
-        )
-
-    def write(self) -> None:
-        """Write what is queued; to be called by one thread only."""
-        while self._lines:
-            # Only this thread removes lines, so all that are there now stay there.
-            count = min(len(self._lines), 512)
-            data = "".join(self._lines.popleft() for _ in range(count)).encode()
-            while data:
-                try:
-                    data = data[os.write(self._file, data) :]
-                except OSError:
-                    break  # a full or closed log must not stop the service
+def _line(seen: _Seen) -> str:
+    """The line of one request, as key=value."""
+    method, _, status, sent, seconds, target, outcome, client, request_id = seen
+    return (
+        f"method={method} path={target[:2048]} status={status} bytes={sent}"
+        f" ms={seconds * 1000:.2f} outcome={outcome} client={client} id={request_id[:64]}\n"
+    )
 
 
 class _Statsd:

@@ -24,6 +24,7 @@ from poky.cache import Caches
 from poky.config import Config
 from poky.health import Health
 from poky.http import Budget, Server
+from poky.logs import Log, take_over
 from poky.metrics import Figure, Metrics
 from poky.store import Store
 
@@ -49,6 +50,8 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
 
     Starts and stays up while the database is away. Calls ``on_ready`` once all listeners accept.
     """
+    lines = Log()
+    take_over(lines)
     schedule(config.cpu)
     return_large_memory()
     store = Store(
@@ -72,12 +75,15 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
             "database_idle": Figure(
                 "Idle connections to PostgreSQL.", lambda: store.connections[1]
             ),
+            "log_dropped_lines": Figure(
+                "Lines of the log that could not be written.", lambda: lines.dropped, "counter"
+            ),
             **caches.figures(),
             **background.figures(),
         },
         config.statsd_host,
         config.statsd_key_base,
-        access_log=config.log_level in ("debug", "info"),
+        access_log=lines if config.log_level in ("debug", "info") else None,
     )
     services = Services(
         store,
@@ -151,7 +157,8 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         config.admin_port,
     )
     notify(f"READY=1\nSTATUS=serving on {config.listen}:{config.port}")
-    on_ready()
+    # On a thread of its own: it writes, and a terminal may be held.
+    threading.Thread(target=on_ready, daemon=True).start()
     _watch(listeners, stopping)
     notify("STOPPING=1\nSTATUS=finishing what runs")
     log.info("stopping: %d requests are running", listeners[0].in_flight)

@@ -6,6 +6,8 @@ programs. Exit status: 0 done, 1 it failed, 2 the command or its settings were w
 """
 
 import logging
+import os
+import sys
 
 import click
 
@@ -68,5 +70,17 @@ for command in (serve, migrate, bucket, cache, token):
 
 def main() -> None:
     """Run the command; anything a person can mend is one sentence, never a traceback."""
+    _open_standard_files()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     poky(prog_name="poky")
+
+
+def _open_standard_files() -> None:
+    """Open /dev/null for standard files that are closed: sockets would get their numbers."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, mode))  # noqa: SIM115 - for good

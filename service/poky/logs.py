@@ -1,0 +1,101 @@
+"""The log: one thread writes it, so that a reader that stops delays no request and no exit."""
+
+import logging
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+_MOST_BYTES = 4 * 1024 * 1024
+_AT_ONCE = 512  # lines for one write
+_LAST_SECONDS = 1.0
+
+
+class Log:
+    """Lines on their way to a file, a pipe or a terminal.
+
+    Lines that do not fit into ``most_bytes``, or that cannot be written, are dropped and counted;
+    a line says so when there is room again.
+    """
+
+    def __init__(self, file: int | None = None, most_bytes: int = _MOST_BYTES) -> None:
+        self.dropped = 0
+        self._file = sys.stderr.fileno() if file is None else file
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._said = 0  # of those dropped
+        self._lines: deque[bytes] = deque()
+        self._changed = threading.Condition()
+        threading.Thread(target=self._work, name="poky-log", daemon=True).start()
+
+    def add(self, lines: Sequence[str]) -> None:
+        """Queue lines, each with its end; never waits for the file."""
+        encoded = [line.encode(errors="backslashreplace") for line in lines]
+        with self._changed:
+            for line in encoded:
+                if self._bytes + len(line) > self._most_bytes:
+                    self.dropped += 1
+                else:
+                    self._bytes += len(line)
+                    self._lines.append(line)
+            self._changed.notify_all()
+
+    def flush(self, timeout: float = _LAST_SECONDS) -> bool:
+        """Wait until all lines are written, at most ``timeout`` seconds; False: some are not."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._bytes, timeout)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines)
+                count = min(len(self._lines), _AT_ONCE)
+                taken = [self._lines.popleft() for _ in range(count)]
+            unwritten = self._write(b"".join(taken))
+            with self._changed:
+                self._bytes -= sum(map(len, taken))
+                self.dropped += unwritten.count(b"\n")
+                if self.dropped > self._said and not unwritten:
+                    missing, self._said = self.dropped - self._said, self.dropped
+                    note = b"WARNING poky.logs: %d lines are missing here: the log was not taken.\n"
+                    self._lines.append(note % missing)
+                    self._bytes += len(self._lines[-1])
+                self._changed.notify_all()
+
+    def _write(self, data: bytes) -> bytes:
+        """Write data; returns the rest if the file takes no more (ENOSPC, EPIPE)."""
+        while data:
+            try:
+                data = data[os.write(self._file, data) :]
+            except OSError:
+                break
+        return data
+
+
+class LogHandler(logging.Handler):
+    """Has the records of `logging` written by a Log."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue the record."""
+        try:
+            self._log.add([f"{self.format(record)}\n"])
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Wait for what is queued, as `logging.shutdown` does at the end; at most a second."""
+        self._log.flush()
+
+
+def take_over(log: Log) -> None:
+    """Have the log write all records of this process, in the format that they have."""
+    root = logging.getLogger()
+    handler = LogHandler(log)
+    if root.handlers:
+        handler.setFormatter(root.handlers[0].formatter)
+    root.handlers[:] = [handler]
