@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from poky import __version__
-from poky.api import ADMIN_ROUTES, ROUTES, openapi
+from poky.api import ADMIN_ROUTES, LEASE_ROUTES, ROUTES, Route, openapi
 from poky.config import Config
 from tests.service import Client, Service
 
@@ -79,6 +79,11 @@ def test_openapi_names_every_route_and_no_other(client: Client) -> None:
         for method in route.methods
     }
     assert named == routed
+
+
+@pytest.mark.parametrize("routes", [ROUTES, ADMIN_ROUTES, LEASE_ROUTES])
+def test_every_listener_has_a_document(routes: tuple[Route, ...]) -> None:
+    assert openapi.document(Config(), routes)["paths"]
 
 
 def test_openapi_names_every_status_of_a_route(client: Client) -> None:

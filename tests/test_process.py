@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -20,6 +21,7 @@ import psycopg2
 import pytest
 
 from poky import embedded
+from poky.process import why_not
 from poky.schema.migrate import migrate
 from tests.conftest import Database
 from tests.service import Client, Service, free_ports, running, wait_until
@@ -268,14 +270,53 @@ def _answers(port: int) -> int | None:
         return None
 
 
-def test_a_port_in_use_is_one_sentence(log: Path) -> None:
-    taken = socket.create_server(("127.0.0.1", 0))
-    service = Service("host=/nowhere", log, port=taken.getsockname()[1]).start(wait=False)
-    assert service.process
-    assert service.process.wait(20) == 1
-    assert "cannot listen" in log.read_text()
-    assert "Traceback" not in log.read_text()
-    taken.close()
+TAKEN = "the port that is taken"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"PORT": TAKEN}, "another program does.* another port with -p or POKY_PORT"),
+        ({"ADMIN_PORT": TAKEN}, "another program does.* another port with POKY_ADMIN_PORT"),
+        (
+            {"LEASE_PORT": TAKEN, "CACHES": "http://127.0.0.1:1"},
+            "another program does.* another port with POKY_LEASE_PORT",
+        ),
+        ({"LISTEN": "203.0.113.9"}, "does not have that address. Set POKY_LISTEN"),
+        ({"ADMIN_LISTEN": "203.0.113.9"}, "does not have that address. Set POKY_ADMIN_LISTEN"),
+        ({"LISTEN": "nowhere.invalid"}, "nowhere.invalid: no name.* Set POKY_LISTEN"),
+        ({"LISTEN": "[::1]"}, "Set POKY_LISTEN .* ::1 without brackets"),
+        ({"LISTEN": "/run/poky.sock"}, "/run/poky.sock: no name.* Set POKY_LISTEN"),
+        ({"LISTEN": "a..b"}, "a..b: no name.* Set POKY_LISTEN"),
+        ({"LISTEN": "a" * 300}, "no name.* Set POKY_LISTEN"),
+        ({"LISTEN": "fe80::1"}, "See POKY_LISTEN and POKY_PORT"),
+    ],
+)
+def test_an_address_that_cannot_be_listened_on_is_one_sentence(
+    log: Path, settings: dict[str, str], sentence: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        given = {f"POKY_{name}": port if to == TAKEN else to for name, to in settings.items()}
+        if "POKY_LISTEN" in given:
+            given["POKY_ACCESS"] = "open"
+        service = Service("host=/nowhere", log, given).start(wait=False)
+        assert service.process
+        assert service.process.wait(20) == 1
+    said = [line for line in log.read_text().splitlines() if "POKY_ACCESS" not in line]
+    assert len(said) == 1, said
+    assert re.search(f"cannot listen on .*{sentence}", said[0]), said
+    assert "Errno" not in said[0]
+    assert "(" not in said[0]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
+def test_a_privileged_port_is_called_that(code: int) -> None:
+    """Root, as which the tests may run, may use all."""
+    said = why_not(PermissionError(code, "Permission denied"), "127.0.0.1", 80, "POKY_")
+    assert "80" in said
+    assert "POKY_PORT" in said
+    assert "1024" in said
 
 
 @pytest.mark.parametrize("kind", ["partitioned"])

@@ -6,6 +6,7 @@ The only place where store, caches, contract and listeners meet. Speaks systemd'
 
 import contextlib
 import ctypes
+import errno
 import gc
 import logging
 import os
@@ -23,7 +24,7 @@ from poky.background import Background
 from poky.cache import Caches
 from poky.config import Config
 from poky.health import Health
-from poky.http import Budget, Server
+from poky.http import Budget, CannotListen, Server
 from poky.logs import Log, take_over
 from poky.metrics import Figure, Metrics
 from poky.store import Store
@@ -34,6 +35,7 @@ log = logging.getLogger("poky.process")
 
 _CONNECTION_HEADROOM = 65_536
 _STUCK_SECONDS = 20.0
+_PREFIXES = ("POKY_", "POKY_ADMIN_", "POKY_LEASE_")  # of the listeners' settings, in their order
 # What a request's body takes while it is stored, times its length: the body, or instead of it three
 # copies of a literal of at most four thirds. `make abuse` measures it.
 _BODY_FACTOR = 4
@@ -135,8 +137,12 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
     try:
         for listener in listeners:
             listener.prepare()
-    except OSError as error:
-        log.error("cannot listen: %s. Choose another port with -p or POKY_PORT.", error)
+    except CannotListen as error:
+        address, port = listener.bind_addr
+        log.error(
+            "%s",
+            why_not(error.__cause__, str(address), int(port), _PREFIXES[listeners.index(listener)]),
+        )
         return 1
     caches.start()
     threads = [
@@ -170,6 +176,35 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
     if unfinished:
         log.error("%d requests were cut off at the deadline", unfinished)
     return 1 if unfinished else 0
+
+
+def why_not(error: BaseException | None, address: str, port: int, prefix: str) -> str:
+    """Why a listener cannot be opened, and which setting to change (``prefix``: POKY_ADMIN_…)."""
+    listen = f"{prefix}LISTEN"
+    number = f"{prefix}PORT" if prefix != "POKY_" else "-p or POKY_PORT"
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return (
+            f"cannot listen on {address}: no name or address that this machine knows. Set {listen}"
+            " to an address of this machine: 127.0.0.1, 0.0.0.0 for all, ::1 without brackets."
+        )
+    code = error.errno if isinstance(error, OSError) else None
+    if code == errno.EADDRINUSE:
+        return (
+            f"cannot listen on port {port} of {address}: another program does. Stop it, or choose"
+            f" another port with {number}."
+        )
+    if code in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        return (
+            f"cannot listen on {address}: this machine does not have that address. Set {listen} to"
+            " one that it has: 127.0.0.1, or 0.0.0.0 for all."
+        )
+    if code in (errno.EACCES, errno.EPERM):
+        return (
+            f"cannot listen on port {port}: this user may not. Ports below 1024 are for root,"
+            f" mostly. Choose another port with {number}."
+        )
+    reason = getattr(error, "strerror", None) or error
+    return f"cannot listen on port {port} of {address}: {reason}. See {listen} and {prefix}PORT."
 
 
 def schedule(cpu: int) -> None:

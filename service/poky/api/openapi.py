@@ -173,6 +173,7 @@ _MISSING = _empty("No such object (empty body), or no such bucket (a problem).")
 _ANY = {
     "200": _empty("Done."),
     "400": _problem("Bad input."),
+    "401": _problem("No valid token."),
     "403": _empty("Not granted."),
     "404": _problem("No such bucket."),
     "409": _problem("The bucket has keys."),

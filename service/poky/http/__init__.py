@@ -7,13 +7,14 @@ from poky.http.answers import CODES, Answer, Refused, bare, json, problem, refus
 from poky.http.connection import Connection
 from poky.http.head import Environ, Headers, parse_head
 from poky.http.memory import Budget, Reservation
-from poky.http.server import Server
+from poky.http.server import CannotListen, Server
 from poky.http.workers import Workers
 
 __all__ = [
     "CODES",
     "Answer",
     "Budget",
+    "CannotListen",
     "Connection",
     "Environ",
     "Headers",

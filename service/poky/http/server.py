@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,10 @@ from poky.http.memory import Budget, overload
 from poky.http.workers import Workers
 
 log = logging.getLogger(__name__)
+
+
+class CannotListen(Exception):
+    """An address that cannot be listened on; its cause is the system's error."""
 
 
 class _ErrorLog:
@@ -93,10 +98,14 @@ class Server(wsgi.Server):
         self.closing = False
         self.environ: Environ = {}
         self._stamp = (0, "")
+        self._bind_error: OSError | None = None
 
     def prepare(self) -> None:
-        """Bind, listen and start the threads."""
-        super().prepare()
+        """Bind, listen and start the threads. Raises CannotListen."""
+        try:
+            super().prepare()
+        except (OSError, UnicodeError) as error:  # UnicodeError: no host name has such a form
+            raise CannotListen from self._bind_error or error
         unix = isinstance(self.bind_addr, str)
         self.environ = {
             "REQUEST_METHOD": "-",
@@ -116,6 +125,15 @@ class Server(wsgi.Server):
             "wsgi.multiprocess": False,
             "wsgi.run_once": False,
         }
+
+    def bind(self, family: int, type: int, proto: int = 0) -> socket.socket:
+        """As cheroot, whose own error says in a sentence what no program can read."""
+        try:
+            bound: socket.socket = super().bind(family, type, proto)
+        except OSError as error:
+            self._bind_error = error
+            raise
+        return bound
 
     def process_conn(self, conn: Connection) -> None:
         """Register an accepted connection; 503 above `max_connections`."""
