@@ -232,7 +232,7 @@ class Config:
             "lease_listen": self.lease_listen or self.listen,
             "pool_size": self.pool_size or self.threads + 2,
             "owner_dsn": self.owner_dsn or self.dsn,
-            "home": self.home or _default_home(),
+            "home": self.home or str(data_folder()),
             "release": self.release or _release_beside_venv(),
             "instance": self.instance or f"{socket.gethostname()}:{self.port}",
             "access": self.access or ("open" if _is_loopback(self.listen) else ""),
@@ -362,9 +362,13 @@ def _is_loopback(address: str) -> bool:
     return address in {"localhost", "::1"} or address.startswith("127.")
 
 
-def _default_home() -> str:
-    data = os.environ.get("XDG_DATA_HOME") or str(Path("~/.local/share").expanduser())
-    return str(Path(data) / "poky")
+def data_folder() -> Path:
+    """The user's folder for what Poky keeps; POKY_HOME unless that is set."""
+    try:
+        data = os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()
+    except RuntimeError:  # no HOME, and a user whom the system does not know
+        data = "/nonexistent"
+    return Path(data) / "poky"
 
 
 def _release_beside_venv() -> str:

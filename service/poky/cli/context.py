@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 import msgspec
 
+from poky.cli.served import noted, served_homes
 from poky.config import Config, ConfigError
 from poky.schema import SchemaError
 from poky.store import BadDsn, Store, StoreError
@@ -17,10 +20,25 @@ from poky.store import BadDsn, Store, StoreError
 if TYPE_CHECKING:
     from poky.cache import Caches
 
+log = logging.getLogger("poky.cli")
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-dsn_option = click.option(
-    "-d", "--dsn", metavar="DSN", help="Where PostgreSQL is. Default: POKY_DSN, else embedded."
-)
+_HOME = "poky.home"
+
+
+def dsn_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which database: --dsn, and --home, which `load_config` reads."""
+    command = click.option(
+        "--home",
+        metavar="DIR",
+        expose_value=False,
+        callback=lambda context, _, value: context.meta.update({_HOME: value}),
+        help="Where the embedded PostgreSQL keeps its data. Default: POKY_HOME, else the one that"
+        " is being served.",
+    )(command)
+    return click.option(
+        "-d", "--dsn", metavar="DSN", help="Where PostgreSQL is. Default: POKY_DSN, else embedded."
+    )(command)
 
 
 class Failed(click.ClickException):
@@ -68,12 +86,38 @@ def failures() -> Iterator[None]:
 
 def load_config(**overrides: Any) -> Config:
     """Read the settings; those of the command line win. Raises Failed."""
+    home = _home_option()
+    if home and overrides.get("dsn"):
+        raise click.UsageError("--home is for an embedded database, -d for another: name one.")
     try:
-        config = Config.from_env(**overrides)
+        config = Config.from_env(**{"home": home, **overrides})
     except ConfigError as error:
         raise BadSettings(str(error), code="bad_settings") from error
+    if home:  # it wins over the environment's DSN
+        config = replace(config, dsn="", owner_dsn="")
     logging.getLogger().setLevel(config.log_level.upper())
     return config
+
+
+def _home_option() -> str | None:
+    context = click.get_current_context(silent=True)
+    return context.meta.get(_HOME) if context else None
+
+
+def _find_home(config: Config) -> Path:
+    """The home that was named, else the one that is being served, else the user's own."""
+    if _home_option() or os.environ.get("POKY_HOME"):
+        return Path(config.home)
+    homes = served_homes()
+    if len(homes) > 1:
+        raise Failed(
+            f"Several embedded databases are being served: {', '.join(map(str, homes))}."
+            " Name one with --home or POKY_HOME.",
+            code="several_databases",
+        )
+    home = homes[0] if homes else Path(config.home)
+    log.info("using the embedded database in %s", home)
+    return home
 
 
 @contextlib.contextmanager
@@ -88,9 +132,13 @@ def database(config: Config, *, keep_up: bool = False, migrated: bool = True) ->
         from poky import embedded  # noqa: PLC0415
         from poky.schema.migrate import migrate  # noqa: PLC0415
 
-        with failures(), embedded.ensure_running(Path(config.home)) as server:
+        home = Path(config.home) if keep_up else _find_home(config)
+        with ExitStack() as stack:
+            stack.enter_context(failures())
+            server = stack.enter_context(embedded.ensure_running(home))
             if keep_up:
                 server.supervise()
+                stack.enter_context(noted(home))
             config = replace(config, dsn=server.dsn_service, owner_dsn=server.dsn_owner)
             if migrated:
                 migrate(config.owner_dsn, release=config.release)

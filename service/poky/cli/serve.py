@@ -15,12 +15,11 @@ from poky.config import Config, unknown_settings, url_of
 @click.command(epilog="\b\nExample:\n  poky serve -p 9000 --home ~/poky")
 @click.option("-p", "--port", type=click.IntRange(1, 65535), help="The port. Default: 8081.")
 @dsn_option
-@click.option("--home", metavar="DIR", help="Where the embedded PostgreSQL keeps its data.")
-def serve(port: int | None, dsn: str | None, home: str | None) -> None:
+def serve(port: int | None, dsn: str | None) -> None:
     """Serve HTTP until SIGTERM."""
     from poky import process  # noqa: PLC0415 - only this command needs it
 
-    config = load_config(port=port, dsn=dsn, home=home)
+    config = load_config(port=port, dsn=dsn)
     if config.owner_dsn and not config.dsn:
         raise BadSettings(
             "POKY_OWNER_DSN: is for poky migrate, and requests must not run as the owner. Set"
