@@ -112,6 +112,11 @@ def no_purge_for_batches() -> None:
     _forget_outbox("delete_many", lambda _: True)
 
 
+def decisions_kept() -> None:
+    """A decision is kept, and no statement asks whether it still holds."""
+    store.Store._guarded = lambda self, statement: statement  # type: ignore[method-assign]
+
+
 def _forget_outbox(verb: str, chosen: Callable[[Any], bool]) -> None:
     original = getattr(store.Store, verb)
 
@@ -128,7 +133,7 @@ ALTERATIONS = {
     each.__name__: each
     for each in (
         *(slow_reads, stalls, purge_before_commit, nodes_before_commit),
-        *(no_purge_on_insert, no_purge_for_batches),
+        *(no_purge_on_insert, no_purge_for_batches, decisions_kept),
     )
 }
 

@@ -75,3 +75,28 @@ SABOTAGES = (
         alterations="nodes_before_commit",
     ),
 )
+
+# With tokens (tests.coherence.tokens).
+TOKEN_SABOTAGES = (
+    Sabotage(
+        "decision-not-purged",
+        "PURGE /policy is confirmed, and decisions stay.",
+        vcl="decision-not-purged",
+    ),
+    Sabotage(
+        "decision-without-lease",
+        "A decision is used although the lease is over.",
+        Fault("", "", leases_late),
+        vcl="decision-without-lease",
+    ),
+    Sabotage(
+        "decision-for-any-bucket",
+        "What was decided for one bucket holds for all.",
+        vcl="decision-for-any-bucket",
+    ),
+    Sabotage(
+        "decisions-kept",
+        "The service keeps a decision, and no statement asks whether it still holds.",
+        alterations="decisions_kept",
+    ),
+)

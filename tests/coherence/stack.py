@@ -19,11 +19,12 @@ from typing import Self
 import psycopg2
 
 from poky import embedded
+from poky.access import Grants, Token
 from poky.schema.migrate import migrate
 from poky.store import Node, Store, StoreError
 from tests.coherence.gate import Gate, Gates
 from tests.service import Client, Service, free_ports, wait_until
-from tests.vcl.sabotage import held_up, sabotaged, stalled
+from tests.vcl.sabotage import SABOTAGES, held_up, sabotaged, stalled
 from tests.vcl.values import ROLE, parameters, values, write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +128,7 @@ class Stack:
         instances: int = 2,
         gated: bool = True,
         storage: str = "malloc,256m",
+        access: str = "open",
         server: embedded.Embedded | None = None,
     ) -> None:
         self.folder = folder
@@ -136,10 +138,13 @@ class Stack:
         self.purge_gates: list[Gate] = []
         self.lease_gates: list[Gate] = []
         self.nginx_port = 0
-        self._purge_timeout = purge_timeout
+        self.purge_timeout = purge_timeout
         self._counts = nodes, instances
         self._gated = gated
         self._storage = storage
+        self._access = access
+        self._token: Token | None = None
+        self._owner: Store | None = None
         self._own_server = server is None
         self._server = server
         self._gates = Gates()
@@ -198,8 +203,9 @@ class Stack:
                 for cache, port in zip(self.caches, purge_ports, strict=True)
             ),
             "POKY_LEASE_SECONDS": str(self.lease_seconds),
-            "POKY_PURGE_TIMEOUT": str(self._purge_timeout),
+            "POKY_PURGE_TIMEOUT": str(self.purge_timeout),
             "POKY_LOG_LEVEL": "warning",
+            "POKY_ACCESS": self._access,
         }
         self.services = [
             Service(self._server.dsn_service, self.folder / f"poky{n + 1}.log", settings)
@@ -211,8 +217,9 @@ class Stack:
             values(
                 service=[service.port for service in self.services],
                 lease=[gate.port for gate in self.lease_gates],
-                lease_timeout=round((self.lease_seconds - self._purge_timeout) * 0.4, 3),
+                lease_timeout=round((self.lease_seconds - self.purge_timeout) * 0.4, 3),
                 write_timeout=self.lease_seconds + 10,
+                access=self._access,
             ),
         )
         for service in self.services:
@@ -271,10 +278,15 @@ class Stack:
     def use_vcl(self, sabotage: str = "", *, stalls: bool = False) -> None:
         """Restart the nodes with an altered VCL (tests.vcl.sabotage), or with the true one."""
         vcl = VCL.read_text()
-        if sabotage:
+        access = (ROLE / "files" / "poky_access_tokens.vcl").read_text()
+        if sabotage and SABOTAGES[sabotage].file == "poky.vcl":
             vcl = sabotaged(vcl, sabotage)
+        elif sabotage:
+            access = sabotaged(access, sabotage)
         if stalls:
             vcl = stalled(vcl)
+            access = held_up(access)
+        (self.folder / "vcl" / "poky_access_tokens.vcl").write_text(access)
         mode = (ROLE / "files" / "poky_mode_lease.vcl").read_text()
         (self.folder / "vcl" / "poky_mode_lease.vcl").write_text(held_up(mode) if stalls else mode)
         for cache in self.caches:
@@ -289,6 +301,26 @@ class Stack:
         with closing(psycopg2.connect(self.database.dsn_owner)) as connection, connection:
             connection.cursor().execute("UPDATE poky.cache_node SET reinstated_at = NULL")
 
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header of a client that may do everything; none where no tokens are asked for."""
+        if self._access == "open":
+            return {}
+        if self._token is None:
+            self._token = Token.create()
+            grants = Grants.parse(["read,write,delete,list,admin:*"]).texts
+            self.owner.create_token(
+                self._token.id, f"all-{self._token.id}", self._token.hash, grants, None
+            )
+        return {"authorization": f"Bearer {self._token}"}
+
+    @property
+    def owner(self) -> Store:
+        """A store with the owner's rights, for tokens and public buckets."""
+        if self._owner is None:
+            self._owner = Store(self.database.dsn_owner, pool_size=4)
+        return self._owner
+
     def create_bucket(self, name: str) -> str:
         self.store.ensure_bucket(name)
         return name
@@ -297,11 +329,12 @@ class Stack:
         """Wait until every node takes part and has a lease."""
         wait_until(self._is_whole, timeout, "all caches take part again")
         bucket = self.create_bucket("whole")
-        self.services[0].client().put(f"/kv/{bucket}/k", "v")
+        token = self.authorization
+        self.services[0].client().put(f"/kv/{bucket}/k", "v", **token)
         for cache in self.caches:
             wait_until(
                 lambda cache=cache: (
-                    Client(cache.port).get(f"/kv/{bucket}/k").headers["X-Cache"] == "HIT"
+                    Client(cache.port).get(f"/kv/{bucket}/k", **token).headers["X-Cache"] == "HIT"
                 ),
                 timeout,
                 f"{cache.name} has a lease",
@@ -339,8 +372,9 @@ class Stack:
         for service in self.services:
             if service.process and service.process.poll() is None:
                 service.stop()
-        if self._store:
-            self._store.close()
+        for store in (self._store, self._owner):
+            if store:
+                store.close()
         self._gates.close()
         if self._server and self._own_server:
             self._server.close()

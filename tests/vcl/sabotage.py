@@ -18,6 +18,7 @@ class Sabotage:
     sentence: str
     replacements: tuple[tuple[str, str], ...]
     caught_by: str
+    file: str = "poky.vcl"
 
 
 SABOTAGES = {
@@ -175,15 +176,50 @@ SABOTAGES = {
         ),
         "51-",
     ),
+    "decision-not-purged": Sabotage(
+        "PURGE /policy is confirmed, and decisions stay.",
+        (
+            (
+                'var.global_set("poky_policy", "=" + std.time2real(now, 0.0) + "-" + req.xid);',
+                "",
+            ),
+        ),
+        "71-",
+        "poky_access_tokens.vcl",
+    ),
+    "decision-without-lease": Sabotage(
+        "A decision is used although the lease is over.",
+        (
+            (
+                'if (std.real(var.global_get("poky_until"), 0.0) > std.time2real(now, 0.0)) {',
+                'if (var.global_get("poky_until")) {',
+            ),
+        ),
+        "72-",
+        "poky_access_tokens.vcl",
+    ),
+    "decision-for-any-bucket": Sabotage(
+        "What was decided for one bucket holds for all.",
+        (
+            (
+                """ + regsub(req.url, "^/kv/([^/]+)/.*$", "\\1") + " " +
+            req.http.Authorization""",
+                " + req.http.Authorization",
+            ),
+        ),
+        "75-",
+        "poky_access_tokens.vcl",
+    ),
 }
 
 
 def sabotaged(vcl: str, name: str) -> str:
-    """Return the text of poky.vcl broken in the named way; ValueError if the text has changed."""
+    """Return the text of its file broken in the named way; ValueError if the text has changed."""
+    file = SABOTAGES[name].file
     for old, new in SABOTAGES[name].replacements:
         if vcl.count(old) != 1:
             raise ValueError(
-                f"sabotage {name}: {vcl.count(old)} times in poky.vcl, not once: {old!r}"
+                f"sabotage {name}: {vcl.count(old)} times in {file}, not once: {old!r}"
             )
         vcl = vcl.replace(old, new)
     return vcl

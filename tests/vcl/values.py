@@ -35,6 +35,7 @@ def values(
     service: Sequence[int],
     lease: Sequence[int],
     mode: str = "lease",
+    access: str = "open",
     ttl: int = 14400,
     largest_kept: int = 32_000_000,
     small_room: int = 900_000,
@@ -55,6 +56,7 @@ def values(
             {"name": f"lease_{port}", "host": "127.0.0.1", "port": port} for port in lease
         ],
         varnish_mode=mode,
+        varnish_access=access,
         varnish_object_ttl=ttl,
         varnish_largest_kept=largest_kept,
         _varnish_small_room=small_room,
@@ -84,14 +86,17 @@ def main() -> None:
     parser.add_argument("--service", type=int, nargs="+", required=True)
     parser.add_argument("--lease", type=int, nargs="+", required=True)
     parser.add_argument("--mode", default="lease")
+    parser.add_argument("--access", choices=["open", "tokens"], default="open")
     parser.add_argument("--ttl", type=int, default=14400)
     parser.add_argument("--largest-kept", type=int, default=32_000_000)
     parser.add_argument("--lease-timeout", type=float, default=2)
     parser.add_argument("--probe", action="store_true")
     arguments = vars(parser.parse_args())
     into, sabotage = arguments.pop("into"), arguments.pop("sabotage")
-    vcl = (ROLE / "files" / "poky.vcl").read_text()
-    write(into, values(**arguments), sabotaged(vcl, sabotage) if sabotage else vcl)
+    write(into, values(**arguments))
+    if sabotage:
+        file = into / SABOTAGES[sabotage].file
+        file.write_text(sabotaged(file.read_text(), sabotage))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from poky import __version__
-from poky.api import admin, batches, buckets, objects, welcome
+from poky.api import admin, batches, buckets, lease, objects, welcome
 from poky.api.codes import CODES
 from poky.api.items import OBJECTS
 from poky.api.names import BUCKET, KEY
@@ -47,7 +47,15 @@ def document(config: Config, routes: Sequence[Route]) -> Json:
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "paths": paths,
-        "components": {"schemas": {"Problem": _PROBLEM}},
+        "components": {
+            "schemas": {"Problem": _PROBLEM},
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer"},
+                "tokenAsPassword": {"type": "http", "scheme": "basic"},
+            },
+        },
+        # Without tokens (POKY_ACCESS=open), or for a public bucket, none is needed.
+        "security": [{}, {"token": []}, {"tokenAsPassword": []}],
     }
 
 
@@ -66,7 +74,7 @@ def _operation(route: Route, method: str, details: _Details) -> Json:
         operation["requestBody"] = details.body
     statuses = {*route.statuses.split(), *details.responses}
     if route.right != "none":  # it asks the database
-        statuses |= {"400", "404", "503"}
+        statuses |= {"400", "401", "403", "404", "503"}
     responses = {status: details.responses.get(status) or _ANY[status] for status in statuses}
     if method == "HEAD":  # the same statuses and header fields, no content
         responses = {
@@ -173,8 +181,11 @@ _MISSING = _empty("No such object (empty body), or no such bucket (a problem).")
 _ANY = {
     "200": _empty("Done."),
     "400": _problem("Bad input."),
-    "401": _problem("No valid token."),
-    "403": _empty("Not granted."),
+    "401": {
+        **_problem("With tokens: no valid token."),
+        "headers": {"WWW-Authenticate": {"schema": _STRING, "description": "Bearer."}},
+    },
+    "403": _problem("With tokens: the token does not grant this."),
     "404": _problem("No such bucket."),
     "409": _problem("The bucket has keys."),
     "411": _problem("Transfer-Encoding: send Content-Length instead."),
@@ -190,6 +201,7 @@ _ANY = {
 def _details(config: Config) -> dict[Any, _Details]:
     atomic = _query("atomic", {"enum": ["true", "false"]}, "All or nothing: any rejected is 412.")
     return {
+        lease.get_lease: _Details({"403": _empty("No lease.")}),
         objects.get_object: _Details(
             {
                 "200": {
