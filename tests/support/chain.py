@@ -233,6 +233,7 @@ class Chain:
             "varnish_purge_listen": "127.0.0.1",
             "varnish_purge_port": purge_port,
             "varnish_mode": "lease",
+            "varnish_access": "open",
             "varnish_service_backends": backends,
             "varnish_lease_backends": leases,
             "_varnish_lease": 10.0,
