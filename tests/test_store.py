@@ -168,3 +168,42 @@ def test_a_read_of_a_database_that_hangs_takes_five_seconds_at_most(
     assert len(took) == 8
     assert max(took) < 5.2
     assert codes <= {"busy", "database_unavailable"}
+
+
+# Time for what is large.
+
+
+@pytest.fixture
+def slow(own_database: Database) -> Database:
+    """A database that takes 1.3 seconds to store one of two keys."""
+    with closing(own_database.connect()) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("""
+            SELECT poky.ensure_bucket('b');
+            CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+                'BEGIN PERFORM pg_sleep(1.3); RETURN NEW; END';
+            CREATE TRIGGER slow BEFORE INSERT ON poky._object FOR EACH ROW
+                WHEN (NEW.key IN ('small', 'large')) EXECUTE FUNCTION slow();
+        """)
+    return own_database
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["flat"])
+def test_a_statement_may_take_longer_for_what_is_larger(slow: Database) -> None:
+    """Of two statements on one connection, the large has more time and the small does not."""
+    with closing(
+        Store(slow.dsn_service, pool_size=1, statement_timeout=1, lock_timeout=1)
+    ) as store:
+        store.put("b", "large", b"x" * 2_000_000, "t")
+        for _ in range(2):
+            began = time.monotonic()
+            with pytest.raises(StoreError) as failed:
+                store.put("b", "small", b"x", "t")
+            assert failed.value.code == "database_slow"
+            assert not failed.value.unknown
+            assert time.monotonic() - began < 3
+        keys = [f"k{number}" for number in range(1999)]
+        nothing = [None] * 2000
+        store.put_many(
+            "b", [*keys, "small"], [b"x"] * 2000, ["t"] * 2000, nothing, nothing, nothing, True
+        )

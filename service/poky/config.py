@@ -124,7 +124,11 @@ class Config:
         2.0, "How long a request waits for a connection.", unit="s", at_least=0.1, at_most=60
     )
     statement_timeout: float = setting(
-        4.0, "How long a statement may run.", unit="s", at_least=0.1, at_most=600
+        4.0,
+        "How long a statement for one small object may run: see Time.",
+        unit="s",
+        at_least=0.1,
+        at_most=600,
     )
     lock_timeout: float = setting(
         1.5, "How long a statement may wait for a lock.", unit="s", at_least=0.1, at_most=600

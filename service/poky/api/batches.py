@@ -43,8 +43,8 @@ def get_many(services: Services, environ: Environ, bucket: str) -> Answer:
         raise too_large(size, services.config.max_answer_bytes)
     content_type = OBJECTS if objects else "application/json"
     if size > SMALL_ANSWER or any(each.value is None for each in found.values()):
-        largest = max(each.size for each in found.values())
-        body = _read_large(services, environ, bucket, items, objects, largest)
+        sizes = [each.size for each in found.values()]
+        body = _read_large(services, environ, bucket, items, objects, sizes)
         return Answer(
             "200 OK", [("Content-Type", content_type), ("Cache-Control", "no-store")], body
         )
@@ -57,17 +57,18 @@ def _read_large(
     bucket: str,
     items: KeyItems,
     objects: bool,
-    largest: int,
+    sizes: list[int],
 ) -> memoryview:
     """The same in pieces: no object but the last is in memory besides the answer."""
     memory = environ["poky.memory"]
+    largest = max(sizes)
     answer = LargeAnswer(
         items,
         objects=objects,
         limit=services.config.max_answer_bytes,
         need=lambda size: memory.need(size + largest * services.store.COPY_FACTOR),
     )
-    services.store.read_many(bucket, items.keys, answer.begin, answer.add)
+    services.store.read_many(bucket, items.keys, answer.begin, answer.add, sum(sizes))
     body = answer.end()
     memory.lower_to(len(body))
     return body

@@ -40,7 +40,7 @@ class Objects(BucketFunctions):
                 return Object._make((*facts, value.cast("B"), size))
             room(size * COPY_FACTOR)
             copied: list[Object] = []
-            self._copy_objects(bucket, (key,), size, copied.clear, copied.append)
+            self._copy_objects(bucket, (key,), size, copied.clear, copied.append, size)
             if copied:
                 return copied[0]
         raise StoreError(
@@ -67,8 +67,9 @@ class Objects(BucketFunctions):
             key, value, content_type, modified_at, if_match, if_none_match, value.hash,
             _attributes(content_encoding),
         )  # fmt: skip
-        if len(value.content) > LARGE:
-            rows = self._write_large(EXECUTE["put"], (bucket, *given))
+        size = len(value.content)
+        if size > LARGE:
+            rows = self._write_large(EXECUTE["put"], (bucket, *given), size)
         elif if_match is None:
             rows = self._write(EXECUTE["put"], (bucket, *given))
         else:
@@ -91,7 +92,7 @@ class Objects(BucketFunctions):
     def get_many(self, bucket: str, keys: Sequence[str]) -> dict[str, Object]:
         """Those of the objects that are there, by key; without values if those are large."""
         distinct = list(dict.fromkeys(keys))
-        rows = self._read(EXECUTE["get_many"], (bucket, array(distinct)))
+        rows = self._read(EXECUTE["get_many"], (bucket, array(distinct)), len(distinct))
         found = map(Object._make, rows)
         return {
             each.key: each if each.value is None else each._replace(value=bytes(each.value))
@@ -104,12 +105,14 @@ class Objects(BucketFunctions):
         keys: Sequence[str],
         begin: Callable[[], None],
         each: Callable[[Object], None],
+        expected: int = 0,
     ) -> None:
         """Call ``each`` with those of the objects that are there, in the order of distinct keys.
 
         One after another, of one snapshot; ``begin`` is called before, and before another try.
+        ``expected``: how many bytes their values have together, for which there is time.
         """
-        self._copy_objects(bucket, list(dict.fromkeys(keys)), _ANY_SIZE, begin, each)
+        self._copy_objects(bucket, list(dict.fromkeys(keys)), _ANY_SIZE, begin, each, expected)
 
     def _copy_objects(
         self,
@@ -118,11 +121,13 @@ class Objects(BucketFunctions):
         size: int,
         begin: Callable[[], None],
         each: Callable[[Object], None],
+        expected: int,
     ) -> None:
         rows = CopiedRows(
             COPIED.values(), lambda row: each(Object._make((*row, len(row[-1])))), begin
         )
-        self._copy(COPY_OBJECTS, (array(keys), bucket, array(keys), size), rows)
+        given = (array(keys), bucket, array(keys), size)
+        self._copy(COPY_OBJECTS, given, rows, expected, len(keys))
 
     def put_many(
         self,
@@ -141,22 +146,23 @@ class Objects(BucketFunctions):
         ``atomic``: if any is rejected nothing is written, and no outcome has a revision.
         """
         given = [value if isinstance(value, Value) else Value(value) for value in values]
-        is_large = sum(len(value.content) for value in given) > LARGE
-        rows = (self._write_large if is_large else self._write)(
-            EXECUTE["put_many"],
-            (
-                bucket,
-                array(keys),
-                given,
-                array(content_types),
-                unless_empty(modified_at),
-                unless_empty(if_match),
-                unless_empty(if_none_match),
-                atomic,
-                array([value.hash for value in given]),
-                array([_attributes(each) for each in content_encodings]),
-            ),
+        size = sum(len(value.content) for value in given)
+        parameters = (
+            bucket,
+            array(keys),
+            given,
+            array(content_types),
+            unless_empty(modified_at),
+            unless_empty(if_match),
+            unless_empty(if_none_match),
+            atomic,
+            array([value.hash for value in given]),
+            array([_attributes(each) for each in content_encodings]),
         )
+        if size > LARGE:
+            rows = self._write_large(EXECUTE["put_many"], parameters, size, len(given))
+        else:
+            rows = self._write(EXECUTE["put_many"], parameters, len(given))
         return sorted(map(Outcome._make, rows))
 
     def delete_many(
@@ -179,6 +185,7 @@ class Objects(BucketFunctions):
                 unless_empty(unmodified_since),
                 atomic,
             ),
+            len(keys),
         )
         return sorted(map(Outcome._make, rows))
 

@@ -52,6 +52,9 @@ _DSN_DEFAULTS = {
 }
 _ATTEMPTS = 3
 _WATCH_SECONDS = 0.25
+# What a busy machine still does in a second; docs/configuration.md says so.
+_ITEMS_PER_SECOND = 2000
+_BYTES_PER_SECOND = 2 * 1024 * 1024
 # libpq's buffers grow to the largest message and never shrink: a connection that has carried more
 # is closed, not kept.
 _KEPT_BYTES = 2 * 1024 * 1024
@@ -64,6 +67,7 @@ class Connection(psycopg2.extensions.connection):
     bucket_functions: set[tuple[str, int]]  #: those that are prepared
     takes_text: bool  #: whether UTF-8 arrives as it is sent
     was_cut = False
+    extra = 0.0  # seconds above the usual statement timeout
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -136,6 +140,7 @@ class Pool:
         self._takes_text = False  # until a connection has said so
         self._pool_timeout = pool_timeout
         # More than the server's own limit, which ends a statement without a doubt.
+        self._seconds = statement_timeout
         self._patience = statement_timeout + 1.0
         self._read_seconds = statement_timeout + 0.5
         self._settings = (
@@ -170,20 +175,30 @@ class Pool:
         """How many connections are busy and how many idle."""
         return len(self._busy), len(self._idle)
 
-    def _read(self, statement: str, parameters: Sequence[Any]) -> Rows:
-        return self._execute(statement, parameters, is_write=False)
+    def _read(self, statement: str, parameters: Sequence[Any], items: int = 1) -> Rows:
+        return self._execute(statement, parameters, is_write=False, extra=_extra(items))
 
-    def _write(self, statement: str, parameters: Sequence[Any]) -> Rows:
-        return self._execute(statement, parameters, is_write=True)
+    def _write(self, statement: str, parameters: Sequence[Any], items: int = 1) -> Rows:
+        return self._execute(statement, parameters, is_write=True, extra=_extra(items))
 
-    def _write_large(self, statement: str, parameters: Sequence[Any]) -> Rows:
+    def _write_large(
+        self, statement: str, parameters: Sequence[Any], size: int, items: int = 1
+    ) -> Rows:
         """A write with large values, which are forgotten as soon as they are in the statement."""
         query = compose(statement, parameters, takes_text=self._takes_text)
-        return self._execute(query, None, is_write=True)
+        return self._execute(query, None, is_write=True, extra=_extra(items, size))
 
-    def _copy(self, statement: str, parameters: Sequence[Any], rows: CopiedRows) -> None:
+    def _copy(
+        self,
+        statement: str,
+        parameters: Sequence[Any],
+        rows: CopiedRows,
+        size: int,
+        items: int = 1,
+    ) -> None:
         """Read rows that may be large, by COPY: in three fifths of the memory of a fetch."""
-        self._execute(statement, parameters, is_write=False, copied=rows)
+        extra = _extra(items, size)
+        self._execute(statement, parameters, is_write=False, copied=rows, extra=extra)
 
     @contextlib.contextmanager
     def under(
@@ -228,11 +243,12 @@ class Pool:
         is_write: bool,
         bucket_function: tuple[str, int] | None = None,
         copied: CopiedRows | None = None,
+        extra: float = 0.0,
     ) -> Rows:
         attempt = 1
         # A read's time is counted from here; that of a write, which is in doubt once it is cut,
         # from when it has a connection.
-        deadline = time.monotonic() + self._read_seconds
+        deadline = time.monotonic() + self._read_seconds + extra
         while True:
             try:
                 # A read whose connection is lost is retried, so its first attempt skips the check.
@@ -245,6 +261,7 @@ class Pool:
                     deadline=None if is_write else deadline,
                     bucket_function=bucket_function,
                     copied=copied,
+                    extra=extra,
                 )
             except (psycopg2.Error, ValueError) as error:
                 if bucket_function and is_undefined(error):
@@ -269,6 +286,7 @@ class Pool:
         deadline: float | None,
         bucket_function: tuple[str, int] | None,
         copied: CopiedRows | None,
+        extra: float,
     ) -> Rows:
         try:
             self._places.get(timeout=self._pool_timeout)
@@ -278,9 +296,14 @@ class Pool:
             ) from None
         try:
             connection = self._check_out(check_alive)
-            connection.deadline = deadline or time.monotonic() + self._patience
+            connection.deadline = deadline or time.monotonic() + self._patience + extra
             is_fit = False
             try:
+                if connection.extra != extra:
+                    connection.statement.execute(
+                        "SET statement_timeout = %s", (int((self._seconds + extra) * 1000),)
+                    )
+                    connection.extra = extra
                 if bucket_function and bucket_function not in connection.bucket_functions:
                     connection.prepare_bucket_function(*bucket_function)
                 if copied is None:
@@ -378,6 +401,11 @@ class Pool:
                 if connection.deadline < now:
                     log.warning("a statement got no answer from the database and was given up")
                     connection.cut()
+
+
+def _extra(items: int, size: int = 0) -> float:
+    """Seconds that a statement may take above the usual, for its items and their bytes."""
+    return round(max(items - 1, 0) / _ITEMS_PER_SECOND + size / _BYTES_PER_SECOND, 1)
 
 
 def _one_per_host(dsn: str) -> list[str]:
