@@ -413,6 +413,17 @@ def test_without_tokens_buckets_are_the_admin_listeners(database: Database, tmp_
         assert str(service.admin_port) in answer.json()["detail"]
 
 
+def test_what_an_open_instance_grants_is_not_kept_by_a_cache(
+    database: Database, tmp_path: Path
+) -> None:
+    """A deploy that turns tokens on asks at the caches first, and then instance by instance."""
+    with running(
+        database.dsn_service, tmp_path / "log", caches="cache=http://127.0.0.1:1"
+    ) as service:
+        lease = Client(service.lease_port)
+        assert lease.get("/access/x").headers["Poky-Access"] == "0"
+
+
 # Reading grants and tokens.
 
 

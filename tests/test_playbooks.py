@@ -829,6 +829,7 @@ SECRETS = {
     "poky_database_password": "a",
     "poky_database_owner_password": "b",
     "poky_database_hosts": ["127.0.0.1"],
+    "poky_access": "tokens",
 }
 
 
@@ -848,6 +849,9 @@ SECRETS = {
         ("restart", {"poky_cache_mode": "eventual"}, "bounded, got: eventual"),
         ("smoke", {"poky_log_level": "loud"}, "got: loud"),
         ("unlock", {"poky_schema": "flta"}, "partitioned, flat, got: flta"),
+        ("deploy", {"poky_access": ""}, "poky_access is not set. Say tokens"),
+        ("deploy", {"poky_access": "token"}, "open, tokens, got: token"),
+        ("deploy", {"varnish_access": "open"}, "poky_access of the service hosts is another"),
         ("deploy", {"varnish_mode": "never"}, "bounded, got: never"),
         ("deploy", {"nginx_http_port": "eighty"}, "nginx_http_port"),
         ("maintenance", {"nginx_maintenance": "maybe"}, "on, off, got: maybe"),

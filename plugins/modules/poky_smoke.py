@@ -22,8 +22,9 @@ class Wrong(Exception):
 class Dialogue:
     """Requests for one object over one kept-alive connection."""
 
-    def __init__(self, url: str, path: str) -> None:
+    def __init__(self, url: str, path: str, token: str) -> None:
         self.path = path
+        self.credentials = {"Authorization": f"Bearer {token}"} if token else {}
         parts = urlsplit(url)
         if parts.scheme == "https":
             # The certificate is for the public name; this is the host itself.
@@ -40,7 +41,7 @@ class Dialogue:
     ) -> tuple[bytes, Message]:
         """The answer's body and headers; Wrong unless its status is the expected one."""
         try:
-            self.connection.request(method, self.path, body, headers)
+            self.connection.request(method, self.path, body, {**self.credentials, **headers})
             response = self.connection.getresponse()
             said = response.read()
         except (OSError, http.client.HTTPException) as error:
@@ -93,6 +94,7 @@ def main() -> None:
         argument_spec={
             "url": {"type": "str", "required": True},
             "bucket": {"type": "str", "required": True},
+            "token": {"type": "str", "default": "", "no_log": True},
             "cached": {"type": "bool", "default": True},
             "patience": {"type": "float", "default": 20},
         }
@@ -101,7 +103,7 @@ def main() -> None:
     path = f"/kv/{given['bucket']}/{os.uname().nodename}-{time.time_ns()}"
     seen = []
     try:
-        dialogue = Dialogue(given["url"], path)
+        dialogue = Dialogue(given["url"], path, given["token"])
         for phrase in live(dialogue, given["cached"], given["patience"]):
             seen.append(phrase)
     except Wrong as wrong:

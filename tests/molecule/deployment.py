@@ -220,6 +220,12 @@ def diagnose(deployment: Deployment) -> str:
     return "\n".join(said)
 
 
+def next_migration(words: str, *, after: int = 0) -> str:
+    """The path of a migration that comes after ours, and after as many others."""
+    number = max(int(file.name[:4]) for file in (ROOT / "sql/migrations").glob("0*.sql"))
+    return f"sql/migrations/{number + 1 + after:04}_{words}.sql"
+
+
 def make_checkout(directory: Path, *, title: str, appended: dict[str, str]) -> Path:
     """A checkout of ours with one commit more: text appended to files, or new files.
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from deployment import BUILD, Deployment, Hammer, make_checkout, wait_until
+from deployment import BUILD, Deployment, Hammer, make_checkout, next_migration, wait_until
 
 WITNESS = "/kv/hammer/witness"
 
-MIGRATION = "sql/migrations/0002_expand_molecule.sql"
+MIGRATION = next_migration("expand_molecule")
 ADDS = "ALTER TABLE poky.bucket ADD COLUMN molecule text;\n"
 
 # What is appended to a release to break it.
