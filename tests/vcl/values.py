@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--ttl", type=int, default=14400)
     parser.add_argument("--largest-kept", type=int, default=32_000_000)
     parser.add_argument("--lease-timeout", type=float, default=2)
+    parser.add_argument("--write-timeout", type=float, default=15)
     parser.add_argument("--probe", action="store_true")
     arguments = vars(parser.parse_args())
     into, sabotage = arguments.pop("into"), arguments.pop("sabotage")

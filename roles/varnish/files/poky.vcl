@@ -182,7 +182,14 @@ sub poky_fetch_pass {
     set bereq.backend = poky_service.backend();
     if (bereq.method != "GET" && bereq.method != "HEAD") {
         call poky_value_write_timeout;
+        call poky_fetch_size;
     }
+}
+
+# The service gives a statement half a second for each MB (docs/configuration.md, Time).
+sub poky_fetch_size {
+    set bereq.first_byte_timeout = bereq.first_byte_timeout +
+        std.duration(real=std.real(bereq.http.Content-Length, 0.0) / 2097152.0);
 }
 
 sub poky_fetch_object {
