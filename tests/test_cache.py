@@ -378,30 +378,28 @@ def test_a_node_that_fails_again_and_again_pauses_longer(store: Store) -> None:
         assert time.monotonic() - began >= 0.2 * (2**relapse - 1) - 0.1
 
 
-def test_half_of_the_threads_wait_at_most(
-    leased: Caches, store: Store, bucket: str, node: FakeCache
+def test_so_many_changes_wait_at_most(
+    leased: Caches, store: Store, bucket: str, node: FakeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("poky.cache.caches._MOST_WAITING", 2)
     node.is_silent = True
-    ids = [change(store, bucket) for _ in range(3)]
     outcomes: list[str] = []
+    told = threading.Semaphore(0)
 
-    def write(outbox_id: int) -> None:
-        try:
-            leased.purge(bucket, ["k"], [outbox_id])
-            outcomes.append("acknowledged")
-        except StoreError as error:
-            outcomes.append(f"{error.status} unknown={error.unknown}")
+    def done(error: StoreError | None) -> None:
+        outcomes.append(f"{error.status} unknown={error.unknown}" if error else "acknowledged")
+        told.release()
 
-    writers = [threading.Thread(target=write, args=(each,)) for each in ids]
-    for writer in writers:
-        writer.start()
-    time.sleep(TIMEOUT + 0.3)
+    threads = threading.active_count()
+    for _ in range(3):
+        leased.purge_each([(bucket, "k")], [change(store, bucket)], done)
     with pytest.raises(StoreError) as refused:
         leased.admit()
     assert refused.value.status == 503
     assert not refused.value.unknown
-    for writer in writers:
-        writer.join()
+    assert threading.active_count() <= threads + 2, "a thread for each that waits"
+    for _ in range(3):
+        assert told.acquire(timeout=20)
     assert sorted(outcomes) == ["503 unknown=True", "acknowledged", "acknowledged"]
     with leased.admit():
         pass

@@ -22,7 +22,8 @@ LAYERS: dict[str, set[str]] = {
     "health": {"schema", "store"},
     "background": {"metrics", "store"},
     "cache": {"background", "config", "metrics", "store"},
-    "api": {"access", "config", "health", "http", "store"},
+    "sharing": {"store"},
+    "api": {"access", "config", "health", "http", "sharing", "store"},
     "process": {
         "access",
         "api",
@@ -33,6 +34,7 @@ LAYERS: dict[str, set[str]] = {
         "http",
         "logs",
         "metrics",
+        "sharing",
         "store",
     },
     "cli": {"access", "background", "cache", "config", "embedded", "process", "schema", "store"},

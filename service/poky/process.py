@@ -26,7 +26,8 @@ from poky.config import Config
 from poky.health import Health
 from poky.http import Budget, CannotListen, Server
 from poky.logs import Log, take_over
-from poky.metrics import Figure, Metrics
+from poky.metrics import Figure, Figures, Metrics
+from poky.sharing import Lane, Reads, Writes
 from poky.store import Store
 
 Environ = dict[str, Any]
@@ -63,26 +64,29 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         statement_timeout=config.statement_timeout,
         lock_timeout=config.lock_timeout,
     )
-    background = Background(store)
-    caches = Caches(store, config, background)
+    # Connections of its own, for what must not wait for the work of clients.
+    house = Store(config.dsn, pool_size=4, pool_timeout=config.pool_timeout)
+    background = Background(house)
+    caches = Caches(house, config, background)
+    reads = Reads(store, config.threads)
+    writes = Writes(store, caches, config.threads)
+
+    def after_turn(alone: bool) -> None:
+        writes.after_turn(alone)
+        reads.after_turn(alone)
+
     budget = Budget(config.max_inflight_bytes, _BODY_FACTOR)
+    figures = {
+        **_figures(store, budget, lines),
+        "inflight": Figure("Requests being answered.", lambda: listeners[0].in_flight),
+        "connections": Figure("Client connections.", lambda: len(listeners[0].connections)),
+        **_shared_figures("reads", reads),
+        **_shared_figures("writes", writes),
+        **caches.figures(),
+        **background.figures(),
+    }
     metrics = Metrics(
-        {
-            "inflight": Figure("Requests being answered.", lambda: listeners[0].in_flight),
-            "inflight_bytes": Figure("Memory of requests and answers.", budget.used),
-            "connections": Figure("Client connections.", lambda: len(listeners[0].connections)),
-            "database_busy": Figure(
-                "Busy connections to PostgreSQL.", lambda: store.connections[0]
-            ),
-            "database_idle": Figure(
-                "Idle connections to PostgreSQL.", lambda: store.connections[1]
-            ),
-            "log_dropped_lines": Figure(
-                "Lines of the log that could not be written.", lambda: lines.dropped, "counter"
-            ),
-            **caches.figures(),
-            **background.figures(),
-        },
+        figures,
         config.statsd_host,
         config.statsd_key_base,
         access_log=lines if config.log_level in ("debug", "info") else None,
@@ -91,25 +95,33 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         store,
         caches,
         config,
-        Health(store),
+        Health(house),
         lambda: listeners[0].in_flight,
         metrics.expose,
         background.status,
+        Gate(store) if config.access == "tokens" else None,
+        reads,
+        writes,
+        {
+            "batch": Lane("batch", max(config.threads // 2, 1)),
+            "status": Lane("status", 2),
+            "admin": Lane("admin", 2),
+        },
     )
-    gate = Gate(store) if config.access == "tokens" else None
-    services = services._replace(gate=gate)
     largest = max(config.max_value_bytes, config.max_batch_bytes)
-    app = application(ROUTES, services, gate)
+    app = application(ROUTES, services, services.gate)
     listeners = [
         Server(
             (config.listen, config.port),
             app,
-            threads=config.threads,
+            threads=max(config.threads, 2),
             max_body_bytes=largest,
             shutdown_timeout=config.shutdown_timeout,
             check=app.check,
             budget=budget,
             on_response=metrics.observe,
+            after_turn=after_turn,
+            late=writes.late,
         ),
         Server(
             (config.admin_listen, config.admin_port),
@@ -173,6 +185,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
     caches.stop()
     metrics.close()
     store.close()
+    house.close()
     if unfinished:
         log.error("%d requests were cut off at the deadline", unfinished)
     return 1 if unfinished else 0
@@ -205,6 +218,28 @@ def why_not(error: BaseException | None, address: str, port: int, prefix: str) -
         )
     reason = getattr(error, "strerror", None) or error
     return f"cannot listen on port {port} of {address}: {reason}. See {listen} and {prefix}PORT."
+
+
+def _figures(store: Store, budget: Budget, lines: Log) -> Figures:
+    return {
+        "inflight_bytes": Figure("Memory of requests and answers.", budget.used),
+        "database_busy": Figure("Busy connections to PostgreSQL.", lambda: store.connections[0]),
+        "database_idle": Figure("Idle connections to PostgreSQL.", lambda: store.connections[1]),
+        "log_dropped_lines": Figure(
+            "Lines of the log that could not be written.", lambda: lines.dropped, "counter"
+        ),
+    }
+
+
+def _shared_figures(verb: str, shared: Reads | Writes) -> Figures:
+    return {
+        f"shared_{verb}_statements": Figure(
+            f"Statements for {verb} of objects.", lambda: shared.statements, kind="counter"
+        ),
+        f"shared_{verb}_objects": Figure(
+            f"Objects in the statements for {verb}.", lambda: shared.objects, kind="counter"
+        ),
+    }
 
 
 def schedule(cpu: int) -> None:

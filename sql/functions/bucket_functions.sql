@@ -14,8 +14,8 @@ AS $template$
     SELECT $$
     SELECT
         o.key, o.revision, o.hash, o.modified_at,
-        greatest(o.written_at, o.modified_at, b.unsettled_until), o.content_type, o.value,
-        o.content_encoding
+        greatest(o.written_at, o.modified_at, b.unsettled_until), o.content_type,
+        o.value, o.content_encoding
     FROM poky.bucket AS b INNER JOIN poky.%1$I AS o ON b.id = o.bucket_id
     WHERE b.name = $1 AND o.key = ANY ($2)
     $$

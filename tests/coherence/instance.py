@@ -10,7 +10,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from poky import cache, cli, process, store
@@ -23,8 +23,12 @@ def slow_reads() -> None:
     def get_object(services: Any, environ: Any, bucket: str, key: str) -> Any:
         answer = objects.get_object(services, environ, bucket, key)
         if random.random() < 0.2:
-            time.sleep(random.random() * 0.2)
+            begin = answer.begin
+            answer.begin = lambda reply: begin(lambda made: reply_later(reply, made))
         return answer
+
+    def reply_later(reply: Any, made: Any) -> None:
+        threading.Timer(random.random() * 0.2, reply, [made]).start()
 
     process.ROUTES = tuple(
         route._replace(handler=get_object) if route.handler is objects.get_object else route
@@ -34,8 +38,8 @@ def slow_reads() -> None:
 
 def stalls() -> None:
     """Before and after whatever is asked of the database or of the caches there may pass time."""
-    verbs = ("get", "put", "delete", "put_many", "delete_many", "nodes", "lease", "suspend_node")
-    for verb in (*verbs, "drain_node", "reinstate_node", "unconfirmed", "confirm"):
+    verbs = ("get", "get_each", "change_each", "put_many", "delete_many", "nodes", "lease")
+    for verb in (*verbs, "suspend_node", "drain_node", "reinstate_node", "unconfirmed", "confirm"):
         _hold_up(store.Store, verb)
     _hold_up(cache.PurgeClient, "purge")
 
@@ -60,23 +64,35 @@ def _stall() -> None:
 def purge_before_commit() -> None:
     """The caches hear of a change before it is made."""
     made = cache.Caches.__init__
+    caches: list[cache.Caches] = []
 
-    def init(self: cache.Caches, its_store: Any, *rest: Any) -> None:
-        made(self, its_store, *rest)
-        its_store.caches = self
+    def init(self: cache.Caches, *arguments: Any) -> None:
+        made(self, *arguments)
+        caches.append(self)
+
+    def purge_each(self: cache.Caches, _objects: Any, ids: Any, done: Any) -> None:
+        self._confirmed.extend(ids)
+        done(None)
 
     cache.Caches.__init__ = init  # type: ignore[method-assign]
     cache.Caches.purge = lambda self, _bucket, _keys, ids: self._confirmed.extend(ids)  # type: ignore[method-assign]
-    for verb in ("put", "delete", "put_many", "delete_many"):
-        _before(verb)
+    cache.Caches.purge_each = purge_each  # type: ignore[method-assign]
+    for verb in ("put_many", "delete_many"):
+        _before(verb, lambda bucket, keys, *_: caches[0].purge_keys(bucket, keys))
+    _before("change_each", lambda writes, *_: _purge_writes(caches[0], writes))
 
 
-def _before(verb: str) -> None:
+def _purge_writes(caches: cache.Caches, writes: Sequence[store.Write]) -> None:
+    for write in writes:
+        caches.purge_keys(write.bucket, [write.key])
+
+
+def _before(verb: str, purge: Callable[..., None]) -> None:
     original = getattr(store.Store, verb)
 
-    def told_first(self: Any, bucket: str, keys: Any, *rest: Any) -> Any:
-        self.caches.purge_keys(bucket, [keys] if isinstance(keys, str) else keys)
-        return original(self, bucket, keys, *rest)
+    def told_first(self: Any, *arguments: Any) -> Any:
+        purge(*arguments)
+        return original(self, *arguments)
 
     setattr(store.Store, verb, told_first)
 
@@ -86,7 +102,7 @@ def nodes_before_commit() -> None:
     early = threading.local()
     nodes = store.Store.nodes
     store.Store.nodes = lambda self: early.__dict__.pop("nodes", None) or nodes(self)  # type: ignore[method-assign]
-    for verb in ("put", "delete", "put_many", "delete_many"):
+    for verb in ("change_each", "put_many", "delete_many"):
         original = getattr(store.Store, verb)
 
         def looks_first(self: Any, *arguments: Any, _original: Any = original) -> Any:
@@ -102,7 +118,7 @@ def nodes_before_commit() -> None:
 
 def no_purge_on_insert() -> None:
     """An insert assumes that no cache can have a copy."""
-    _forget_outbox("put", lambda outcome: outcome.outcome == "inserted")
+    _forget_outbox("change_each", lambda outcome: outcome.outcome == "inserted")
     _forget_outbox("put_many", lambda outcome: outcome.outcome == "inserted")
 
 
@@ -122,9 +138,7 @@ def _forget_outbox(verb: str, chosen: Callable[[Any], bool]) -> None:
 
     def forgetful(self: Any, *arguments: Any) -> Any:
         result = original(self, *arguments)
-        outcomes = [result] if verb in ("put", "delete") else result
-        outcomes = [o._replace(outbox_id=None) if chosen(o) else o for o in outcomes]
-        return outcomes[0] if verb in ("put", "delete") else outcomes
+        return [o._replace(outbox_id=None) if chosen(o) else o for o in result]
 
     setattr(store.Store, verb, forgetful)
 

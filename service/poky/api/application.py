@@ -8,10 +8,11 @@ import bottle  # type: ignore[import-untyped]
 
 from poky.access import Gate
 from poky.api.guard import guarded
+from poky.api.later import in_lane, show_store_error
 from poky.api.openapi import document
 from poky.api.routes import Route, show_help
 from poky.api.services import Services
-from poky.http import Answer, Environ, Refused, problem
+from poky.http import Answer, Environ, Later, Refused, problem
 from poky.store import StoreError
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
@@ -39,9 +40,11 @@ class Application(bottle.Bottle):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self.checks: dict[Any, Callable[..., Answer]] = {}  #: by callback, without store and caches
+        self.checks: dict[Any, Callable[..., Any]] = {}  #: by callback, without store and caches
 
-    def wsgi(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes | memoryview]:
+    def wsgi(
+        self, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes | memoryview] | Later:
         """Answer a request; only a defect of ours gets past this as an exception."""
         try:
             route, names = self.router.match(environ)
@@ -50,9 +53,11 @@ class Application(bottle.Bottle):  # type: ignore[misc]
         except Refused as refused:
             answer = refused.answer
         except StoreError as error:
-            answer = _show_store_error(error, environ)
+            answer = show_store_error(error, environ)
         except bottle.HTTPError as error:
             answer = _show_routing_error(error, environ)
+        if type(answer) is Later:
+            return answer
         start_response(answer.status, answer.headers)
         return [answer.body]
 
@@ -70,7 +75,7 @@ class Application(bottle.Bottle):  # type: ignore[misc]
         except Refused as refused:
             return refused.answer
         except StoreError as error:
-            return _show_store_error(error, environ)
+            return show_store_error(error, environ)
         except bottle.HTTPError as error:
             return _show_routing_error(error, environ)
         return None
@@ -88,26 +93,14 @@ def application(
         handler = route.handler
         if gate is not None and route.right != "none":
             handler = guarded(handler, route.right, gate)
-        callback = partial(handler, services)
+        callback: Callable[..., Answer | Later] = partial(handler, services)
+        if route.lane:
+            callback = partial(in_lane, services.lanes[route.lane], callback)
         if route.takes_body:
             made.checks[callback] = partial(handler, head_only)
         for method in route.methods:
             made.route(route.path, method=method, callback=callback)
     return made
-
-
-def _show_store_error(error: StoreError, environ: Environ) -> Answer:
-    detail = error.detail
-    if error.code == "bucket_not_found":
-        detail += " Create it with PUT /buckets/{bucket} on the admin listener, or: "
-        detail += "poky bucket create NAME."
-    elif error.code == "bucket_not_empty":
-        detail += " Add ?keys=drop to drop it with its keys."
-    headers = []
-    if error.unknown:
-        environ["poky.outcome"] = "unknown"
-        headers.append(("Poky-Outcome", "unknown"))
-    return problem(error.status, error.code, detail, headers)
 
 
 def _show_routing_error(error: Any, environ: Environ) -> Answer:

@@ -9,17 +9,17 @@ from typing import Any
 
 from poky.access import Decision, Gate, Verdict
 from poky.api.services import Services
-from poky.http import Answer, Environ, Refused, problem
+from poky.http import Answer, Environ, Later, Refused, problem
 
 _CHALLENGE = ("WWW-Authenticate", 'Bearer realm="poky"')
 
-Handler = Callable[..., Answer]
+Handler = Callable[..., Answer | Later]
 
 
 def guarded(handler: Handler, right: str, gate: Gate) -> Handler:
     """The handler behind a gate: 401 without a valid token, 403 without the right."""
 
-    def guarding(services: Services, environ: Environ, **names: Any) -> Answer:
+    def guarding(services: Services, environ: Environ, **names: Any) -> Answer | Later:
         bucket = names.get("bucket")
 
         def decide() -> str:

@@ -4,6 +4,7 @@ import re
 
 from poky.api import conditions
 from poky.api.conditions import format_date, format_tag
+from poky.api.later import later
 from poky.api.names import default_content_type, is_active
 from poky.api.request import (
     body_bytes,
@@ -23,18 +24,29 @@ from poky.api.request import (
     require_whole,
 )
 from poky.api.services import Services
-from poky.http import Answer, Environ, bare, json, refuse
-from poky.store import Value
+from poky.http import Answer, Environ, Later, bare, json, refuse
+from poky.sharing import Read, Writing
+from poky.store import Object, Put, StoreError, Value, Write
 
 
-def get_object(services: Services, environ: Environ, bucket: str, key: str) -> Answer:
+def get_object(services: Services, environ: Environ, bucket: str, key: str) -> Later:
     """Answer with the object, 304 or 412 by its conditions, or 404."""
     require_names(bucket, key)
     if_match = read_tags(environ, "HTTP_IF_MATCH", conditions.parse_if_match)
     if if_match is None:  # the name that the original's cache sent
         if_match = read_tags(environ, "HTTP_X_IF_MATCH", conditions.parse_if_match)
     if_none_match = read_tags(environ, "HTTP_IF_NONE_MATCH", conditions.parse_if_none_match)
-    found = services.store.get(bucket, key, environ["poky.memory"].need)
+    room, policy = environ["poky.memory"].need, services.store.held_policy()
+    return later(
+        environ,
+        lambda done: services.reads.add(Read(bucket, key, room, policy, done)),
+        lambda found: _show_object(environ, found, if_match, if_none_match),
+    )
+
+
+def _show_object(
+    environ: Environ, found: Object | None, if_match: str | None, if_none_match: str | None
+) -> Answer:
     if found is None:
         return bare(412 if if_match == "*" else 404)
     facts = found.revision, found.hash, found.modified_at
@@ -66,7 +78,7 @@ def get_object(services: Services, environ: Environ, bucket: str, key: str) -> A
     return Answer("200 OK", headers, found.value)
 
 
-def put_object(services: Services, environ: Environ, bucket: str, key: str) -> Answer:
+def put_object(services: Services, environ: Environ, bucket: str, key: str) -> Later:
     """Store the body; a form post is stored as it is, not parsed."""
     require_names(bucket, key)
     read_query(environ)
@@ -90,22 +102,22 @@ def put_object(services: Services, environ: Environ, bucket: str, key: str) -> A
     content_type = given_type or default_content_type(content)
     value = Value(content)
     del content  # so that the store can forget it in time
-    with services.caches.admit():
-        put = services.store.put(
-            bucket,
-            key,
-            value,
-            content_type,
-            modified_at,
-            if_match,
-            if_none_match,
-            content_encoding,
-        )
-        environ["poky.outcome"] = put.outcome
-        if put.outcome == "rejected":
-            return bare(412)
-        if put.outbox_id is not None:
-            services.caches.purge(bucket, (key,), (put.outbox_id,))
+    services.caches.admit()
+    policy = services.store.held_policy()
+    write = Write(
+        bucket, key, value, content_type, modified_at, if_match, if_none_match, content_encoding
+    )
+    return later(
+        environ,
+        lambda done: services.writes.add(Writing(write, policy, done)),
+        lambda put: _show_put(environ, bucket, put),
+    )
+
+
+def _show_put(environ: Environ, bucket: str, put: Put) -> Answer:
+    _note_outcome(environ, bucket, put)
+    if put.outcome == "rejected":
+        return bare(412)
     return Answer(
         "200 OK",
         [
@@ -116,18 +128,31 @@ def put_object(services: Services, environ: Environ, bucket: str, key: str) -> A
     )
 
 
-def delete_object(services: Services, environ: Environ, bucket: str, key: str) -> Answer:
+def _note_outcome(environ: Environ, bucket: str, put: Put) -> None:
+    if put.outcome == "no bucket":
+        raise StoreError(404, f"There is no bucket named {bucket}.", code="bucket_not_found")
+    environ["poky.outcome"] = put.outcome
+
+
+def delete_object(services: Services, environ: Environ, bucket: str, key: str) -> Later:
     """Delete the object; 404 if there was none."""
     require_names(bucket, key)
     read_query(environ)
     if_match, if_none_match = read_tag_conditions(environ)
     unmodified_since = read_unmodified_since(environ)
-    with services.caches.admit():
-        deleted = services.store.delete(bucket, key, if_match, if_none_match, unmodified_since)
-        environ["poky.outcome"] = deleted.outcome
-        if deleted.outbox_id is not None:
-            services.caches.purge(bucket, (key,), (deleted.outbox_id,))
-    return bare({"deleted": 200, "missing": 404, "rejected": 412}[deleted.outcome])
+    services.caches.admit()
+    policy = services.store.held_policy()
+    write = Write(bucket, key, None, "", unmodified_since, if_match, if_none_match)
+    return later(
+        environ,
+        lambda done: services.writes.add(Writing(write, policy, done)),
+        lambda put: _show_delete(environ, bucket, put),
+    )
+
+
+def _show_delete(environ: Environ, bucket: str, put: Put) -> Answer:
+    _note_outcome(environ, bucket, put)
+    return bare({"deleted": 200, "missing": 404, "rejected": 412}[put.outcome])
 
 
 def list_objects(services: Services, environ: Environ, bucket: str) -> Answer:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from poky.api import admin, batches, buckets, lease, objects, welcome
-from poky.http import Answer
+from poky.http import Answer, Later
 
 Right = Literal["read", "write", "delete", "list", "admin", "none"]
 
@@ -17,15 +17,17 @@ class Route(NamedTuple):
     """One row of the contract.
 
     ``does`` is what /help says of it. ``summary``: what OpenAPI says, if that is not the same.
+    ``lane``: whose threads call the handler; without one it must not wait for anything.
     """
 
     methods: tuple[str, ...]
     path: str
-    handler: Callable[..., Answer]
+    handler: Callable[..., Answer | Later]
     right: Right
     does: str
     statuses: str
     summary: str = ""
+    lane: str = ""
 
     @property
     def takes_body(self) -> bool:
@@ -73,6 +75,7 @@ ROUTES = (
         "list keys: ?prefix= &after= &limit=",
         "200 400 404",
         "a page of keys in order",
+        lane="batch",
     ),
     Route(
         ("POST",),
@@ -81,6 +84,7 @@ ROUTES = (
         "read",
         "read a batch",
         "200 400 404 406 411 413 415",
+        lane="batch",
     ),
     Route(
         ("PUT",),
@@ -89,6 +93,7 @@ ROUTES = (
         "write",
         "store a batch: ?atomic=true",
         "200 400 404 411 412 413 415",
+        lane="batch",
     ),
     Route(
         ("DELETE",),
@@ -97,8 +102,9 @@ ROUTES = (
         "delete",
         "delete a batch: ?atomic=true",
         "200 400 404 411 412 413 415",
+        lane="batch",
     ),
-    Route(GET, "/buckets", buckets.get_buckets, "list", "all buckets", "200"),
+    Route(GET, "/buckets", buckets.get_buckets, "list", "all buckets", "200", lane="batch"),
     Route(
         ("PUT",),
         "/buckets/<bucket>",
@@ -123,6 +129,7 @@ ROUTES = (
         "ok, or ?verbose as JSON",
         "200",
         "whether this process can serve",
+        lane="status",
     ),
     Route(
         GET, "/help", admin.get_help, "none", "this text", "200", "the table of routes and statuses"
@@ -140,9 +147,15 @@ ROUTES = (
 
 ADMIN_ROUTES = (
     Route(GET, "/", welcome.get_admin_welcome, "none", "where to go on", "200"),
-    Route(GET, "/buckets", buckets.get_buckets, "list", "all buckets", "200"),
+    Route(GET, "/buckets", buckets.get_buckets, "list", "all buckets", "200", lane="batch"),
     Route(
-        ("PUT",), "/buckets/<bucket>", buckets.ensure_bucket, "admin", "create a bucket", "200 400"
+        ("PUT",),
+        "/buckets/<bucket>",
+        buckets.ensure_bucket,
+        "admin",
+        "create a bucket",
+        "200 400",
+        lane="admin",
     ),
     Route(
         ("DELETE",),
@@ -151,9 +164,12 @@ ADMIN_ROUTES = (
         "admin",
         "drop a bucket: ?keys=drop if it has any",
         "200 400 404 409",
+        lane="admin",
     ),
     Route(GET, "/metrics", admin.get_metrics, "none", "metrics for Prometheus", "200"),
-    Route(GET, "/status", admin.get_status, "none", "ok, or ?verbose as JSON", "200"),
+    Route(
+        GET, "/status", admin.get_status, "none", "ok, or ?verbose as JSON", "200", lane="status"
+    ),
     Route(GET, "/help", admin.get_help, "none", "this text", "200"),
 )
 

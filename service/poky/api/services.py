@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from poky.access import Gate
 from poky.config import Config
 from poky.health import Health
+from poky.sharing import Lane, Reads, Writes
 from poky.store import Store
 
 
@@ -48,6 +50,9 @@ class Services(NamedTuple):
     metrics: Callable[[], bytes]  #: all metrics in Prometheus' text format
     background: Callable[[], Sequence[Mapping[str, Any]]] = list  #: its tasks, for /status
     gate: Gate | None = None  #: decides by tokens; None: every client may do everything
+    reads: Reads = None  # type: ignore[assignment]  # of listeners that serve objects
+    writes: Writes = None  # type: ignore[assignment]
+    lanes: Mapping[str, Lane] = MappingProxyType({})  #: threads for slow handlers, by kind
     help: str = ""  #: the routes of the listener, for people
     document: Mapping[str, Any] | None = None  #: the same as OpenAPI
 

@@ -15,12 +15,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from poky.background import Background
 from poky.cache.purge import NotConfirmed, PurgeClient
+from poky.cache.waits import LeaseWaits
 from poky.config import CacheNode, Config
 from poky.metrics import Figure, Figures
 from poky.store import Node, Store, StoreError
@@ -34,6 +35,7 @@ _SWEEP_CHANGES = 1000
 
 #: what is purged at a node when tokens or public buckets have changed
 POLICY_PATH = "/policy"
+_MOST_WAITING = 1000  # changes that wait for leases: each keeps its request in memory
 
 _ADMITTED = nullcontext()
 
@@ -64,8 +66,7 @@ class Caches:
         # A cache that revalidates every read has no copy that would have to be purged.
         self._unregistered = list(config.caches) if config.cache_mode != "revalidate" else []
         self._are_ours = bool(config.caches)
-        self._places = max(config.threads // 2, 1)
-        self._waiting = 0
+        self._waits = LeaseWaits(store)
         self._lock = threading.Lock()
         self._confirmed: deque[int] = deque()
         self._has_tasks = False
@@ -89,18 +90,23 @@ class Caches:
     # The way of a change.
 
     def admit(self) -> AbstractContextManager[None]:
-        """Enter before a change; StoreError 503 when half of the threads wait for leases already.
-
-        The other half goes on reading, and finds out when the wait is over.
-        """
-        if self._waiting >= self._places:
-            self._counts["refusals"] += 1
-            raise StoreError(
-                503,
-                "A cache is cut off, and enough changes wait for it. Try again shortly.",
-                code="cache_cut_off",
-            )
+        """Enter before a change; StoreError 503 when many changes wait for leases already."""
+        if len(self._waits) >= _MOST_WAITING:
+            self._refuse()
         return _ADMITTED
+
+    def _require_place(self) -> None:
+        if len(self._waits) >= _MOST_WAITING:
+            self._refuse()
+        self._counts["waits"] += 1
+
+    def _refuse(self) -> NoReturn:
+        self._counts["refusals"] += 1
+        raise StoreError(
+            503,
+            "A cache is cut off, and enough changes wait for it. Try again shortly.",
+            code="cache_cut_off",
+        )
 
     def purge(self, bucket: str, keys: Sequence[str], outbox_ids: Sequence[int]) -> None:
         """Return when no cache can give an older value of these keys any more.
@@ -112,6 +118,39 @@ class Caches:
         with _unacknowledged():
             self.purge_keys(bucket, keys)
         self._confirmed.extend(outbox_ids)
+
+    def purge_each(
+        self,
+        objects: Sequence[tuple[str, str]],
+        outbox_ids: Sequence[int],
+        done: Callable[[StoreError | None], None],
+    ) -> None:
+        """The same for objects (bucket, key) of several changes: then ``done`` is called.
+
+        Waits for the caches' answers, but not for leases: ``done`` may be called later, in another
+        thread.
+        """
+        if not self._has_tasks:
+            self._start_tasks()
+        paths = [f"/kv/{bucket}/{key}" for bucket, key in dict.fromkeys(objects)]
+
+        def confirm() -> None:
+            self._confirmed.extend(outbox_ids)
+            done(None)
+
+        try:
+            with _unacknowledged():
+                # Read after the commit: a node that joined since must be purged as well.
+                pending = self._purge_nodes(self._store.nodes(), paths)
+                if pending and self._may_wait:
+                    self._require_place()
+        except StoreError as error:
+            done(error)
+            return
+        if pending and self._may_wait:
+            self._waits.begin(pending, confirm)
+        else:
+            confirm()
 
     def forget_bucket(self, outbox_id: int) -> None:
         """Return when no cache can give any value of the bucket that was dropped any more.
@@ -132,8 +171,8 @@ class Caches:
         with _unacknowledged():
             pending = self._purge_nodes(self._store.nodes(), [POLICY_PATH])
             if pending and self._may_wait:
-                with self._place():
-                    self._await_leases(pending)
+                self._require_place()
+                self._await_leases(pending)
         self._confirmed.append(outbox_id)
 
     def purge_keys(self, bucket: str, keys: Sequence[str]) -> None:
@@ -141,8 +180,8 @@ class Caches:
         # Read after the commit: a node that joined since must be purged as well.
         pending = self._purge_nodes(self._store.nodes(), _paths(bucket, keys))
         if pending and self._may_wait:
-            with self._place():
-                self._await_leases(pending)
+            self._require_place()
+            self._await_leases(pending)
 
     def purge_all(self) -> None:
         """Have every cache forget everything, and return when no old copy is in use any more."""
@@ -167,45 +206,11 @@ class Caches:
         self._counts["failures"] += len(failures)
         return pending
 
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        """Take one of the places for changes that wait; StoreError 503 when there is none."""
-        with self._lock:
-            if self._waiting >= self._places:
-                raise StoreError(
-                    503, "A cache is cut off, and enough changes wait for it.", code="cache_cut_off"
-                )
-            self._waiting += 1
-            self._counts["waits"] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._waiting -= 1
-
     def _await_leases(self, pending: Iterable[Node]) -> None:
-        """Return when all leases of these suspended nodes have certainly expired.
-
-        By our own monotonic clock, counted from after the suspension's commit; or earlier, when
-        another instance, which began to wait before, has recorded it.
-        """
-        left_out = {(node.name, node.generation): node for node in pending}
-        end = time.monotonic() + max(node.lease_seconds for node in left_out.values())
-        while (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, _TICK_SECONDS))
-            with suppress(StoreError):
-                # Under the generation that it got when it was suspended, and no other: a database
-                # that was restored from a backup would know nothing of the suspension.
-                over = {
-                    (node.name, node.generation)
-                    for node in self._store.nodes()
-                    if node.drained or node.suspended_at is None
-                }
-                if left_out.keys() <= over:
-                    return
-        for name, generation in left_out:
-            with suppress(StoreError):
-                self._store.drain_node(name, generation)
+        """Return when all leases of these suspended nodes have certainly expired."""
+        expired = threading.Event()
+        self._waits.begin(pending, expired.set)
+        expired.wait()
 
     # Leases.
 
@@ -256,7 +261,7 @@ class Caches:
             ),
             "cache_purges": counter("Changes purged at the caches.", "purges"),
             "cache_purge_failures": counter("Purges not confirmed.", "failures"),
-            "cache_waiting": Figure("Changes that wait for leases now.", lambda: self._waiting),
+            "cache_waiting": Figure("Changes that wait for leases now.", lambda: len(self._waits)),
             "cache_waits": counter("Changes that waited for leases.", "waits"),
             "cache_refusals": counter("Changes refused, too many waiting.", "refusals"),
             "cache_swept": counter("Changes purged in place of their writers.", "swept"),

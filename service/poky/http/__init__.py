@@ -1,11 +1,12 @@
 """HTTP/1.1 on sockets for any WSGI application, and the shapes of answers. Knows nothing of ours.
 
-Reading order: `answers`, `head`, `connection`, `workers`, `server`.
+Reading order: `answers`, `head`, `later`, `connection`, `workers`, `server`.
 """
 
 from poky.http.answers import CODES, Answer, Refused, bare, json, problem, refuse, text
 from poky.http.connection import Connection
 from poky.http.head import Environ, Headers, parse_head
+from poky.http.later import Later, Reply
 from poky.http.memory import Budget, Reservation
 from poky.http.server import CannotListen, Server
 from poky.http.workers import Workers
@@ -18,7 +19,9 @@ __all__ = [
     "Connection",
     "Environ",
     "Headers",
+    "Later",
     "Refused",
+    "Reply",
     "Reservation",
     "Server",
     "Workers",

@@ -15,22 +15,22 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import re
 import select
 import socket
 import time
-from collections.abc import Callable, MutableSet
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Final
 
 from poky.http.answers import Answer, Refused, refuse
 from poky.http.compose import Body, compose
 from poky.http.head import REQUEST_LINE_BYTES, Environ, Headers, parse_head
-from poky.http.memory import SMALL, Budget, Reservation, overload
+from poky.http.host import Host
+from poky.http.later import Later, Reply
+from poky.http.memory import SMALL, Reservation, overload
 
 log = logging.getLogger(__name__)
-
-Check = Callable[[Environ], Answer | None]
-OnResponse = Callable[[Environ, int, int, float], None]
 
 RECEIVE_BYTES: Final = 16384
 REQUESTS_PER_TURN: Final = 8  # pipelined requests answered before others get their turn
@@ -43,8 +43,10 @@ CLIENT_GONE: Final = 499  # nginx's number for a request whose client did not wa
 
 WAIT_INPUT: Final = select.EPOLLIN | select.EPOLLONESHOT
 WAIT_OUTPUT: Final = select.EPOLLOUT | select.EPOLLONESHOT
+WAIT_GONE: Final = select.EPOLLRDHUP | select.EPOLLONESHOT
 
-READ_HEAD, READ_BODY, SEND, LINGER, CLOSED = range(5)  # what a connection waits for
+# What a connection waits for; LATER: for its answer.
+READ_HEAD, READ_BODY, SEND, LINGER, CLOSED, LATER = range(6)
 
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 
@@ -53,37 +55,8 @@ def _too_slow() -> Refused:
     return refuse(408, "request_too_slow", "Send the whole request without long pauses.")
 
 
-class Host(Protocol):
-    """What a connection needs of the server that accepted it; `Server` says what each is for."""
-
-    max_body_bytes: int
-    max_header_bytes: int
-    max_headers: int
-    closing: bool
-    environ: Environ
-
-    @property
-    def timeout(self) -> Any: ...
-
-    @property
-    def wsgi_app(self) -> Any: ...
-
-    @property
-    def check(self) -> Check | None: ...
-
-    @property
-    def budget(self) -> Budget: ...
-
-    @property
-    def on_response(self) -> OnResponse | None: ...
-
-    @property
-    def connections(self) -> MutableSet[Connection]: ...
-
-    @property
-    def busy(self) -> set[Connection]: ...
-
-    def stamp(self) -> str: ...
+def _defect() -> Refused:
+    return refuse(500, "internal_error", "Try again, and tell the operator if it fails again.")
 
 
 class Connection:
@@ -114,6 +87,7 @@ class Connection:
         self._output: list[memoryview] = []
         self._sent = 0
         self._started = 0.0
+        self.later: Later | None = None  # completes the answer to the request at hand
         server.connections.add(self)
 
     # -- called by workers
@@ -127,6 +101,61 @@ class Connection:
         except OSError:  # the client has gone; errors of the application are caught in _answer
             self.state = CLOSED
         return self.state != CLOSED
+
+    def wait_for_answer(self) -> tuple[Later, Reply]:
+        """What completes the answer, and how. The connection belongs to `Later` from then on."""
+        assert self.later is not None
+        if not self.later.watched:
+            return self.later, self._reply
+        self.events = WAIT_GONE
+        self.deadline = math.inf
+        return self.later, self._reply_watched
+
+    def _reply(self, answer: Answer) -> None:
+        self.server.requests.complete(self, answer)
+
+    def _reply_watched(self, answer: Answer) -> None:
+        self.server.requests.complete_watched(self, answer)
+
+    def send_answer(self, answer: Answer) -> bool:
+        """Send the answer that came later. True: wait for `events` again; False: close."""
+        self.later = None
+        self.state = READ_HEAD
+        self.events = WAIT_INPUT
+        try:
+            try:
+                self._status = answer.status
+                head, body = self._compose(*answer)
+                if len(body) > JOINED_BYTES:
+                    self._memory.need(len(body))
+            except Refused:
+                raise
+            except Exception:
+                log.exception("an answer could not be composed")
+                raise _defect() from None
+            self._send(head, body)
+        except Refused as refused:
+            return self.refuse(refused.answer)
+        except OSError:
+            self.state = CLOSED
+        if self.state == READ_HEAD and self._buffer:
+            self.events = WAIT_OUTPUT  # the next request is here already
+        return self.state != CLOSED
+
+    def fail(self, error: Exception) -> bool:
+        """Answer in place of a `Later` that could not begin."""
+        if isinstance(error, Refused):
+            return self.send_answer(error.answer)
+        log.error("an answer that was to come later failed", exc_info=error)
+        self.later = None
+        self.state = READ_HEAD
+        return self.refuse(_defect().answer)
+
+    def stop_waiting(self) -> None:
+        """Have an answer that is waited for completed soon: the server stops."""
+        later = self.later
+        if later is not None:
+            later.stop()
 
     def expire(self) -> bool:
         """Time out: `deadline` has passed. True: wait again; False: close."""
@@ -167,7 +196,11 @@ class Connection:
 
     def _proceed(self) -> None:
         """Continue the current transfer, then serve the requests that are in the buffer."""
-        if self.state == READ_HEAD:
+        if self.state == LATER:  # the client has gone
+            assert self.later is not None
+            self.state = CLOSED
+            self.later.cancel()
+        elif self.state == READ_HEAD:
             if self.events == WAIT_INPUT:
                 self._receive_head()
         elif self.state == READ_BODY:
@@ -322,6 +355,10 @@ class Connection:
         """Call the application and send its answer."""
         try:
             result = self.server.wsgi_app(environ, self._start_response)
+            if type(result) is Later:
+                self.later = result
+                self.state = LATER
+                return
             try:
                 body = result[0] if type(result) is list and len(result) == 1 else b"".join(result)
             finally:
@@ -342,9 +379,7 @@ class Connection:
             raise
         except BaseException:  # also SystemExit: a request must not end a worker
             log.exception("%s %s failed", environ["REQUEST_METHOD"], environ["REQUEST_URI"])
-            raise refuse(
-                500, "internal_error", "Try again, and tell the operator if it fails again."
-            ) from None
+            raise _defect() from None
         self._send(head, body)
 
     def _start_response(

@@ -13,8 +13,9 @@ from typing import Any
 
 from cheroot import wsgi
 
-from poky.http.connection import Check, Connection, OnResponse
+from poky.http.connection import Connection
 from poky.http.head import Environ
+from poky.http.host import Check, OnResponse
 from poky.http.memory import Budget, overload
 from poky.http.workers import Workers
 
@@ -75,6 +76,8 @@ class Server(wsgi.Server):
         check: Check | None = None,
         budget: Budget | None = None,
         on_response: OnResponse | None = None,
+        after_turn: Callable[[bool], None] | None = None,
+        late: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(
             bind_addr,
@@ -84,7 +87,7 @@ class Server(wsgi.Server):
             timeout=timeout,  # type: ignore[arg-type]  # the stubs say int, the code takes both
             shutdown_timeout=shutdown_timeout,  # type: ignore[arg-type]
         )
-        self.requests: Workers = Workers(self, threads)
+        self.requests: Workers = Workers(self, threads, after_turn, late)
         self.max_body_bytes = max_body_bytes
         self.max_header_bytes = max_header_bytes
         self.max_headers = max_headers

@@ -11,6 +11,7 @@ from poky.store.literals import Value, is_utf8
 from poky.store.locks import Locks
 from poky.store.nodes import Nodes
 from poky.store.objects import Objects
+from poky.store.pool import Held
 from poky.store.results import (
     Bucket,
     Change,
@@ -22,16 +23,20 @@ from poky.store.results import (
     Outcome,
     Put,
     TokenRow,
+    Write,
 )
+from poky.store.shared import ALONE, Shared, Together
 from poky.store.tokens import Tokens
 
 __all__ = [
+    "ALONE",
     "CODES",
     "BadDsn",
     "Bucket",
     "Change",
     "Credential",
     "Delete",
+    "Held",
     "Listed",
     "Node",
     "Object",
@@ -40,13 +45,15 @@ __all__ = [
     "Put",
     "Store",
     "StoreError",
+    "Together",
     "TokenRow",
     "Value",
+    "Write",
     "is_utf8",
 ]
 
 
-class Store(Objects, Buckets, Nodes, Tokens, Locks):
+class Store(Shared, Objects, Buckets, Nodes, Tokens, Locks):
     """The interface of schema ``poky`` over one pool of connections.
 
     Never hands out a connection that the server has closed; every wait is bounded; a statement

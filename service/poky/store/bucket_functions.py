@@ -19,7 +19,7 @@ log = logging.getLogger("poky.store")
 
 # Kept plans cost memory in every connection, about 100 kB a function. So a process uses these
 # functions of the first so many buckets, and the functions for all buckets for any others.
-_MOST = {"get": 1000, "update": 100, "delete": 100}
+_MOST = {"get": 1000, "share": 1000, "update": 100, "delete": 100}
 # When a bucket's function fails as undefined: how long until its number is asked for again.
 _PAUSE_SECONDS = 1.0
 _FLAT = 0
@@ -44,6 +44,15 @@ class BucketFunctions(Pool):
         self, verb: str, function: str, bucket: str, parameters: Sequence[Any], *, is_write: bool
     ) -> Rows:
         """Rows of the bucket's ``verb``, else of the ``function`` for all buckets."""
+        rows = self._call_own(verb, bucket, parameters, is_write=is_write)
+        if rows is None:
+            rows = self._execute(EXECUTE[function], (bucket, *parameters), is_write=is_write)
+        return rows
+
+    def _call_own(
+        self, verb: str, bucket: str, parameters: Sequence[Any], *, is_write: bool
+    ) -> Rows | None:
+        """Rows of the bucket's ``verb``; None: it has none, or this process may not use it."""
         number = self._number(verb, bucket)
         if number is not None:
             try:
@@ -59,7 +68,7 @@ class BucketFunctions(Pool):
                 # Dropped, or not made yet: it did nothing.
                 log.info("bucket %s: %s_%d: %s", bucket, verb, number, first_line(error))
                 self._forget(bucket, number)
-        return self._execute(EXECUTE[function], (bucket, *parameters), is_write=is_write)
+        return None
 
     def _number(self, verb: str, bucket: str) -> int | None:
         """The number of the function to call; None: call the one for all buckets."""

@@ -65,7 +65,7 @@ class Objects(BucketFunctions):
         value = value if isinstance(value, Value) else Value(value)
         given = (
             key, value, content_type, modified_at, if_match, if_none_match, value.hash,
-            _attributes(content_encoding),
+            attributes(content_encoding),
         )  # fmt: skip
         size = len(value.content)
         if size > LARGE:
@@ -157,7 +157,7 @@ class Objects(BucketFunctions):
             unless_empty(if_none_match),
             atomic,
             array([value.hash for value in given]),
-            array([_attributes(each) for each in content_encodings]),
+            array([attributes(each) for each in content_encodings]),
         )
         if size > LARGE:
             rows = self._write_large(EXECUTE["put_many"], parameters, size, len(given))
@@ -197,7 +197,7 @@ class Objects(BucketFunctions):
         return [Listed._make(row) for row in rows]
 
 
-def _attributes(content_encoding: str | None) -> str | None:
+def attributes(content_encoding: str | None) -> str | None:
     """What an object has besides its value and content type, as poky.put takes it; None: nothing.
 
     One JSON object, so that the functions' signatures need not change with each attribute.

@@ -36,6 +36,7 @@ from poky.store.statements import BUCKET_FUNCTIONS, FUNCTIONS
 log = logging.getLogger("poky.store")
 
 Rows = list[tuple[Any, ...]]
+Held = tuple[str, Callable[[str], str] | None]  #: a policy, and how to decide anew
 
 _MAX_AGE = 1800.0
 _CONNECT_SECONDS = 3.0
@@ -199,6 +200,11 @@ class Pool:
         """Read rows that may be large, by COPY: in three fifths of the memory of a fetch."""
         extra = _extra(items, size)
         self._execute(statement, parameters, is_write=False, copied=rows, extra=extra)
+
+    def held_policy(self) -> Held | None:
+        """What this thread's statements are done under, for `under` in another thread."""
+        policy = self.guard.policy
+        return None if policy is None else (policy, self.guard.renew)
 
     @contextlib.contextmanager
     def under(

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from poky.store.literals import Value
+
 
 class Object(NamedTuple):
     """An object as it is stored; times are whole seconds since 1970.
@@ -19,6 +21,39 @@ class Object(NamedTuple):
     content_encoding: str | None
     value: Any  #: bytes, or a memoryview: a copy would be a tenth of what a large one costs to read
     size: int
+
+
+class Each(NamedTuple):
+    """A row of poky.get_each: an object, or a bucket that is not there (the rest is None)."""
+
+    bucket: int  #: counted from 1
+    key: str | None
+    revision: int
+    hash: str
+    modified_at: int
+    unchanged_since: int
+    content_type: str
+    content_encoding: str | None
+    value: Any
+    size: int
+
+
+class Write(NamedTuple):
+    """A change of a single object: a put, or a delete, whose value is None."""
+
+    bucket: str
+    key: str
+    value: Value | None
+    content_type: str
+    modified_at: int | None  #: of a delete: what poky.delete calls p_unmodified_since
+    if_match: str | None
+    if_none_match: str | None
+    content_encoding: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the value."""
+        return 0 if self.value is None else len(self.value.content)
 
 
 class Put(NamedTuple):

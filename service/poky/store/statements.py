@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from poky.store.results import (
     Credential,
     Delete,
+    Each,
     Listed,
     Node,
     Object,
@@ -25,13 +26,15 @@ class Function(NamedTuple):
     types: tuple[str, ...]
     row: Any  #: a NamedTuple
     columns: Mapping[str, str] = {}  #: of fields that are no columns by themselves
+    verb: str = ""  #: what the function's name begins with, if not as the statement's
 
     def prepare(self, name: str) -> str:
-        """PREPARE for the function ``name``."""
+        """PREPARE ``name`` for the function of this name, or with the same number."""
         types = f" ({', '.join(self.types)})" if self.types else ""
         places = ", ".join(f"${number}" for number in range(1, len(self.types) + 1))
+        function = f"{self.verb}_{name.rpartition('_')[2]}" if self.verb else name
         columns = ", ".join(self.columns.get(field, field) for field in self.row._fields)
-        return f"PREPARE poky_{name}{types} AS SELECT {columns} FROM poky.{name}({places});"  # noqa: S608 - names of our own
+        return f"PREPARE poky_{name}{types} AS SELECT {columns} FROM poky.{function}({places});"  # noqa: S608 - names of our own
 
     @property
     def places(self) -> str:
@@ -46,6 +49,11 @@ _DELETE = ("text", "text", "text", "text", "bigint")
 # times their size in memory. COPY takes three times, and is sent once there is room for it.
 _IF_SMALL = {
     "value": "CASE WHEN octet_length(value) <= 262144 THEN value END",
+    "size": "octet_length(value)",
+}
+# Statements that several requests share have smaller ones: none waits for another's large value.
+_IF_SHARED = {
+    "value": "CASE WHEN octet_length(value) <= 32768 THEN value END",
     "size": "octet_length(value)",
 }
 _IF_SMALL_TOGETHER = {
@@ -63,6 +71,10 @@ FUNCTIONS = {
     "delete_many": Function(
         (_DELETE[0], *(f"{each}[]" for each in _DELETE[1:]), "boolean"), Outcome
     ),
+    "get_each": Function(("text[]", "integer[]", "text[]"), Each, _IF_SHARED),
+    "change_each": Function(
+        ("boolean[]", "text[]", *(f"{each}[]" for each in _PUT[1:]), "integer"), Outcome
+    ),
     "list": Function(("text", "text", "text", "integer"), Listed),
     "nodes": Function((), Node),
     "credential": Function(("text", "text"), Credential),
@@ -71,6 +83,7 @@ FUNCTIONS = {
 # The functions of single buckets, whose names end with a number, by what they begin with.
 BUCKET_FUNCTIONS = {
     "get": Function(("text", "text[]"), Object, _IF_SMALL),
+    "share": Function(("text", "text[]"), Object, _IF_SHARED, "get"),
     "update": Function(_PUT, Put),
     "delete": Function(_DELETE, Delete),
 }

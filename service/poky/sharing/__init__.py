@@ -1,0 +1,12 @@
+"""Requests that share a statement: what arrives while one is under way is asked for in the next.
+
+``reads`` and ``writes`` collect what connections ask for; ``lanes`` are the threads for what may
+take long, a few for each kind, so that slow work delays only its own kind. Nothing waits for
+company. Knows the store and the caches; knows nothing of how a request looks.
+"""
+
+from poky.sharing.lanes import Lane
+from poky.sharing.reads import Read, Reads
+from poky.sharing.writes import Writes, Writing
+
+__all__ = ["Lane", "Read", "Reads", "Writes", "Writing"]

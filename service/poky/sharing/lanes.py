@@ -1,0 +1,66 @@
+"""Threads for work that may take long: a few for each kind, and a bounded wait for one."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from poky.store import StoreError
+
+log = logging.getLogger("poky.sharing")
+
+PATIENCE_SECONDS = 5.0
+
+Work = Callable[[], None]
+Refuse = Callable[[StoreError], None]
+
+
+class Lane:
+    """At most ``threads`` pieces of work of one kind at a time, in the order in which they come.
+
+    Work that has waited for five seconds is not begun; it is told of a StoreError 503 in place.
+    """
+
+    def __init__(self, name: str, threads: int) -> None:
+        self.name = name
+        self._most = threads
+        self._idle = 0
+        self._count = 0
+        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[tuple[float, Work, Refuse]] = queue.SimpleQueue()
+
+    def submit(self, work: Work, refuse: Refuse) -> None:
+        """Have the work done by one of the lane's threads. Neither of the two may raise."""
+        self._queue.put((time.monotonic(), work, refuse))
+        if self._count < self._most:
+            with self._lock:
+                if self._queue.qsize() <= self._idle or self._count >= self._most:
+                    return
+                self._count += 1
+            name = f"{self.name}-{self._count}"
+            threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    @property
+    def waiting(self) -> int:
+        """Pieces of work that have not begun."""
+        return self._queue.qsize()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                self._idle += 1
+            since, work, refuse = self._queue.get()
+            with self._lock:
+                self._idle -= 1
+            try:
+                if time.monotonic() - since < PATIENCE_SECONDS:
+                    work()
+                else:
+                    refuse(
+                        StoreError(
+                            503, "Too much work of this kind waits. Try again shortly.", code="busy"
+                        )
+                    )
+            except Exception:
+                log.exception("work in lane %s failed", self.name)

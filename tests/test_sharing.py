@@ -1,0 +1,413 @@
+"""Reads and writes that share a statement: each has its own outcome, whatever befalls others."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg2.extensions
+import pytest
+
+from poky.sharing import Read, Reads, Writes, Writing
+from poky.store import Object, Put, Store, StoreError, Value, Write
+from tests.conftest import Database
+from tests.service import Service, running, wait_until
+
+THREADS = 4
+
+
+class Told:
+    """Outcomes by position, told by any thread."""
+
+    def __init__(self, count: int) -> None:
+        self.outcomes: list[Any] = [Told] * count
+        self._left = threading.Semaphore(0)
+
+    def done(self, position: int) -> Any:
+        def tell(outcome: Any) -> None:
+            assert self.outcomes[position] is Told, "told twice"
+            self.outcomes[position] = outcome
+            self._left.release()
+
+        return tell
+
+    def all(self) -> list[Any]:
+        for _ in self.outcomes:
+            assert self._left.acquire(timeout=30), self.outcomes
+        return self.outcomes
+
+
+class NoCaches:
+    """The caches, where there are none; what they were told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def purge_each(self, objects: Any, outbox_ids: Any, done: Any) -> None:
+        self.told += objects
+        done(None)
+
+
+@pytest.fixture
+def store(own_database: Database) -> Iterator[Store]:
+    store = Store(own_database.dsn_service, pool_size=8)
+    for bucket in ("a", "b", "c"):
+        store.ensure_bucket(bucket)
+    yield store
+    store.close()
+
+
+def anything(size: int) -> None:
+    """There is room for it."""
+
+
+def read(reads: Reads, wanted: list[tuple[str, str]]) -> list[Any]:
+    told = Told(len(wanted))
+    for position, (bucket, key) in enumerate(wanted):
+        reads.add(Read(bucket, key, anything, None, told.done(position)))
+    reads.after_turn(False)
+    return told.all()
+
+
+def write(writes: Writes, wanted: list[Write]) -> list[Any]:
+    told = Told(len(wanted))
+    for position, each in enumerate(wanted):
+        writes.add(Writing(each, None, told.done(position)))
+    writes.after_turn(False)
+    return told.all()
+
+
+def put_of(key: str, value: bytes | None, bucket: str = "a", **conditions: Any) -> Write:
+    given = {"modified_at": None, "if_match": None, "if_none_match": None, **conditions}
+    content = None if value is None else Value(value)
+    return Write(bucket, key, content, "text/plain", **given)
+
+
+def held(database: Database, bucket: str, key: str) -> psycopg2.extensions.connection:
+    """A transaction of another client that has the object locked."""
+    holder = database.connect()
+    holder.cursor().execute("SELECT poky.put(%s, %s, 'held', 't')", [bucket, key])
+    return holder
+
+
+def terminate_waiting(database: Database) -> None:
+    """End the backend that waits for a lock, as soon as there is one."""
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+
+        def end() -> bool:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            return bool(cursor.fetchall())
+
+        wait_until(end)
+
+
+# -- reads
+
+
+@pytest.mark.parametrize("buckets", [["a"], ["a", "b", "c"]])
+def test_each_read_of_a_statement_gets_its_own(store: Store, kind: str, buckets: list[str]) -> None:
+    large = b"x" * 40_000
+    for bucket in buckets:
+        store.put(bucket, "k", bucket.encode(), "text/plain", content_encoding="gzip")
+        store.put(bucket, "empty", b"", "text/plain")
+        store.put(bucket, "large", large, "text/plain")
+    reads = Reads(store, THREADS)
+    wanted = [(bucket, key) for bucket in buckets for key in ("k", "none", "k", "large", "empty")]
+    found = read(reads, wanted)
+    for (bucket, key), each in zip(wanted, found, strict=True):
+        expected = {"k": bucket.encode(), "large": large, "empty": b"", "none": None}[key]
+        assert (each and bytes(each.value)) == expected or (each is None and expected is None)
+        if each is not None:
+            assert each == store.get(bucket, key)
+    assert reads.statements == 1
+
+
+def test_a_bucket_that_is_not_there_is_404_for_its_reads_alone(store: Store, kind: str) -> None:
+    store.put("a", "k", b"1", "text/plain")
+    found = read(Reads(store, THREADS), [("a", "k"), ("nowhere", "k"), ("a", "none")])
+    assert isinstance(found[0], Object)
+    assert found[2] is None
+    if kind == "partitioned":
+        assert isinstance(found[1], StoreError)
+        assert found[1].code == "bucket_not_found"
+    else:
+        assert found[1] is None
+
+
+def test_a_bucket_dropped_since_is_404(store: Store, kind: str) -> None:
+    reads = Reads(store, THREADS)
+    store.put("a", "k", b"1", "text/plain")
+    store.put("b", "k", b"1", "text/plain")
+    assert all(isinstance(each, Object) for each in read(reads, [("a", "k"), ("b", "k")] * 2))
+    store.drop_bucket("a", keys=True)
+    for wanted in ([("a", "k")] * 3, [("a", "k"), ("b", "k")]):
+        gone, *_ = read(reads, wanted)
+        assert gone is None or gone.code == "bucket_not_found"
+        assert (gone is None) == (kind == "flat")
+
+
+def test_reads_are_asked_again_when_their_connection_is_lost(
+    store: Store, own_database: Database
+) -> None:
+    store.put("a", "k", b"1", "text/plain")
+    reads = Reads(store, THREADS)
+    read(reads, [("a", "k")] * 2)
+    with closing(own_database.connect()) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'poky' AND datname = current_database()"
+        )
+    found = read(reads, [("a", "k")] * 5)
+    assert [bytes(each.value) for each in found] == [b"1"] * 5
+
+
+def test_a_locked_bucket_delays_only_its_own_reads(
+    store: Store, own_database: Database, kind: str
+) -> None:
+    if kind == "flat":
+        pytest.skip("one table for all")
+    for bucket in ("a", "b"):
+        store.put(bucket, "k", b"1", "text/plain")
+    reads = Reads(store, THREADS)
+    with closing(own_database.connect()) as holder, holder.cursor() as cursor:
+        cursor.execute("SELECT leaf FROM poky.bucket WHERE name = 'b'")
+        cursor.execute(f"LOCK poky.{cursor.fetchone()[0]} IN ACCESS EXCLUSIVE MODE")
+        told = Told(6)
+        for position, bucket in enumerate(("a", "b", "a", "a", "b", "a")):
+            reads.add(Read(bucket, "k", anything, None, told.done(position)))
+        began = time.monotonic()
+        reads.after_turn(False)
+        wait_until(lambda: all(told.outcomes[n] is not Told for n in (0, 2, 3, 5)))
+        assert time.monotonic() - began < 1.4, "as long as the locked ones"
+        outcomes = told.all()
+        assert [outcomes[n].code for n in (1, 4)] == ["database_slow"] * 2
+        began = time.monotonic()
+        for _ in range(20):  # it stays apart
+            told = Told(2)
+            reads.add(Read("b", "k", anything, None, told.done(0)))
+            reads.add(Read("a", "k", anything, None, told.done(1)))
+            reads.after_turn(False)
+            assert isinstance(told.outcomes[1], Object)
+        assert time.monotonic() - began < 1
+    wait_until(lambda: told.outcomes[0] is not Told, timeout=60)
+
+
+# -- writes
+
+
+def test_each_write_of_a_statement_has_its_own_outcome(store: Store, kind: str) -> None:
+    there = store.put("a", "there", b"1", "text/plain")
+    tag = f"{there.revision}-{there.hash}"
+    caches = NoCaches()
+    writes = Writes(store, caches, THREADS)
+    wanted = [put_of(f"k{n}", b"%d" % n) for n in range(10)]
+    wanted += [
+        put_of("there", b"2", if_match=tag),
+        put_of("there", b"3", if_match="1-00000000"),
+        put_of("there", b"4", "b", if_none_match="*"),
+        put_of("k", b"5", "nowhere"),
+        put_of("missing", None, "b"),
+        put_of("none", b"6", "c", if_match="*"),
+        put_of("old", b"7", "c", modified_at=10),
+    ]
+    outcomes = [each.outcome for each in write(writes, wanted)]
+    nowhere = "no bucket" if kind == "partitioned" else "inserted"
+    expected = ["updated", "rejected", "inserted", nowhere, "missing", "rejected", "inserted"]
+    assert outcomes == ["inserted"] * 10 + expected
+    assert writes.statements == 1
+    assert caches.told == []
+    for n in range(10):
+        found = store.get("a", f"k{n}")
+        assert found is not None
+        assert bytes(found.value) == b"%d" % n
+    found = store.get("a", "there")
+    assert found is not None
+    assert bytes(found.value) == b"2"
+    outcomes = [
+        each.outcome
+        for each in write(
+            writes,
+            [
+                put_of("old", b"8", "c", modified_at=9),
+                put_of("k1", None),
+                put_of("k2", None, if_match="1-00000000"),
+            ],
+        )
+    ]
+    assert outcomes == ["rejected", "deleted", "rejected"]
+
+
+def test_twenty_puts_of_one_key_take_effect_one_after_the_other(store: Store) -> None:
+    writes = Writes(store, NoCaches(), THREADS)
+    outcomes: list[Put] = write(writes, [put_of("k", b"%d" % n) for n in range(20)])
+    revisions = [each.revision for each in outcomes]
+    assert len(set(revisions)) == 20
+    found = store.get("a", "k")
+    assert found is not None
+    assert found.revision == max(revisions)
+    assert bytes(found.value) == b"%d" % revisions.index(max(revisions))
+
+
+def test_of_twelve_creators_in_one_statement_one_wins(store: Store) -> None:
+    writes = Writes(store, NoCaches(), THREADS)
+    outcomes = write(writes, [put_of("new", b"%d" % n, if_none_match="*") for n in range(12)])
+    assert sorted(each.outcome for each in outcomes) == ["inserted"] + ["rejected"] * 11
+    assert writes.statements == 1
+
+
+def test_a_refusal_is_purged_as_well_where_there_are_caches(store: Store) -> None:
+    caches = NoCaches()
+    writes = Writes(store, caches, THREADS)
+    store.register_node("node", "http://127.0.0.1:1")
+    write(
+        writes,
+        [put_of("k", b"1", if_match="*"), put_of("gone", None), put_of("new", b"1")],
+    )
+    assert sorted(caches.told) == [("a", "gone"), ("a", "k"), ("a", "new")]
+
+
+def test_a_locked_object_delays_its_neighbours_only_briefly(
+    store: Store, own_database: Database
+) -> None:
+    writes = Writes(store, NoCaches(), THREADS)
+    holder = held(own_database, "a", "locked")
+    for attempt in range(2):
+        told = Told(21)
+        began = time.monotonic()
+        took: dict[int, float] = {}
+
+        def done(position: int, told: Told = told, began: float = began, took: Any = took) -> Any:
+            tell = told.done(position)
+
+            def note(outcome: Any) -> None:
+                took[position] = time.monotonic() - began
+                tell(outcome)
+
+            return note
+
+        writes.add(Writing(put_of("locked", b"x"), None, done(20)))
+        for n in range(20):
+            writes.add(Writing(put_of(f"k{n}", b"x", "abc"[n % 3]), None, done(n)))
+        writes.after_turn(False)
+        *others, locked = told.all()
+        assert {type(each) for each in others} == {Put}
+        assert isinstance(locked, StoreError)
+        assert (locked.code, locked.unknown) == ("database_slow", False)
+        assert took.pop(20) > 1.2
+        assert max(took.values()) < (1.2, 0.5)[attempt], "the second time it is known"
+    holder.close()
+
+
+def test_a_lost_connection_leaves_all_in_doubt_and_repeats_none(
+    store: Store, own_database: Database
+) -> None:
+    writes = Writes(store, NoCaches(), THREADS)
+    write(writes, [put_of("k5", b"0")])
+    holder = held(own_database, "a", "k5")
+    told = Told(10)
+    for n in range(10):
+        writes.add(Writing(put_of(f"k{n}", b"x"), None, told.done(n)))
+    writes.after_turn(False)
+    terminate_waiting(own_database)
+    outcomes = told.all()
+    holder.rollback()
+    holder.close()
+    assert {each.unknown for each in outcomes} == {True}
+    assert store.get("a", "k0") is None
+
+
+def test_a_bucket_dropped_meanwhile_fails_only_its_writes(store: Store, kind: str) -> None:
+    writes = Writes(store, NoCaches(), THREADS)
+    write(writes, [put_of("k", b"1"), put_of("k", b"1", "b")])
+    store.drop_bucket("b", keys=True)
+    outcomes = write(writes, [put_of("k", b"2"), put_of("k", b"2", "b"), put_of("k", b"2", "c")])
+    gone = "no bucket" if kind == "partitioned" else "inserted"
+    assert [each.outcome for each in outcomes] == ["updated", gone, "inserted"]
+
+
+def test_deletes_of_the_future_keep_their_dates(store: Store) -> None:
+    later = int(time.time()) + 1000
+    for bucket in ("a", "b"):
+        store.put(bucket, "k", b"1", "text/plain", later)
+    writes = Writes(store, NoCaches(), THREADS)
+    write(writes, [put_of("k", None), put_of("k", None, "b"), put_of("x", b"1", "b")])
+    found = store.get("b", "x")
+    assert found is not None
+    assert found.unchanged_since == later
+
+
+# -- the whole service
+
+
+@pytest.fixture
+def service(own_database: Database, tmp_path: Path) -> Iterator[Service]:
+    with running(own_database.dsn_service, tmp_path / "log") as service:
+        for bucket in ("a", "b"):
+            service.admin().request("PUT", f"/buckets/{bucket}")
+        yield service
+
+
+def test_many_clients_share_statements(service: Service) -> None:
+    def work(number: int) -> None:
+        client = service.client()
+        for n in range(50):
+            body = f"{number}-{n}"
+            stored = client.put(f"/kv/a/{number}", body)
+            assert stored.status == 200, stored.body
+            found = client.get(f"/kv/a/{number}")
+            assert (found.body.decode(), found.etag) == (body, stored.etag)
+
+    with ThreadPoolExecutor(24) as pool:
+        list(pool.map(work, range(24)))
+    figures = {
+        line.split()[0]: float(line.split()[1])
+        for line in service.admin().get("/metrics").body.decode().splitlines()
+        if line.startswith("poky_shared")
+    }
+    for verb in ("reads", "writes"):
+        assert figures[f"poky_shared_{verb}_objects_total"] >= 600
+        assert figures[f"poky_shared_{verb}_statements_total"] < 1200
+
+
+def test_slow_work_does_not_delay_probes_reads_and_writes(
+    service: Service, own_database: Database
+) -> None:
+    service.client().put("/kv/b/k", b"1")
+    holder = held(own_database, "a", "locked")
+    stop = threading.Event()
+
+    def bother(request: Any) -> None:
+        client = service.client()
+        while not stop.is_set():
+            request(client)
+
+    with ThreadPoolExecutor(16) as pool:
+        for _ in range(8):
+            pool.submit(bother, lambda client: client.put("/kv/a/locked", b"x"))
+            pool.submit(
+                bother, lambda client: client.batch("PUT", "a", [{"key": "locked", "data": "x"}])
+            )
+        try:
+            time.sleep(0.5)
+            took = []
+            client = service.client()
+            for _ in range(40):
+                began = time.monotonic()
+                assert client.get("/status").status == 200
+                assert client.get("/kv/b/k").status == 200
+                assert client.put("/kv/b/k", b"1").status == 200
+                took.append(time.monotonic() - began)
+        finally:
+            stop.set()
+            holder.close()
+    assert sorted(took)[36] < 1.0, took
