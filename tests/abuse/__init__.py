@@ -5,6 +5,6 @@ others must not wait for (stalls). Each gives rows of a table: what was asked, w
 violations, of which there must be none. What is expected stands with each case as data.
 """
 
-from tests.abuse import memory
+from tests.abuse import memory, raw, slow, stalls
 
-PARTS = {"memory": memory.run}
+PARTS = {"raw": raw.run, "slow": slow.run, "stalls": stalls.run, "memory": memory.run}

@@ -45,6 +45,9 @@ def main() -> int:
                         )
     finally:  # what was seen before something broke down
         show(rows, console)
+        if rows:
+            violations = sum(len(row.violations) for row in rows)
+            console.print(f"{violations} violations in {len(rows)} rows")
     return 0 if rows and all(row.ok for row in rows) else 1
 
 

@@ -25,7 +25,7 @@ from tests.support.memory import MB
 BUCKET = "abuse-memory"
 LARGEST = 16 * MB
 OBJECTS = "application/vnd.poky.objects+json"
-RIGHT = {200, 400, 406, 408, 413, 431, 503}
+RIGHT = {200, 400, 406, 408, 413, 429, 431, 503}
 
 
 @dataclass
@@ -40,8 +40,8 @@ class Tally:
         self.statuses[answer.status] += 1
         if answer.status not in RIGHT:
             self.violations[f"{kind}: answered {answer.status} {answer.body[:120]!r}"] += 1
-        if answer.status == 503 and "retry-after" not in answer.headers:
-            self.violations[f"{kind}: 503 without Retry-After"] += 1
+        if answer.status in (429, 503) and "retry-after" not in answer.headers:
+            self.violations[f"{kind}: {answer.status} without Retry-After"] += 1
         if not answer.whole and answer.status == 200:
             self.violations[f"{kind}: 200 cut short"] += 1
 

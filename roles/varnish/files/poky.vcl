@@ -64,8 +64,17 @@ sub poky_recv_escapes {
 
 # Only a GET has a range, and here only one plain range of bytes: whatever else it says may be ignored (RFC
 # 9110 14.2), and is, before Varnish judges it. Numbers that Varnish cannot hold stand for the end.
+# Every change of a field leaves a copy in the workspace: a long list of ranges goes unchanged.
 sub poky_recv_range {
     std.collect(req.http.Range);
+    if (req.http.Range ~ "(?i)^bytes=[0-9]{0,99}+-[0-9]{0,99}+$") {
+        call poky_recv_one_range;
+    } else {
+        unset req.http.Range;
+    }
+}
+
+sub poky_recv_one_range {
     set req.http.Range = regsub(req.http.Range, "(?i)^bytes=", "bytes=");
     set req.http.Range = regsuball(req.http.Range, "(?<![0-9])0++(?=[0-9])", "");
     set req.http.Range = regsub(req.http.Range, "^bytes=([0-9]++)-[0-9]{15,}+$", "bytes=\1-");
