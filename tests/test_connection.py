@@ -15,7 +15,7 @@ from typing import Any
 import bottle
 import pytest
 
-from poky.http import Budget, Refused, Reservation, connection, workers
+from poky.http import Answer, Budget, Later, Refused, Reservation, connection, workers
 from tests.support.sockets import (
     GIVE_UP,
     Serving,
@@ -411,6 +411,18 @@ def test_admission_is_released_when_the_application_fails() -> None:
         client.send(b"a")
         assert client.answer().status == 500
         eventually(lambda: not budget.used())
+
+
+@pytest.mark.parametrize("is_later", [False, True])
+def test_the_answer_to_a_write_is_sent_even_where_there_is_no_room(is_later: bool) -> None:
+    budget = Budget(1000)
+    other = Reservation(budget)
+    assert other.raise_to(900)
+    later = Later(lambda reply: reply(Answer("200 OK", [], bytes(50_000))))
+    app = (lambda *_: later) if is_later else simple_app(body=[bytes(50_000)])
+    with serving(app, budget=budget) as service:
+        assert service.client().ask(get()).status == 503
+        assert service.client().ask(put(b"x")).body == bytes(50_000)
 
 
 def test_the_application_may_ask_for_more_and_is_refused_in_good_order() -> None:

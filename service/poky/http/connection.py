@@ -126,8 +126,7 @@ class Connection:
             try:
                 self._status = answer.status
                 head, body = self._compose(*answer)
-                if len(body) > JOINED_BYTES:
-                    self._memory.need(len(body))
+                self._reserve(body)
             except Refused:
                 raise
             except Exception:
@@ -373,14 +372,19 @@ class Connection:
                 raise TypeError("the application must call start_response and return bytes")
             head, body = self._compose(self._status, self._headers, body)
             environ.pop("wsgi.input", None)  # neither the body is needed now
-            if len(body) > JOINED_BYTES and environ["REQUEST_METHOD"] == "GET":
-                self._memory.need(len(body))
+            self._reserve(body)
         except Refused:
             raise
         except BaseException:  # also SystemExit: a request must not end a worker
             log.exception("%s %s failed", environ["REQUEST_METHOD"], environ["REQUEST_URI"])
             raise _defect() from None
         self._send(head, body)
+
+    def _reserve(self, body: Body) -> None:
+        """Refuse a read whose answer has no room. What a write has changed is always told."""
+        assert self._environ is not None
+        if len(body) > JOINED_BYTES and self._environ["REQUEST_METHOD"] == "GET":
+            self._memory.need(len(body))
 
     def _start_response(
         self, status: str, headers: Headers, exc_info: object = None
