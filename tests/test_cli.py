@@ -107,6 +107,39 @@ def test_a_credential_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> Non
 # poky serve says what is so.
 
 
+@pytest.mark.parametrize("kind", ["partitioned"])
+@pytest.mark.parametrize(
+    ("user", "command", "code"),
+    [
+        ("nobody", "bucket list", "rights_missing"),
+        ("nobody", "bucket create x", "rights_missing"),
+        ("nobody", "cache status", "rights_missing"),
+        ("poky_service", "token create web --grant read:*", "rights_missing"),
+        ("poky_service", "migrate", "insufficient_privilege"),
+        ("poky_service", "migrate --plan", "insufficient_privilege"),
+    ],
+)
+def test_a_user_without_rights_is_told_which_has_them(
+    own_database: Database, user: str, command: str, code: str
+) -> None:
+    with closing(own_database.connect()) as connection, connection:
+        connection.cursor().execute("""
+            DO $$ BEGIN CREATE ROLE nobody LOGIN; EXCEPTION WHEN duplicate_object THEN END $$
+        """)
+    dsn = own_database.dsn_service.replace("poky_service@", f"{user}@")
+    said = poky(*command.split(), "--json", "-d", dsn)
+    assert failure(said) == (1, code)
+    assert "POKY_OWNER_DSN" in said.stderr
+    assert "GRANT poky_owner TO poky_service" not in said.stderr
+
+
+@pytest.mark.parametrize("command", ["bucket list", "cache status", "config", "migrate --plan"])
+def test_a_misspelt_setting_is_named_by_every_command(command: str) -> None:
+    said = poky(*command.split(), env={"POKY_DSN": AWAY, "POKY_PROT": "1"})
+    assert said.stderr.count("POKY_PROT is no setting") == 1
+    assert "Did you mean POKY_PORT?" in said.stderr
+
+
 def test_the_owner_does_not_serve(database: Database) -> None:
     said = poky("serve", env={"POKY_OWNER_DSN": database.dsn_owner})
     assert said.returncode == 2

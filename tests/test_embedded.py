@@ -349,6 +349,35 @@ def test_an_impossible_home_is_explained(tmp_path: Path) -> None:
         embedded.ensure_running(tmp_path / "file" / "home")
 
 
+@needs_root
+@pytest.mark.parametrize("room", ["16k", "20M"])
+def test_a_full_disk_is_one_sentence(tmp_path: Path, room: str) -> None:
+    """Too small for our own files, or for PostgreSQL's."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={room},nr_inodes={3 if room == '16k' else 0}"]
+    subprocess.run([*mount, "poky-test", str(tmp_path)], check=True)
+    try:
+        with pytest.raises(embedded.EmbeddedError) as refused:
+            embedded.ensure_running(tmp_path / "home", settings=HASTY)
+        said = str(refused.value)
+        assert "No space left on device" in said
+        assert "make room there" in said
+        assert "POKY_HOME" in said
+        assert "\n" not in said
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+@needs_root
+def test_a_disk_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "poky-test", str(tmp_path)]
+    subprocess.run(mount, check=True)
+    try:
+        with pytest.raises(embedded.EmbeddedError, match=r"Read-only file system.*POKY_HOME"):
+            embedded.ensure_running(tmp_path / "home", settings=HASTY)
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
 def test_debians_postgresql_works_as_well(home: Path) -> None:
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
     with embedded.ensure_running(home, bindir=debian, settings=HASTY) as server:

@@ -214,6 +214,67 @@ def test_all_threads_stay_on_the_cpu_that_is_set(
     assert service.stop() == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_each_signal_that_asks_for_an_end_gets_an_orderly_one(
+    log: Path, number: signal.Signals
+) -> None:
+    service = Service("host=/nowhere", log).start(wait=False)
+    wait_until(lambda: _status(service) is not None, what="it listens")
+    assert service.stop(number) == 0
+    assert "stopping" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_a_second_ctrl_c_ends_it_at_once(own_database: Database, log: Path) -> None:
+    with running(
+        own_database.dsn_service, log, lock_timeout="30", statement_timeout="30"
+    ) as service:
+        bucket = make_bucket(service)
+        service.client().put(f"/kv/{bucket}/k", "1")
+        holder = own_database.connect()
+        with holder.cursor() as cursor:
+            cursor.execute("SELECT poky.put(%s, 'k', '2', 't')", [bucket])
+
+        def put() -> None:
+            with pytest.raises((OSError, http.client.HTTPException)):
+                service.client().put(f"/kv/{bucket}/k", "3")
+
+        waiting = threading.Thread(target=put)
+        waiting.start()
+        wait_until(lambda: service.client().get("/status?verbose").json()["inflight"] == 1)
+        assert service.process
+        service.process.send_signal(signal.SIGINT)
+        wait_until(lambda: "stopping" in log.read_text(), what="it began to stop")
+        began = time.monotonic()
+        assert service.stop(signal.SIGINT) == 1
+        assert time.monotonic() - began < 3
+        waiting.join(10)
+        holder.close()
+
+
+def test_nohup_is_respected(tmp_path: Path, log: Path) -> None:
+    port, admin_port = free_ports(2)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["nohup", sys.executable, "-m", "poky", "serve", "-d", "host=/nowhere"],
+            env={**os.environ, "POKY_PORT": str(port), "POKY_ADMIN_PORT": str(admin_port)},
+            stdout=output,
+            stderr=output,
+            cwd=tmp_path,
+        )
+    try:
+        wait_until(lambda: _answers(port), what="it answers")
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGWINCH)  # ignored, and taken after the other
+        assert _answers(port) == 200
+        assert "stopping" not in log.read_text()
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+
+
 def test_a_log_that_is_not_read_delays_no_request_and_no_exit(tmp_path: Path) -> None:
     """Its pipe is full: of lines of requests, and of records written in the midst of requests."""
     reader, writer = os.pipe()

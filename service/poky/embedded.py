@@ -22,6 +22,7 @@ directory is changed, and a closed folder above keeps other processes of ``nobod
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -93,9 +94,11 @@ def ensure_running(
             embedded.close()
             raise
     except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise EmbeddedError(
             f"cannot keep a database in {home}: {error.strerror or error}"
-            f" ({error.filename}); set POKY_HOME to a directory of yours"
+            f" ({error.filename}); {'make room there, or ' if is_full else ''}"
+            "set POKY_HOME to a directory of yours"
         ) from error
     return embedded
 
@@ -273,6 +276,7 @@ class Embedded:
         """Raise with the server's last words, unless an orphan of the one before stops it."""
         words = self._log.read_bytes()[log_end:].decode(errors="replace")
         if "pre-existing shared memory block" not in words and "already exists" not in words:
+            _raise_if_no_room(self._folder, words)
             raise EmbeddedError(f"the PostgreSQL in {self.data} does not start:\n{words.strip()}")
         time.sleep(0.2)
 
@@ -392,6 +396,7 @@ class Embedded:
             check=False,
         )
         if done.returncode != 0:
+            _raise_if_no_room(self._folder, done.stdout)
             raise EmbeddedError(f"{program} failed in {self._folder}:\n{done.stdout.strip()}")
 
     def _identity(self) -> list[str]:
@@ -429,6 +434,16 @@ def _bindir_of_wheel() -> Path:
             " name one with POKY_DSN, or pip install 'poky[embedded]'"
         )
     return Path(wheel.submodule_search_locations[0]) / "pginstall" / "bin"
+
+
+def _raise_if_no_room(folder: Path, words: str) -> None:
+    """Raise with a sentence where the words of PostgreSQL tell of a disk that cannot be written."""
+    for reason in ("No space left on device", "Disk quota exceeded", "Read-only file system"):
+        if reason in words:
+            raise EmbeddedError(
+                f"PostgreSQL cannot write to {folder}: {reason}; make room there, 100 MB for a new"
+                " database, or set POKY_HOME to a directory elsewhere"
+            )
 
 
 def _server_identity(owner: int) -> int:

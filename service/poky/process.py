@@ -49,7 +49,7 @@ def _nothing() -> None:
 
 
 def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit status: 0 if all requests finished.
+    """Serve until SIGTERM, SIGINT or SIGHUP; returns the exit status: 0 if all requests finished.
 
     Starts and stays up while the database is away. Calls ``on_ready`` once all listeners accept.
     """
@@ -144,8 +144,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
             )
         )
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    _stop_by_signals(stopping)
     try:
         for listener in listeners:
             listener.prepare()
@@ -189,6 +188,19 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
     if unfinished:
         log.error("%d requests were cut off at the deadline", unfinished)
     return 1 if unfinished else 0
+
+
+def _stop_by_signals(stopping: threading.Event) -> None:
+    """End gracefully on SIGTERM, Ctrl-C and a terminal that closes; at once on a second Ctrl-C."""
+
+    def stop(number: int, _: object) -> None:
+        if number == signal.SIGINT and stopping.is_set():
+            os._exit(1)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup(1)
+            signal.signal(number, stop)
 
 
 def why_not(error: BaseException | None, address: str, port: int, prefix: str) -> str:

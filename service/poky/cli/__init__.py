@@ -19,7 +19,6 @@ from poky.cli.migrate import migrate
 from poky.cli.output import print_json, print_table
 from poky.cli.serve import serve
 from poky.cli.tokens import token
-from poky.config import unknown_settings
 
 _EXAMPLES = """\b
 Examples:
@@ -48,8 +47,6 @@ def config(as_json: bool) -> None:
         print_json(shown)
     else:
         print_table(["setting", "value"], [list(row) for row in shown.items()])
-    for sentence in unknown_settings():
-        click.echo(sentence, err=True)
 
 
 @poky.command()

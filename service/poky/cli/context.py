@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import click
 import msgspec
 
 from poky.cli.served import noted, served_homes
-from poky.config import Config, ConfigError
+from poky.config import Config, ConfigError, unknown_settings
 from poky.schema import SchemaError
 from poky.store import BadDsn, Store, StoreError
 
@@ -96,7 +97,14 @@ def load_config(**overrides: Any) -> Config:
     if home:  # it wins over the environment's DSN
         config = replace(config, dsn="", owner_dsn="")
     logging.getLogger().setLevel(config.log_level.upper())
+    _warn_of_unknown_settings()
     return config
+
+
+@cache
+def _warn_of_unknown_settings() -> None:
+    for sentence in unknown_settings():
+        log.warning("%s", sentence)
 
 
 def _home_option() -> str | None:

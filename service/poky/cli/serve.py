@@ -1,6 +1,5 @@
 """``poky serve``."""
 
-import logging
 import os
 import sys
 import urllib.error
@@ -9,7 +8,7 @@ import urllib.request
 import click
 
 from poky.cli.context import BadSettings, database, dsn_option, load_config
-from poky.config import Config, unknown_settings, url_of
+from poky.config import Config, url_of
 
 
 @click.command(epilog="\b\nExample:\n  poky serve -p 9000 --home ~/poky")
@@ -26,8 +25,6 @@ def serve(port: int | None, dsn: str | None) -> None:
             " POKY_DSN to the role poky_service, or unset both for an embedded PostgreSQL.",
             code="bad_settings",
         )
-    for sentence in unknown_settings():
-        logging.getLogger("poky").warning(sentence)
     is_embedded = not config.dsn
     where = f"{config.home} (embedded PostgreSQL)" if is_embedded else _source_of_dsn(dsn)
     with database(config, keep_up=True) as config:

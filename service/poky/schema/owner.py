@@ -172,6 +172,13 @@ class OwnerConnection:
                 raise
 
     def _lacks_rights(self, error: psycopg2.Error) -> SchemaError:
+        if self._user == "poky_service":  # must never become a member of the owner
+            return SchemaError(
+                "Migrations run as the database's owner, and poky_service is the role that serves"
+                f" ({_first_line(error)}). Name another user with -d or POKY_OWNER_DSN: one that"
+                " may act as poky_owner.",
+                code="insufficient_privilege",
+            )
         return SchemaError(
             f"The user {self._user} cannot act as poky_owner ({_first_line(error)}). An"
             f" administrator of the database {self._database} can change that:\n"

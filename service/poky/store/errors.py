@@ -39,12 +39,16 @@ CODES = {
     "database_unavailable": "PostgreSQL cannot be reached or does not answer.",
     "outcome_unknown": "The change may have been made, but is not confirmed: read, then retry.",
     "policy_changed": "Tokens or public buckets were changed meanwhile; nothing was done.",
+    "rights_missing": "The database's user lacks rights: serve as poky_service, act as the owner.",
     "schema_missing": "The database has no schema that suits this release: run poky migrate.",
     "token_exists": "There is a token of that name already.",
     "token_not_found": "There is no token of that name.",
 }
 # For a function of an older release, which gives no code.
 _CODES_BY_STATUS = {400: "bad_text", 404: "bucket_not_found", 409: "bucket_not_empty"}
+
+
+RIGHTS = "42501"
 
 
 class BadDsn(ValueError):
@@ -72,6 +76,16 @@ class PolicyChanged(StoreError):
         super().__init__(
             503, "Tokens have just been changed. Try again shortly.", code="policy_changed"
         )
+
+
+def rights_missing() -> StoreError:
+    """The refusal of what PostgreSQL does not let the user of the DSN do."""
+    return StoreError(
+        503,
+        "The database does not let its user do this. Serve with the role poky_service (POKY_DSN);"
+        " tokens and migrations need the owner (POKY_OWNER_DSN).",
+        code="rights_missing",
+    )
 
 
 def may_retry(error: Exception, *, is_write: bool) -> bool:
@@ -121,6 +135,8 @@ def translated(error: Exception, *, is_write: bool) -> StoreError:
             400, "The request has a text that PostgreSQL cannot store.", code="bad_text"
         )
     log.error("the database failed: %s %s", code, first_line(error))
+    if code == RIGHTS:
+        return rights_missing()
     if code == "57014":
         return StoreError(
             503, "The database took too long. Try again shortly.", code="database_slow"

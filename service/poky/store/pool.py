@@ -19,6 +19,7 @@ import psycopg2
 import psycopg2.extensions
 
 from poky.store.errors import (
+    RIGHTS,
     BadDsn,
     StoreError,
     first_line,
@@ -27,6 +28,7 @@ from poky.store.errors import (
     is_undefined,
     may_retry,
     refuse_unreplicated,
+    rights_missing,
     translated,
 )
 from poky.store.literals import compose
@@ -389,6 +391,8 @@ class Pool:
                 self._takes_text = connection.takes_text
                 return connection
         log.warning("cannot use the database: %s", first_line(failure))
+        if failure.pgcode == RIGHTS:
+            raise rights_missing() from failure
         if failure.pgcode in ("3F000", "42883", "42704"):
             raise StoreError(
                 503,
