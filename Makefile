@@ -81,7 +81,6 @@ deploy: $(DEPLOY_VENV)/.deploy ## Deploy the whole stack to a machine made here 
 .PHONY: bucket
 bucket: $(DEPLOY_VENV)/.deploy ## Make a bucket there (BUCKET=name)
 	@[ -n "$(BUCKET)" ] || { echo "Which bucket? make bucket BUCKET=name" >&2; exit 2; }
-	@[ -n "$(BUCKET)" ] || { echo 'Say which bucket: make bucket BUCKET=tooltips' >&2; exit 2; }
 	$(PLAYBOOK) playbooks/buckets.yml -e poky_bucket=$(BUCKET) $(ARGS)
 
 .PHONY: undeploy

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from poky.config import url_of
+from poky.cli.serve import start_text
+from poky.config import Config, url_of
 from poky.store import Store
 from tests.conftest import Database
 from tests.service import free_ports, running
@@ -199,6 +202,43 @@ def test_the_start_names_the_source_of_the_database(database: Database) -> None:
         assert "the data is in the database given by DATABASE_URL." in said
     with serve_on_a_terminal("-d", dsn, env={"POKY_DSN": AWAY}) as said:
         assert "the data is in the database given by -d." in said
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
+@pytest.mark.parametrize("access", ["open", "tokens"])
+def test_what_a_newcomer_pastes_works(own_database: Database, tmp_path: Path, access: str) -> None:
+    """The lines of the start, of the first page and of the README, in one shell."""
+    dsn = own_database.dsn_service
+    with running(dsn, tmp_path / "log", access=access) as service:
+        config = Config(port=service.port, admin_port=service.admin_port, access=access)
+        start = start_text(replace(config, listen="127.0.0.1"), "a test", "")
+        first = service.client().get("/", accept="*/*").body.decode()
+        lines = [line.strip() for line in f"{start}\n{first}".splitlines() if line[:2] == "  "]
+        script = [line for line in lines if not line.startswith("http")]
+        assert len(script) > 7
+        if access == "open":
+            readme = (ROOT / "README.md").read_text()
+            readme = readme.replace("localhost:8081", f"localhost:{service.port}")
+            readme = readme.replace("localhost:9081", f"localhost:{service.admin_port}")
+            shown = re.findall(r"^\$ ((?:curl|etag=).*)$", readme, re.MULTILINE)
+            assert len(shown) > 4
+            script += [*shown, f"curl http://localhost:{service.port}/kv/greetings/hello"]
+        commands = "\n".join(line.replace("curl ", "curl -sS --fail ", 1) for line in script)
+        bin = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-euxc", commands],
+            env={"PATH": bin, "POKY_DSN": dsn, "POKY_OWNER_DSN": own_database.dsn_owner},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Hello!" in done.stdout
+        if access == "open":
+            assert done.stdout.endswith("Hello again!")
 
 
 def test_the_start_says_that_the_database_is_away() -> None:

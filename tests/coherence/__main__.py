@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ console = Console(width=None if sys.stdout.isatty() else 200)
 
 def main() -> int:
     logging.getLogger("poky").setLevel(logging.CRITICAL)  # of the faults that we make
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the stack is taken down
     faults = _chosen("FAULT", (NONE, *FAULTS))
     sabotages = _chosen("SABOTAGE", SABOTAGES) if "SABOTAGE" in os.environ else []
     if sabotages and "FAULT" not in os.environ:

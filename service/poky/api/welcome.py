@@ -43,12 +43,13 @@ class _Page(NamedTuple):
 def get_welcome(services: Services, environ: Environ) -> Answer:
     """The first page of the main listener; its lines name the URL that the client used."""
     base = _base(environ)
-    lines = [
-        f"curl -d 'Hello!' -X PUT {base}/kv/greetings/hello",
-        f"curl -i {base}/kv/greetings/hello",
-        f"curl {base}/kv/greetings",
-    ]
     config = services.config
+    curl = "curl" if config.access == "open" else 'curl -H "Authorization: Bearer $TOKEN"'
+    lines = [
+        f"{curl} -d 'Hello!' -X PUT {base}/kv/greetings/hello",
+        f"{curl} -i {base}/kv/greetings/hello",
+        f"{curl} {base}/kv/greetings",
+    ]
     try_it = (
         "Try it, in a bucket that “poky bucket create greetings” makes on the service's machine:"
     )
@@ -56,10 +57,15 @@ def get_welcome(services: Services, environ: Environ) -> Answer:
         admin = url_of(config.admin_listen, config.admin_port)
         lines.insert(0, f"curl -X PUT {admin}/buckets/greetings")
         try_it = "Try it; the first line makes a bucket:"
+    what = (
+        "PUT stores a value under a key in a bucket, GET reads it. A read that starts after a write"
+        " was acknowledged never returns an older value."
+    )
+    if config.access != "open":
+        what += " Requests for objects need a token, which the operator makes (poky token create)."
     page = _Page(
         "Poky: buckets of objects over HTTP",
-        "PUT stores a value under a key in a bucket, GET reads it. A read that starts after a write"
-        " was acknowledged never returns an older value.",
+        what,
         try_it,
         lines,
         (

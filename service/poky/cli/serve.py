@@ -1,9 +1,11 @@
 """``poky serve``."""
 
 import os
+import shutil
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import click
 
@@ -72,12 +74,17 @@ It tries again by itself; a schema that is missing is made by: poky migrate
 
 Ctrl-C stops it."""
     admin = url_of(config.admin_listen, config.admin_port)
+    curl, token = "curl", ""
+    if config.access != "open":
+        curl = 'curl -H "Authorization: Bearer $TOKEN"'
+        command = "poky" if shutil.which("poky") else Path(sys.prefix) / "bin" / "poky"
+        token = f"\n  TOKEN=$({command} token create first --grant read,write,list:greetings)"
     return f"""
 Poky {config.release} serves {base}, the data is in {where}.
 
-  curl -X PUT {admin}/buckets/greetings
-  curl -d 'Hello!' -X PUT {base}/kv/greetings/hello
-  curl -i {base}/kv/greetings/hello
+  curl -X PUT {admin}/buckets/greetings{token}
+  {curl} -d 'Hello!' -X PUT {base}/kv/greetings/hello
+  {curl} -i {base}/kv/greetings/hello
   curl {base}/help
 
 Ctrl-C stops it."""
