@@ -1,7 +1,9 @@
 """``make coherence``: the long form of the proof, with a progress line and a table.
 
 The environment says how long and what: MINUTES=60, FAULT="none purges-lost"; SABOTAGE=plain-purge
-breaks the stack on purpose. Exit status 1 if anything was stale, went back or had no order.
+breaks the stack on purpose. ACCESS=tokens: tokens that come and go under readers, without writers.
+Exit status 1 if anything was stale, went back or had no order, or if a token was answered after its
+revocation was acknowledged.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from rich.live import Live
 from rich.progress import Progress
 from rich.table import Table
 
-from tests.coherence import cost, working_set
+from tests.coherence import cost, tokens, working_set
 from tests.coherence.faults import FAULTS, NONE, Fault
 from tests.coherence.load import Count, Load
 from tests.coherence.run import Result, altered, run
-from tests.coherence.sabotage import SABOTAGES, Sabotage
+from tests.coherence.sabotage import SABOTAGES, TOKEN_SABOTAGES, Sabotage
 from tests.coherence.stack import Stack
 
 Choice = TypeVar("Choice", Fault, Sabotage)
@@ -39,6 +41,8 @@ console = Console(width=None if sys.stdout.isatty() else 200)
 def main() -> int:
     logging.getLogger("poky").setLevel(logging.CRITICAL)  # of the faults that we make
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the stack is taken down
+    if os.environ.get("ACCESS") == "tokens":
+        return _tokens()
     faults = _chosen("FAULT", (NONE, *FAULTS))
     sabotages = _chosen("SABOTAGE", SABOTAGES) if "SABOTAGE" in os.environ else []
     if sabotages and "FAULT" not in os.environ:
@@ -58,6 +62,43 @@ def main() -> int:
         _cost()
         _hit_ratio()
     return 0 if all(result.ok for result in results) else 1
+
+
+def _tokens() -> int:
+    """The same for tokens (tests.coherence.tokens)."""
+    faults = _chosen("FAULT", (NONE, *FAULTS))
+    sabotages = _chosen("SABOTAGE", TOKEN_SABOTAGES) if "SABOTAGE" in os.environ else []
+    if sabotages and "FAULT" not in os.environ:
+        faults = []
+    seconds = float(os.environ.get("MINUTES", "0")) * 60 / len([*faults, *sabotages])
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("fault")
+    for column in ("seconds", "reads", "hits", "after an end", "admitted", "refused", "changes"):
+        table.add_column(column, justify="right")
+    all_ok = True
+    try:
+        with tempfile.TemporaryDirectory(prefix="coherence-") as folder:
+            console.print("Starting PostgreSQL, two instances, two Varnish nodes and nginx …")
+            with Stack(Path(folder), access="tokens") as stack:
+                for fault in [*faults, *(sabotage.fault for sabotage in sabotages)]:
+                    console.print(f"{fault.name}: {fault.says}")
+                    began = time.monotonic()
+                    with altered(stack, fault):
+                        seen = tokens.run(
+                            stack, fault, reads=READS_WITH_EACH_FAULT, seconds=seconds
+                        )
+                    all_ok &= seen.ok
+                    for sentence in seen.findings[:5]:
+                        console.print(f"  [red]{sentence}[/red]")
+                    numbers = (time.monotonic() - began, seen.reads, seen.hits, seen.after_end)
+                    rest = (seen.admitted, seen.refused, seen.changes)
+                    table.add_row(
+                        f"[{'green' if seen.ok else 'red'}]{fault.name}",
+                        *(f"{number:,.0f}" for number in (*numbers, *rest)),
+                    )
+    finally:
+        console.print(table)
+    return 0 if all_ok else 1
 
 
 def _cost() -> None:

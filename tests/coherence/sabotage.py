@@ -85,8 +85,8 @@ TOKEN_SABOTAGES = (
     ),
     Sabotage(
         "decision-without-lease",
-        "A decision is used although the lease is over.",
-        Fault("", "", leases_late),
+        "A decision is found again under another lease than the one it was made under.",
+        _PURGES_DROPPED,
         vcl="decision-without-lease",
     ),
     Sabotage(

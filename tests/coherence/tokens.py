@@ -16,6 +16,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 from poky.access import Token
+from poky.background import Background
 from poky.cache import Caches
 from poky.config import Config
 from poky.store import Store, StoreError
@@ -38,6 +39,7 @@ class Pass:
     granted: float = NEVER  # acknowledged
     ending: float = NEVER  # begun
     ended: float = NEVER  # acknowledged
+    is_void: bool = False  # its bucket is about to be published again: it says nothing any more
 
     @property
     def headers(self) -> dict[str, str]:
@@ -74,7 +76,7 @@ class Passes:
                 "POKY_DSN": stack.database.dsn_owner,
             }
         )
-        self._caches = Caches(self._store, config)
+        self._caches = Caches(self._store, config, Background(self._store))
         self._name = name
         self._numbers = itertools.count(1)
         self.current: list[Pass] = []
@@ -93,7 +95,8 @@ class Passes:
                 self._add(made)
         elif not any(each.token is None and each.ending == NEVER for each in self.current):
             made = Pass(public, None)
-            # One public bucket after the other: a pass is for one.
+            for each in self.current:
+                each.is_void |= each.token is None
             if self._do(lambda: self._store.publish_bucket(public, True)):
                 made.granted = time.monotonic()
                 self._add(made)
@@ -124,9 +127,7 @@ class Passes:
         return True
 
     def _add(self, made: Pass) -> None:
-        # A public bucket that was ended would be valid again: its pass is used no more.
-        kept = [e for e in self.current if made.token is not None or e.token is not None]
-        self.current = [*kept, made][-KEPT:]
+        self.current = [*(each for each in self.current if not each.is_void), made][-KEPT:]
 
     def close(self) -> None:
         self._caches.stop()
@@ -137,9 +138,11 @@ def run(stack: Stack, fault: Fault, *, reads: int, seconds: float = 0) -> Result
     """Strike until there are so many reads and so many seconds have passed."""
     phase = next(_phases)
     result = Result(fault.name)
-    bucket, public = (stack.create_bucket(f"{kind}-{phase}") for kind in ("private", "public"))
+    bucket, public, foreign = (
+        stack.create_bucket(f"{kind}-{phase}") for kind in ("private", "public", "foreign")
+    )
     writer = stack.services[0].client()
-    for name in (bucket, public):
+    for name in (bucket, public, foreign):
         for key in range(KEYS):
             assert writer.put(f"/kv/{name}/{key}", "v", **stack.authorization).status == 200
     ports = [
@@ -168,9 +171,12 @@ def run(stack: Stack, fault: Fault, *, reads: int, seconds: float = 0) -> Result
                 chosen = random.choice(seen)
                 start = time.monotonic()
                 before = chosen.granted, chosen.ended
+                trespasses = chosen.token is not None and random.random() < 0.2
+                path = f"/kv/{foreign if trespasses else chosen.bucket}/{random.randrange(KEYS)}"
                 try:
                     client = client or Client(port, timeout=15)
-                    path = f"/kv/{chosen.bucket}/{random.randrange(KEYS)}"
+                    if trespasses:  # of what others have just read there
+                        client.get(path, **stack.authorization)
                     answer = client.get(path, **chosen.headers)
                 except Exception:
                     client = None
@@ -179,7 +185,11 @@ def run(stack: Stack, fault: Fault, *, reads: int, seconds: float = 0) -> Result
                 with lock:
                     result.reads += 1
                     result.hits += is_hit
-                    _judge(result, chosen, start, before, answer.status, is_hit, port)
+                    if trespasses and answer.status == 200:
+                        result.admitted += 1
+                        result.findings.append(f"port {port} admitted a token of another bucket")
+                    if not trespasses:
+                        _judge(result, chosen, start, before, answer.status, is_hit, port)
 
         threads = [threading.Thread(target=change)]
         threads += [threading.Thread(target=read, args=(port,)) for port in ports]
@@ -207,12 +217,15 @@ def _judge(
     port: int,
 ) -> None:
     granted, ended = before
+    if chosen.is_void:
+        return
     if start >= ended:
         result.after_end += 1
         if status == 200:
             result.admitted += 1
             result.findings.append(
-                f"port {port} answered {1000 * (start - ended):.1f} ms after the end ({is_hit=})"
+                f"port {port} answered {1000 * (start - ended):.1f} ms after the end"
+                f" ({is_hit=}, {'token' if chosen.token else 'public'})"
             )
     elif start >= granted and chosen.ending == NEVER and status in (401, 403):
         result.refused += 1

@@ -188,14 +188,9 @@ SABOTAGES = {
         "poky_access_tokens.vcl",
     ),
     "decision-without-lease": Sabotage(
-        "A decision is used although the lease is over.",
-        (
-            (
-                'if (std.real(var.global_get("poky_until"), 0.0) > std.time2real(now, 0.0)) {',
-                'if (var.global_get("poky_until")) {',
-            ),
-        ),
-        "72-",
+        "A decision is found again under another lease than the one it was made under.",
+        (('hash_data("access " + req.http.Poky-Policy + ', 'hash_data("access " + '),),
+        "73-",
         "poky_access_tokens.vcl",
     ),
     "decision-for-any-bucket": Sabotage(

@@ -137,6 +137,16 @@ sub vcl_backend_response {
         set beresp.http.Poky-Internal = "access";
         return (deliver);
     }
+    # The client that missed was granted this a moment ago, and is not any more. Its refusal is its own: each
+    # of those who wait for the same object asks anew.
+    if (!bereq.uncacheable && (beresp.status == 401 || beresp.status == 403) && bereq.url != "/lease") {
+        call poky_beresp_pass;
+        set beresp.uncacheable = true;
+        set beresp.ttl = 0s;
+        set beresp.grace = 0s;
+        set beresp.keep = 0s;
+        return (deliver);
+    }
 }
 
 sub vcl_backend_error {
@@ -160,6 +170,9 @@ sub vcl_deliver {
     }
     if (req.http.Poky-Access == "ask") {
         call poky_access_deliver;
+    }
+    if (resp.status == 401 || resp.status == 403) {
+        return (deliver);
     }
 }
 
