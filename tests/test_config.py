@@ -25,7 +25,7 @@ def test_defaults() -> None:
     )
     assert config.max_value_bytes == 16 * 1024 * 1024
     assert config.max_future_seconds == 48 * 3600
-    assert config.pool_size == config.threads + 2
+    assert config.pool_size == config.threads + 4
     assert config.caches == ()
 
 

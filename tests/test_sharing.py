@@ -16,6 +16,7 @@ import pytest
 from poky.sharing import Read, Reads, Writes, Writing
 from poky.store import Object, Put, Store, StoreError, Value, Write
 from tests.conftest import Database
+from tests.fake_cache import FakeCache
 from tests.service import Service, running, wait_until
 
 THREADS = 4
@@ -276,6 +277,31 @@ def test_a_refusal_is_purged_as_well_where_there_are_caches(store: Store) -> Non
     assert sorted(caches.told) == [("a", "gone"), ("a", "k"), ("a", "new")]
 
 
+def test_the_order_is_commit_then_caches_then_answers(store: Store, own_database: Database) -> None:
+    store.register_node("node", "http://127.0.0.1:1")
+    told = Told(4)
+    seen: list[tuple[str, str]] = []
+
+    class Watching(NoCaches):
+        def purge_each(self, objects: Any, outbox_ids: Any, done: Any) -> None:
+            with closing(own_database.connect()) as connection, connection.cursor() as cursor:
+                cursor.execute("SELECT b.name, o.key FROM poky._object AS o JOIN poky.bucket AS b"
+                               " ON b.id = o.bucket_id ORDER BY 1, 2")  # fmt: skip
+                seen.extend(cursor.fetchall())
+            assert told.outcomes == [Told] * 4, "answered before the caches knew"
+            super().purge_each(objects, outbox_ids, done)
+
+    caches = Watching()
+    writes = Writes(store, caches, THREADS)
+    for position, (bucket, key) in enumerate((("a", "k"), ("b", "k"), ("a", "l"))):
+        writes.add(Writing(put_of(key, b"1", bucket), None, told.done(position)))
+    writes.add(Writing(put_of("none", None, "c"), None, told.done(3)))
+    writes.after_turn(False)
+    assert [each.outcome for each in told.all()] == ["inserted"] * 3 + ["missing"]
+    assert seen == [("a", "k"), ("a", "l"), ("b", "k")]
+    assert sorted(caches.told) == [("a", "k"), ("a", "l"), ("b", "k"), ("c", "none")]
+
+
 def test_a_locked_object_delays_its_neighbours_only_briefly(
     store: Store, own_database: Database
 ) -> None:
@@ -411,3 +437,44 @@ def test_slow_work_does_not_delay_probes_reads_and_writes(
             stop.set()
             holder.close()
     assert sorted(took)[36] < 1.0, took
+
+
+def test_what_a_refusal_tells_is_told_to_the_caches_first(
+    own_database: Database, tmp_path: Path
+) -> None:
+    with (
+        FakeCache("one") as node,
+        running(own_database.dsn_service, tmp_path / "log", caches=f"one={node.url}") as service,
+    ):
+        service.admin().request("PUT", "/buckets/a")
+        with closing(Store(own_database.dsn_service)) as store:
+            wait_until(lambda: [node.suspended_at for node in store.nodes()] == [None])
+        client = service.client()
+        assert client.delete("/kv/a/gone").status == 404
+        assert client.put("/kv/a/absent", b"1", if_match="*").status == 412
+        items = [{"key": "x"}, {"key": "y", "if_match": "*"}]
+        assert client.batch("DELETE", "a", items).status == 200
+        assert client.batch("PUT", "a", [{"key": "z", "data": "", "if_match": "*"}]).status == 200
+        assert node.told == [f"/kv/a/{key}" for key in ("gone", "absent", "x", "y", "z")]
+
+
+def test_a_silent_cache_delays_no_write_of_another_key_for_long(
+    own_database: Database, tmp_path: Path
+) -> None:
+    with (
+        FakeCache("one") as node,
+        running(own_database.dsn_service, tmp_path / "log", caches=f"one={node.url}") as service,
+    ):
+        service.admin().request("PUT", "/buckets/a")
+        with closing(Store(own_database.dsn_service)) as store:
+            wait_until(lambda: [node.suspended_at for node in store.nodes()] == [None])
+            store.lease("one", 8.0)
+        node.is_silent = True
+        with ThreadPoolExecutor(8) as pool:
+            waiting = [pool.submit(service.client().put, f"/kv/a/{n}", b"x") for n in range(7)]
+            wait_until(lambda: service.client().get("/kv/a/0").status == 200)
+            began = time.monotonic()
+            assert service.client().get("/kv/a/0").status == 200
+            assert service.client().get("/status").status == 200
+            assert time.monotonic() - began < 1
+            assert {each.result().status for each in waiting} == {200}

@@ -115,7 +115,7 @@ class Config:
     )
     pool_size: int = setting(
         0,
-        "Connections to PostgreSQL at most. 0: POKY_THREADS + 2.",
+        "Connections for the work of clients at most. 0: POKY_THREADS + 4.",
         aliases=("MAX_POOL_SIZE",),
         at_least=0,
         at_most=1024,
@@ -234,7 +234,7 @@ class Config:
             "admin_port": self.admin_port or self.port + 1000,
             "lease_port": self.lease_port or self.port + 2000,
             "lease_listen": self.lease_listen or self.listen,
-            "pool_size": self.pool_size or self.threads + 2,
+            "pool_size": self.pool_size or self.threads + 4,
             "owner_dsn": self.owner_dsn or self.dsn,
             "home": self.home or str(data_folder()),
             "release": self.release or _release_beside_venv(),

@@ -131,13 +131,15 @@ def _read_body(services: Services, environ: Environ, bucket: str) -> bytes:
 def _answer(
     services: Services, environ: Environ, bucket: str, keys: list[str], outcomes: Any, atomic: bool
 ) -> Answer:
-    changed = [
-        (key, outcome.outbox_id)
+    # An item that changed nothing tells of another change, which caches may not know yet.
+    told = [
+        key
         for key, outcome in zip(keys, outcomes, strict=True)
-        if outcome.outbox_id is not None
+        if outcome.outbox_id is not None or outcome.outcome in ("rejected", "missing")
     ]
-    if changed:
-        services.caches.purge(bucket, *zip(*changed, strict=True))
+    if told:
+        ids = [outcome.outbox_id for outcome in outcomes if outcome.outbox_id is not None]
+        services.caches.purge(bucket, told, ids)
     rejected = sum(outcome.outcome == "rejected" for outcome in outcomes)
     environ["poky.outcome"] = f"{len(keys) - rejected}/{len(keys)}"
     return json(show_outcomes(keys, outcomes), status=412 if atomic and rejected else 200)

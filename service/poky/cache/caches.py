@@ -111,8 +111,11 @@ class Caches:
     def purge(self, bucket: str, keys: Sequence[str], outbox_ids: Sequence[int]) -> None:
         """Return when no cache can give an older value of these keys any more.
 
-        To be called after the commit of the change and before its answer.
+        To be called after the commit of the change and before its answer; also when nothing was
+        changed, but the answer tells of what another change did.
         """
+        if not outbox_ids and not self._store.nodes():
+            return
         if not self._has_tasks:
             self._start_tasks()
         with _unacknowledged():
