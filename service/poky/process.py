@@ -53,9 +53,9 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
 
     Starts and stays up while the database is away. Calls ``on_ready`` once all listeners accept.
     """
+    schedule(config.cpu)  # before any thread starts
     lines = Log()
     take_over(lines)
-    schedule(config.cpu)
     return_large_memory()
     store = Store(
         config.dsn,
