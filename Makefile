@@ -73,6 +73,10 @@ coherence: $(VENV)/.dev packages ## Prove that no read is stale, whatever fails 
 abuse: $(VENV)/.dev packages ## Try what strangers may try, with a table of figures (PART="memory" DOOR="D N" SHORT=1)
 	@$(BIN)/python -m tests.abuse
 
+.PHONY: mutants
+mutants: $(VENV)/.dev packages ## Change one thing at a time and see whether a test notices (COUNT=20 SEED=1 ONLY=api/names)
+	@$(BIN)/python -m tests.mutants
+
 .PHONY: deploy
 deploy: $(DEPLOY_VENV)/.deploy ## Deploy the whole stack to a machine made here (as root; ARGS=--check for a plan)
 	$(PLAYBOOK) playbooks/deploy.yml $(ARGS)
