@@ -6,7 +6,8 @@
 -- Each reads poky.bucket first, to lock it first (migrations/README.md, rule 4). SQLSTATE 42P01 from
 -- one of them: it did nothing, and the function for all buckets says what is wrong.
 
--- The templates, for format(): %1$I is the table.
+-- The templates, for format(): %1$I is the table. In poky._select_objects %2$s says which bucket: a
+-- constant id where there is one, because a join by name costs a read a tenth of its time.
 
 CREATE OR REPLACE FUNCTION poky._select_objects() RETURNS text
 LANGUAGE sql IMMUTABLE
@@ -14,14 +15,22 @@ AS $template$
     SELECT $$
     SELECT
         o.key, o.revision, o.hash, o.modified_at,
-        greatest(o.written_at, o.modified_at, b.unsettled_until), o.content_type,
-        o.value, o.content_encoding
-    FROM poky.bucket AS b INNER JOIN poky.%1$I AS o ON b.id = o.bucket_id
-    WHERE b.name = $1 AND o.key = ANY ($2)
+        greatest(o.written_at, o.modified_at, b.unsettled_until), o.content_type, o.value,
+        o.content_encoding
+    FROM poky.bucket AS b CROSS JOIN poky.%1$I AS o
+    WHERE %2$s AND o.key = ANY ($2)
     $$
 $template$;
 COMMENT ON FUNCTION poky._select_objects IS
-'Template: the objects of bucket $1 that have one of the keys $2, in the columns of poky.object.';
+'Template: the objects that have one of the keys $2, in the columns of poky.object; $1 is the bucket''s name.';
+
+CREATE OR REPLACE FUNCTION poky._is_bucket(p_id integer) RETURNS text
+LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT format('b.id = %1$s AND o.bucket_id = %1$s', p_id)
+$$;
+COMMENT ON FUNCTION poky._is_bucket IS
+'For poky._select_objects: the objects of the bucket with this id.';
 
 CREATE OR REPLACE FUNCTION poky._update_object() RETURNS text
 LANGUAGE sql IMMUTABLE
@@ -113,7 +122,13 @@ BEGIN
     name := 'get_' || p_number;
     parameters := 'p_bucket text, p_keys text[]';
     result := 'SETOF poky.object STABLE';
-    source := 'BEGIN RETURN QUERY' || format(poky._select_objects(), v_table) || '; END';
+    source := 'BEGIN RETURN QUERY' || format(
+        poky._select_objects(), v_table,
+        CASE
+            WHEN p_number = 0 THEN 'b.name = $1 AND o.bucket_id = b.id'
+            ELSE poky._is_bucket(p_number)
+        END
+    ) || '; END';
     RETURN NEXT;
 
     name := 'update_' || p_number;

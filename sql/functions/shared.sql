@@ -14,14 +14,15 @@ SET lock_timeout = 100
 AS $$
 DECLARE
     v_select text := 'SELECT $3, o.* FROM (' || poky._select_objects() || ') AS o';
+    v_id integer;
     v_table text;
     v_begin integer := 1;
 BEGIN
     FOR v_bucket IN 1 .. cardinality(p_buckets) LOOP
-        SELECT coalesce(b.leaf, '_object') INTO v_table
+        SELECT b.id, coalesce(b.leaf, '_object') INTO v_id, v_table
         FROM poky.bucket AS b WHERE b.name = p_buckets[v_bucket];
         IF v_table IS NOT NULL THEN
-            RETURN QUERY EXECUTE format(v_select, v_table)
+            RETURN QUERY EXECUTE format(v_select, v_table, poky._is_bucket(v_id))
             USING p_buckets[v_bucket], p_keys[v_begin:p_ends[v_bucket]], v_bucket;
         ELSIF NOT poky._is_flat() THEN
             bucket := v_bucket;

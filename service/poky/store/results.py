@@ -23,6 +23,18 @@ class Object(NamedTuple):
     size: int
 
 
+class Found(NamedTuple):
+    """A row of one object: its key and its size are known without. ``value``: None if large."""
+
+    revision: int
+    hash: str
+    modified_at: int
+    unchanged_since: int
+    content_type: str
+    content_encoding: str | None
+    value: Any
+
+
 class Each(NamedTuple):
     """A row of poky.get_each: an object, or a bucket that is not there (the rest is None)."""
 

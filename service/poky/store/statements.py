@@ -11,6 +11,7 @@ from poky.store.results import (
     Credential,
     Delete,
     Each,
+    Found,
     Listed,
     Node,
     Object,
@@ -27,12 +28,15 @@ class Function(NamedTuple):
     row: Any  #: a NamedTuple
     columns: Mapping[str, str] = {}  #: of fields that are no columns by themselves
     verb: str = ""  #: what the function's name begins with, if not as the statement's
+    function: str = ""  #: its name, if it is not that of the statement
 
     def prepare(self, name: str) -> str:
         """PREPARE ``name`` for the function of this name, or with the same number."""
         types = f" ({', '.join(self.types)})" if self.types else ""
         places = ", ".join(f"${number}" for number in range(1, len(self.types) + 1))
-        function = f"{self.verb}_{name.rpartition('_')[2]}" if self.verb else name
+        function = self.function or name
+        if self.verb:
+            function = f"{self.verb}_{name.rpartition('_')[2]}"
         columns = ", ".join(self.columns.get(field, field) for field in self.row._fields)
         return f"PREPARE poky_{name}{types} AS SELECT {columns} FROM poky.{function}({places});"  # noqa: S608 - names of our own
 
@@ -47,10 +51,7 @@ _DELETE = ("text", "text", "text", "text", "bigint")
 
 # Above 256 kB, for a batch together, values are not fetched with the facts: a fetch takes five
 # times their size in memory. COPY takes three times, and is sent once there is room for it.
-_IF_SMALL = {
-    "value": "CASE WHEN octet_length(value) <= 262144 THEN value END",
-    "size": "octet_length(value)",
-}
+_VALUE_IF_SMALL = {"value": "CASE WHEN octet_length(value) <= 262144 THEN value END"}
 # Statements that several requests share have smaller ones: none waits for another's large value.
 _IF_SHARED = {
     "value": "CASE WHEN octet_length(value) <= 32768 THEN value END",
@@ -62,6 +63,7 @@ _IF_SMALL_TOGETHER = {
 }
 
 FUNCTIONS = {
+    "get": Function(("text", "text[]"), Found, _VALUE_IF_SMALL, function="get_many"),
     "get_many": Function(("text", "text[]"), Object, _IF_SMALL_TOGETHER),
     "put": Function(_PUT, Put),
     "put_many": Function(
@@ -82,7 +84,7 @@ FUNCTIONS = {
 }
 # The functions of single buckets, whose names end with a number, by what they begin with.
 BUCKET_FUNCTIONS = {
-    "get": Function(("text", "text[]"), Object, _IF_SMALL),
+    "get": Function(("text", "text[]"), Found, _VALUE_IF_SMALL),
     "share": Function(("text", "text[]"), Object, _IF_SHARED, "get"),
     "update": Function(_PUT, Put),
     "delete": Function(_DELETE, Delete),
