@@ -128,8 +128,11 @@ def read_content_type(environ: Environ) -> str | None:
 
 def read_content_encoding(environ: Environ) -> str | None:
     """The coding that the body is in; 415 for one that clients could not be expected to undo."""
+    value = environ.get("HTTP_CONTENT_ENCODING")
+    if value is None:
+        return None
     try:
-        return check_content_encoding(environ.get("HTTP_CONTENT_ENCODING", "").strip())
+        return check_content_encoding(value.strip())
     except ValueError as error:
         raise refuse_content_encoding(str(error)) from None
 
@@ -154,8 +157,10 @@ def read_body(environ: Environ) -> bytes:
     body: bytes = environ.pop("wsgi.input").read()  # the only reference
     if "HTTP_CONTENT_MD5" in environ:
         _check_digest("Content-MD5", "md5", environ["HTTP_CONTENT_MD5"], body)
-    for header in ("Content-Digest", "Repr-Digest"):
-        for part in environ.get(_DIGESTS[header], "").split(","):
+    for header, variable in _DIGESTS.items():
+        if variable not in environ:
+            continue
+        for part in environ[variable].split(","):
             name, _, value = part.strip(" \t").partition("=")
             if name in ("sha-256", "sha-512"):  # RFC 9530: others are ignored
                 match = _BYTE_SEQUENCE.fullmatch(value)
