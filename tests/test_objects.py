@@ -613,8 +613,15 @@ def test_any_legal_bucket_name_works(service: Service, client: Client) -> None:
     admin.close()
 
 
+# A cache in front decodes the first two, which then are the key as any other.
 @pytest.mark.parametrize(
-    "spelling", ["/kv/{}/%6Bey", "/kv/{}/key?", "/kv/{}/key?x=1", "/kv/{}/k%65y"]
+    "spelling",
+    [
+        pytest.param("/kv/{}/%6Bey", marks=pytest.mark.inside),
+        pytest.param("/kv/{}/k%65y", marks=pytest.mark.inside),
+        "/kv/{}/key?",
+        "/kv/{}/key?x=1",
+    ],
 )
 def test_other_spellings_are_served_but_never_cached(
     client: Client, bucket: str, spelling: str
