@@ -13,27 +13,23 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from poky import cache, cli, process, store
-from poky.api import objects
+from poky import cache, cli, sharing, store
 
 
 def slow_reads() -> None:
     """Between the database's answer and ours there passes time, in which much can be written."""
 
-    def get_object(services: Any, environ: Any, bucket: str, key: str) -> Any:
-        answer = objects.get_object(services, environ, bucket, key)
+    add = sharing.Reads.add
+
+    def add_slow(self: sharing.Reads, read: sharing.Read) -> None:
         if random.random() < 0.2:
-            begin = answer.begin
-            answer.begin = lambda reply: begin(lambda made: reply_later(reply, made))
-        return answer
+            read = read._replace(done=lambda found, done=read.done: tell_later(done, found))
+        add(self, read)
 
-    def reply_later(reply: Any, made: Any) -> None:
-        threading.Timer(random.random() * 0.2, reply, [made]).start()
+    def tell_later(done: Callable[[Any], None], found: Any) -> None:
+        threading.Timer(random.random() * 0.2, done, [found]).start()
 
-    process.ROUTES = tuple(
-        route._replace(handler=get_object) if route.handler is objects.get_object else route
-        for route in process.ROUTES
-    )
+    sharing.Reads.add = add_slow  # type: ignore[method-assign]
 
 
 def stalls() -> None:
