@@ -504,7 +504,9 @@ def test_a_passing_error_leaves_no_bucket_on_the_slow_path(
                 use(store, bucket)
             assert refused.value.status == 503
             migration.rollback()
-        query(database, f"SELECT pg_terminate_backend({store._idle[0].get_backend_pid()})")
+        idle = store._idle[0]
+        query(database, f"SELECT pg_terminate_backend({idle.get_backend_pid()})")
+        wait_until(idle.is_lost, what="the backend has ended")
         use(store, bucket)
         assert len(functions_in_use(store)) == 1
 
