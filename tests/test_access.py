@@ -292,7 +292,14 @@ def test_a_public_bucket_is_read_without_a_token(
     client: Client, make: Maker, database: Database, bucket: str
 ) -> None:
     client.request("PUT", f"/kv/{bucket}/k", "v", bearer(make(f"write:{bucket}")))
+
+    def shown() -> str:
+        listed = command(database, "bucket", "list")
+        return str(next(each["public"] for each in listed if each["name"] == bucket))
+
+    assert shown() == "none"
     command(database, "bucket", "set", bucket, "--public", "read")
+    assert shown() == "read"
     assert client.get(f"/kv/{bucket}/k").body == b"v"
     assert client.request(
         "POST", f"/multi/{bucket}", '[{"key": "k"}]', {"Content-Type": "application/json"}

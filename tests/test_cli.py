@@ -215,6 +215,7 @@ def test_what_a_newcomer_pastes_works(own_database: Database, tmp_path: Path, ac
     with running(dsn, tmp_path / "log", access=access) as service:
         config = Config(port=service.port, admin_port=service.admin_port, access=access)
         start = start_text(replace(config, listen="127.0.0.1"), "a test", "")
+        assert ("may do everything" in start) is (access == "open")
         first = service.client().get("/", accept="*/*").body.decode()
         lines = [line.strip() for line in f"{start}\n{first}".splitlines() if line[:2] == "  "]
         script = [line for line in lines if not line.startswith("http")]

@@ -27,6 +27,7 @@ import pytest
 import yaml
 
 import poky
+from poky.access import Grants
 from poky.config import Config
 from poky.schema import SCRIPTS, Scripts
 from poky.schema.migrate import migrate, plan
@@ -273,6 +274,135 @@ def test_buckets_become_what_is_declared(releases: ModuleType) -> None:
     assert plan["undeclared"] == ["x"]
     plan = releases.poky_bucket_plan(["x"], [], {"name": "x", "state": "absent"}, "x2")
     assert (plan["create"], plan["drop"], plan["undeclared"]) == (["x2"], ["x"], [])
+
+
+def test_a_bucket_is_as_public_as_it_is_declared(releases: ModuleType) -> None:
+    declared = [
+        {"name": "new", "public": "read"},
+        {"name": "tips", "public": "read"},
+        {"name": "closed"},
+        {"name": "old", "state": "absent", "public": "read"},
+    ]
+    found, public = ["tips", "closed", "old", "x"], ["closed", "x", "old"]
+    plan = releases.poky_bucket_plan(found, declared, {}, "_smoke", public)
+    assert (plan["publish"], plan["unpublish"]) == (["new", "tips"], ["closed"])
+    assert "- unpublish closed: it needs a token" in plan["lines"]
+    again = releases.poky_bucket_plan(["new", "tips"], declared, {}, "_smoke", ["new", "tips"])
+    assert (again["publish"], again["unpublish"]) == ([], [])
+
+
+# Tokens.
+
+SECRET = "poky_abcdefghijkl_" + "S" * 32
+DECLARED = [
+    {"name": "web", "grants": ["read,write:tips"], "token": SECRET, "expires": "2999-01-01"},
+    {"name": "ci", "grants": ["list:*"], "id": "ABCDEFGHIJKL", "hash": "0" * 64},
+    {"name": "former", "state": "absent"},
+]
+
+
+def apply_tokens(database: Database, declared: object, *options: str) -> Any:
+    """What `poky token apply` says, given the declaration as the role gives it."""
+    command = [sys.executable, "-m", "poky", "token", "apply", "--json", *options]
+    done = subprocess.run(
+        command,
+        input=json.dumps(declared),
+        env={**os.environ, "POKY_OWNER_DSN": database.dsn_owner, "POKY_DSN": database.dsn_service},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_tokens_become_what_is_declared(own_database: Database, releases: ModuleType) -> None:
+    def plan(declared: list[dict[str, Any]]) -> Any:
+        seen = apply_tokens(own_database, declared, "--check")
+        return releases.poky_token_plan(declared, seen, "_smoke-")
+
+    virgin = releases.poky_token_plan(DECLARED, None, "_smoke-")
+    assert plan(DECLARED) == virgin
+    assert virgin["lines"] == ["+ create web", "+ create ci"]
+    assert apply_tokens(own_database, DECLARED)["changes"] == virgin["changes"]
+    assert plan(DECLARED)["lines"] == []
+    wider = [{**DECLARED[0], "grants": ["read:*"]}, {"name": "ci", "state": "absent"}]
+    assert plan(wider)["lines"] == ["~ change web", "- revoke ci"]
+    smoke = {**DECLARED[1], "name": "_smoke-a-1", "id": "LKJIHGFEDCBA"}
+    apply_tokens(own_database, [smoke])
+    assert plan(DECLARED[1:])["lines"] == ["~ web is undeclared"]
+
+
+def test_a_declaration_that_cannot_be_meant_is_refused_without_its_secret() -> None:
+    variables = plugin("filter.poky_variables")
+    assert variables.poky_token_faults(DECLARED) == []
+    wrong = [
+        {"name": "a b", "grants": ["reed:tips", "read:tips/"], "token": SECRET},
+        {"name": "c", "token": SECRET + "x"},
+        {"name": "c", "grants": ["read:x"], "token": SECRET, "hash": "0" * 64},
+        {"name": "d", "grants": ["read:x"], "id": "short", "hash": "0" * 64},
+        {"name": "e", "grants": ["read:x"], "token": SECRET, "expires": "2020-01-01"},
+        {"name": "f", "grants": ["read:x"], "token": SECRET, "expires": "90d"},
+    ]
+    faults = variables.poky_token_faults(wrong)
+    text = " ".join(faults)
+    for word in (
+        "c is declared twice",
+        "“a b”",
+        "“reed:tips”",
+        "“read:tips/”",
+        "c: it needs at least",
+    ):
+        assert word in text
+    for word in (
+        "c: token is not",
+        "c: give token, or id and hash, but",
+        "d: give token",
+        "e: it has",
+        "f: expires",
+    ):
+        assert word in text
+    assert "SSSS" not in text
+
+
+@pytest.mark.parametrize(
+    "grant",
+    [
+        "read:a",
+        "read,list:a*",
+        "*:a",
+        "read:*",
+        "read:",
+        ":a",
+        "read",
+        "read,:a",
+        ",read:a",
+        "read:a*b",
+        "read:a b",
+    ],
+)
+def test_the_role_and_the_service_agree_on_what_a_grant_is(grant: str) -> None:
+    faults = plugin("filter.poky_variables").poky_token_faults([{**DECLARED[0], "grants": [grant]}])
+    try:
+        Grants.parse([grant])
+    except ValueError:
+        assert faults
+    else:
+        assert not faults
+
+
+def test_what_a_command_is_given_is_shown_nowhere() -> None:
+    """By Ansible neither: the parameter is no_log, and the command's own sentence stays."""
+    given = {"argv": ["sh", "-c", "cat >&2; echo ' is refused' >&2; exit 1"], "stdin": SECRET}
+    done = subprocess.run(
+        [DEPLOY / "bin/python", ROOT / "plugins/modules/poky_command.py"],
+        input=json.dumps({"ANSIBLE_MODULE_ARGS": given}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "is refused" in json.loads(done.stdout)["msg"]
+    assert SECRET not in done.stdout + done.stderr
 
 
 # The deploy lock.
@@ -598,15 +728,20 @@ def test_the_table_marks_what_needs_somebody(releases: ModuleType) -> None:
         },
         "b": None,
     }
-    plan = releases.poky_bucket_plan(["x"], [], {}, "_smoke")
-    rows = report.poky_status(hosts, plan, "warn", None)
+    plan = releases.poky_bucket_plan(["x", "tips"], [{"name": "tips"}], {}, "_smoke", ["tips"])
+    seen_tokens = {"changes": {"ci": "created"}, "undeclared": ["old"]}
+    tokens = releases.poky_token_plan(DECLARED, seen_tokens, "_smoke-")
+    rows = report.poky_status(hosts, plan, "warn", None, tokens, "warn")
     trouble = {(row[0], row[1]): row[3] for row in rows if row[-1]}
     assert trouble == {
         ("a", "instance 8081"): "drained at a",
         ("a", "instance 8082"): "runs another POKY_THREADS than is on disk",
         ("b", "host"): "",
         ("", "bucket _smoke"): "playbooks/buckets.yml",
+        ("", "bucket tips"): "playbooks/buckets.yml",
+        ("", "token ci"): "playbooks/tokens.yml",
     }
+    assert [row[2] for row in rows if row[1] == "token old"] == ["undeclared"]
     table = report.poky_table(rows).splitlines()
     assert len(table) == len(rows) + 1
     assert all(line.startswith("!") == row[-1] for line, row in zip(table[1:], rows, strict=True))
@@ -733,7 +868,7 @@ def test_the_syntax_of_every_playbook_holds() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("word", ["deploy", "rollback", "buckets", "status"])
+@pytest.mark.parametrize("word", ["deploy", "rollback", "buckets", "tokens", "status"])
 @pytest.mark.parametrize("environment", ["development", "qa", "production"])
 def test_a_verb_and_an_environment_are_a_command_from_the_top_folder(
     word: str, environment: str
@@ -843,6 +978,15 @@ SECRETS = {
         ("buckets", {"poky_buckets": [{"state": "absent"}]}, "missing required arguments: name"),
         ("buckets", {"poky_buckets": "a"}, "poky_buckets"),
         ("buckets", {"poky_buckets_undeclared": "forbid"}, "warn, fail, ignore, got: forbid"),
+        ("buckets", {"poky_buckets": [{"name": "a", "public": "write"}]}, "read, none, got: write"),
+        ("tokens", {"poky_tokens": [{"name": "a", "grant": ["read:b"]}]}, "poky_tokens.grant"),
+        ("tokens", {"poky_tokens": [{"name": "a", "grants": ["reed:b"]}]}, "“reed:b” is no grant"),
+        (
+            "deploy",
+            {"poky_tokens": [{"name": "a", "grants": ["read:b"]}]},
+            "a: give token, or the id",
+        ),
+        ("status", {"poky_tokens": [{"name": "a", "state": "gone"}]}, "absent, got: gone"),
         ("drain", {"poky_drain_state": "out"}, "drained, in_service, got: out"),
         ("migrate", {"poky_schema_phase": "shrink"}, "expand, contract, got: shrink"),
         ("rollback", {"poky_min_healthy": "many"}, "poky_min_healthy"),
@@ -914,3 +1058,37 @@ def test_every_verb_is_in_the_manual() -> None:
     manual = (ROOT / "docs/operations.md").read_text()
     for playbook in PLAYBOOKS:
         assert f"playbooks/{playbook.name}" in manual, playbook.name
+
+
+@pytest.mark.slow
+def test_playbooks_make_tokens_and_buckets_what_is_declared(
+    own_database: Database, here: Path, tmp_path: Path
+) -> None:
+    """With --check first, then in fact, then nothing is left to do; no secret is ever shown."""
+    (tmp_path / "current").mkdir()
+    (tmp_path / "current/venv").symlink_to(sys.prefix)
+    dsns = [f"POKY_OWNER_DSN={own_database.dsn_owner}", f"POKY_DSN={own_database.dsn_service}"]
+    given = {
+        **SECRETS,
+        "machine_image": "",
+        "poky_address": "127.0.0.1",
+        "poky_tokens": DECLARED,
+        "poky_buckets": [{"name": "tips", "public": "read"}],
+        "_poky_home": str(tmp_path),
+        "_poky_as_owner": ["env", *dsns],
+        "_poky_as_service": ["env", *dsns],
+    }
+    for playbook, line in (("tokens", "+ create web"), ("buckets", "+ publish tips")):
+        command = (f"playbooks/{playbook}.yml", "-i", here, "-e", json.dumps(given), "-vvv")
+        for options, is_planned, is_changed in (
+            (("--check",), True, True),
+            ((), True, True),
+            ((), False, False),
+        ):
+            done = play(*command, *options)
+            assert done.returncode == 0, done.stdout
+            assert (line in done.stdout) is is_planned
+            assert (
+                "changed=0" not in done.stdout.split("RECAP")[1].split("this-machine")[1]
+            ) is is_changed
+            assert "SSSSSSSS" not in done.stdout.replace(json.dumps(given), "")

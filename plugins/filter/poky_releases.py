@@ -209,12 +209,15 @@ def poky_bucket_plan(
     declared: Iterable[Mapping[str, str]],
     asked: Mapping[str, str],
     own: str,
+    public: Collection[str] = (),
 ) -> dict[str, list[str]]:
     """What to do so that the buckets are those that are wanted.
 
     ``declared`` is the inventory's list, ``asked`` one bucket from the command line (it wins),
-    ``own`` the bucket of the smoke test. ``lines`` says the same in words.
+    ``own`` the bucket of the smoke test, ``public`` those that are read without a token.
+    ``lines`` says the same in words.
     """
+    declared = list(declared)
     wanted = {own: "present"}
     wanted |= {bucket["name"]: bucket.get("state", "present") for bucket in declared}
     declared_names = set(wanted)
@@ -223,7 +226,13 @@ def poky_bucket_plan(
         wanted[asked["name"]] = asked["state"]
     create = [name for name, state in wanted.items() if state == "present" and name not in found]
     drop = [name for name, state in wanted.items() if state == "absent" and name in found]
+    kept = [bucket for bucket in declared if wanted[bucket["name"]] == "present"]
+    open_names = {bucket["name"] for bucket in kept if bucket.get("public") == "read"}
+    publish = sorted(open_names - set(public))
+    unpublish = sorted({bucket["name"] for bucket in kept} & set(public) - open_names)
     lines = [f"+ create {name}" for name in create] + [f"- drop {name}" for name in drop]
+    lines += [f"+ publish {name}: it is read without a token" for name in publish]
+    lines += [f"- unpublish {name}: it needs a token" for name in unpublish]
     lines += [f"~ {name} is undeclared" for name in undeclared]
     if asked.get("state") == "present" and asked["name"] not in declared_names:
         lines.append(f"~ {asked['name']} is to be declared: add it to poky_buckets")
@@ -231,6 +240,32 @@ def poky_bucket_plan(
         "found": sorted(found),
         "create": create,
         "drop": drop,
+        "publish": publish,
+        "unpublish": unpublish,
+        "undeclared": undeclared,
+        "lines": lines,
+    }
+
+
+def poky_token_plan(
+    declared: Iterable[Mapping[str, Any]], seen: Mapping[str, Any] | None, own: str
+) -> dict[str, Any]:
+    """What to do so that the tokens are those that are declared, without any secret.
+
+    ``seen`` is what ``poky token apply --check --json`` says; None where there is no database yet,
+    so that every token will be created. ``own`` begins the names of the smoke test's tokens.
+    """
+    declared = list(declared)
+    if seen is None:
+        present = [token["name"] for token in declared if token.get("state") != "absent"]
+        seen = {"changes": dict.fromkeys(present, "created"), "undeclared": []}
+    undeclared = [name for name in seen["undeclared"] if not name.startswith(own)]
+    words = {"created": "+ create", "changed": "~ change", "revoked": "- revoke"}
+    lines = [f"{words[what]} {name}" for name, what in seen["changes"].items()]
+    lines += [f"~ {name} is undeclared" for name in undeclared]
+    return {
+        "declared": sorted(t["name"] for t in declared if t.get("state") != "absent"),
+        "changes": dict(seen["changes"]),
         "undeclared": undeclared,
         "lines": lines,
     }
@@ -253,5 +288,6 @@ class FilterModule:
                 poky_schema_refusal,
                 poky_planned,
                 poky_bucket_plan,
+                poky_token_plan,
             )
         }

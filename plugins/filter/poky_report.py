@@ -16,11 +16,14 @@ def poky_status(
     buckets: Mapping[str, list[str]],
     policy: str,
     lock: Mapping[str, Any] | None,
+    tokens: Mapping[str, Any] | None = None,
+    tokens_policy: str = "warn",
 ) -> list[Row]:
-    """All rows: the hosts', the buckets', the deploy lock's.
+    """All rows: the hosts', the buckets', the tokens', the deploy lock's.
 
     ``reports`` is {host: what report.yml found, None if it was not reached}, ``buckets`` a
-    poky_bucket_plan, ``policy`` is poky_buckets_undeclared, ``lock`` the holder of the deploy lock.
+    poky_bucket_plan, ``policy`` is poky_buckets_undeclared, ``lock`` the holder of the deploy lock,
+    ``tokens`` a poky_token_plan, ``tokens_policy`` poky_tokens_undeclared.
     """
     caches = {
         host: report["cache"]["backends"]
@@ -52,10 +55,28 @@ def poky_status(
             ["", f"bucket {name}", "undeclared", "not in poky_buckets", policy == "fail"]
             for name in buckets["undeclared"]
         ]
+    for name in buckets["publish"] + buckets["unpublish"]:
+        wrong = "not public" if name in buckets["publish"] else "public"
+        rows.append(["", f"bucket {name}", wrong, "playbooks/buckets.yml", True])
+    rows += _token_rows(tokens, tokens_policy) if tokens else []
     if lock:
         detail = f"{lock['what']}, step “{lock['step']}”, last seen {lock.get('seen')}"
         state = "failed" if lock.get("failed") else f"held by {lock['by']}"
         rows.append(["", "deploy lock", state, detail, bool(lock.get("failed"))])
+    return rows
+
+
+def _token_rows(tokens: Mapping[str, Any], policy: str) -> list[Row]:
+    """Those that differ from the inventory, and those that are not in it."""
+    rows: list[Row] = [["", "tokens", len(tokens["declared"]), _some(tokens["declared"]), False]]
+    wrong = {"created": "missing", "changed": "changed", "revoked": "not revoked"}
+    for name, what in tokens["changes"].items():
+        rows.append(["", f"token {name}", wrong[what], "playbooks/tokens.yml", True])
+    if policy != "ignore":
+        rows += [
+            ["", f"token {name}", "undeclared", "not in poky_tokens", policy == "fail"]
+            for name in tokens["undeclared"]
+        ]
     return rows
 
 

@@ -1,7 +1,8 @@
 """Run a command of Poky with ``--json``: its answer, or the sentence with which it failed.
 
 ``answer`` is what it printed. A failure has the ``code`` that the command gives its errors; codes
-in ``accept`` are no failures of the task.
+in ``accept`` are no failures of the task. ``stdin`` is given to it and shown nowhere; of what it
+prints, ``changes_by`` names the member that is empty if it changed nothing.
 """
 
 import json
@@ -14,6 +15,8 @@ from ansible.module_utils.basic import AnsibleModule
 def read_failure(stderr: str) -> dict[str, str]:
     """The ``code`` and ``detail`` of the last line; of a program that gives none, what it said."""
     said = stderr.strip()
+    if "No such command" in said:
+        return {"code": "no_such_command", "detail": said}  # of an older release
     try:
         last: Any = json.loads(said.splitlines()[-1])
         return {"code": str(last["code"]), "detail": str(last["detail"])}
@@ -28,11 +31,15 @@ def main() -> None:
             "argv": {"type": "list", "elements": "str", "required": True},
             "accept": {"type": "list", "elements": "str", "default": []},
             "changes": {"type": "bool", "default": False},
+            "changes_by": {"type": "str", "default": ""},
+            "stdin": {"type": "str", "no_log": True},
         }
     )
     given = module.params
     try:
-        done = subprocess.run(given["argv"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            given["argv"], input=given["stdin"], capture_output=True, text=True, check=False
+        )
     except OSError as error:
         module.fail_json(msg=f"{given['argv'][0]} cannot be run: {error.strerror}.")
     if done.returncode:
@@ -45,7 +52,8 @@ def main() -> None:
         answer = json.loads(done.stdout)
     except ValueError:
         module.fail_json(msg=f"This is not JSON: {done.stdout[:200]!r}")
-    module.exit_json(changed=given["changes"], answer=answer, code="")
+    changed = bool(answer[given["changes_by"]]) if given["changes_by"] else given["changes"]
+    module.exit_json(changed=changed, answer=answer, code="")
 
 
 if __name__ == "__main__":

@@ -27,16 +27,31 @@ def create_bucket(names: tuple[str, ...], dsn: str | None, as_json: bool) -> Non
 @dsn_option
 @as_json
 def list_buckets(dsn: str | None, as_json: bool) -> None:
-    """List buckets with PostgreSQL's estimate of rows and the bytes on disk."""
+    """List buckets with PostgreSQL's estimate of rows and the bytes on disk.
+
+    public is what the bucket allows without a token: read, or none.
+    """
     with open_store(dsn) as store:
-        buckets = store.buckets()
-    if as_json:
-        print_json([each._asdict() for each in buckets])
-        return
+        buckets, public = store.buckets(), {*store.public_buckets()}
     rows = [
-        [each.name, each.kind, f"{each.estimated_rows:,}", f"{each.bytes:,}"] for each in buckets
+        each._asdict() | {"public": "read" if each.name in public else "none"} for each in buckets
     ]
-    print_table(["bucket", "schema", "rows (about)", "bytes"], rows)
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ["bucket", "schema", "rows (about)", "bytes", "public"],
+        [
+            [
+                each["name"],
+                each["kind"],
+                f"{each['estimated_rows']:,}",
+                f"{each['bytes']:,}",
+                each["public"],
+            ]
+            for each in rows
+        ],
+    )
 
 
 @bucket.command("drop", epilog="\b\nExample:\n  poky bucket drop tooltips --keys")

@@ -75,7 +75,11 @@ It tries again by itself; a schema that is missing is made by: poky migrate
 Ctrl-C stops it."""
     admin = url_of(config.admin_listen, config.admin_port)
     curl, token = "curl", ""
+    guarded = (
+        "Every client that reaches it may do everything; POKY_ACCESS=tokens asks for tokens.\n"
+    )
     if config.access != "open":
+        guarded = ""
         curl = 'curl -H "Authorization: Bearer $TOKEN"'
         command = "poky" if shutil.which("poky") else Path(sys.prefix) / "bin" / "poky"
         token = f"\n  TOKEN=$({command} token create first --grant read,write,list:greetings)"
@@ -87,4 +91,4 @@ Poky {config.release} serves {base}, the data is in {where}.
   {curl} -i {base}/kv/greetings/hello
   curl {base}/help
 
-Ctrl-C stops it."""
+{guarded}Ctrl-C stops it."""
