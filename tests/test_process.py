@@ -530,6 +530,48 @@ def test_a_database_that_hangs_is_given_up_and_taken_again(
         assert service.client().put(f"/kv/{bucket}/k", "3").status == 200
 
 
+@pytest.mark.slow
+def test_a_database_that_hangs_delays_every_request_by_five_seconds_at_most(
+    own_server: embedded.Embedded, log: Path
+) -> None:
+    """Also those that wait for a thread or a connection which others have."""
+    with running(own_server.dsn_service, log) as service:
+        bucket = make_bucket(service)
+        service.client().put(f"/kv/{bucket}/k", "1")
+        times: list[tuple[float, int]] = []
+        stopping = threading.Event()
+
+        def ask(number: int) -> None:
+            client = service.client()
+            while not stopping.is_set():
+                began = time.monotonic()
+                path = f"/kv/{bucket}/{number % 5}"
+                answer = client.get(path) if number % 2 else client.put(path, "2")
+                times.append((time.monotonic() - began, answer.status))
+                time.sleep(0.05)
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(32)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(times) > 200)
+        stopped = _backends_of(own_server)
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            del times[:]
+            wait_until(lambda: sum(status == 503 for _, status in times) > 100, 40)
+        finally:
+            stopping.set()
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+        for thread in threads:
+            thread.join(20)
+        slowest = max(seconds for seconds, _ in times)
+        assert slowest < 5.8, slowest  # five, and what a busy machine adds
+        wait_until(lambda: _status(service) == 200)
+        assert service.client().put(f"/kv/{bucket}/k", "3").status == 200
+
+
 def _backends_of(server: embedded.Embedded) -> list[int]:
     """The server's processes, parent first: it must not start others meanwhile."""
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()

@@ -70,7 +70,7 @@ def anything(size: int) -> None:
 def read(reads: Reads, wanted: list[tuple[str, str]]) -> list[Any]:
     told = Told(len(wanted))
     for position, (bucket, key) in enumerate(wanted):
-        reads.add(Read(bucket, key, anything, None, told.done(position)))
+        reads.add(Read(bucket, key, anything, None, time.monotonic(), told.done(position)))
     reads.after_turn(False)
     return told.all()
 
@@ -185,7 +185,7 @@ def test_a_locked_bucket_delays_only_its_own_reads(
         cursor.execute(f"LOCK poky.{cursor.fetchone()[0]} IN ACCESS EXCLUSIVE MODE")
         told = Told(6)
         for position, bucket in enumerate(("a", "b", "a", "a", "b", "a")):
-            reads.add(Read(bucket, "k", anything, None, told.done(position)))
+            reads.add(Read(bucket, "k", anything, None, time.monotonic(), told.done(position)))
         began = time.monotonic()
         reads.after_turn(False)
         wait_until(lambda: all(told.outcomes[n] is not Told for n in (0, 2, 3, 5)))
@@ -195,8 +195,8 @@ def test_a_locked_bucket_delays_only_its_own_reads(
         began = time.monotonic()
         for _ in range(20):  # it stays apart
             told = Told(2)
-            reads.add(Read("b", "k", anything, None, told.done(0)))
-            reads.add(Read("a", "k", anything, None, told.done(1)))
+            reads.add(Read("b", "k", anything, None, time.monotonic(), told.done(0)))
+            reads.add(Read("a", "k", anything, None, time.monotonic(), told.done(1)))
             reads.after_turn(False)
             assert isinstance(told.outcomes[1], Object)
         assert time.monotonic() - began < 1

@@ -1,6 +1,7 @@
 """/kv: one object, and the keys of a bucket."""
 
 import re
+import time
 
 from poky.api import conditions
 from poky.api.conditions import format_date, format_tag
@@ -37,9 +38,10 @@ def get_object(services: Services, environ: Environ, bucket: str, key: str) -> L
         if_match = read_tags(environ, "HTTP_X_IF_MATCH", conditions.parse_if_match)
     if_none_match = read_tags(environ, "HTTP_IF_NONE_MATCH", conditions.parse_if_none_match)
     room, policy = environ["poky.memory"].need, services.store.held_policy()
+    since = time.monotonic()
     return later(
         environ,
-        lambda done: services.reads.add(Read(bucket, key, room, policy, done)),
+        lambda done: services.reads.add(Read(bucket, key, room, policy, since, done)),
         lambda found: _show_object(environ, found, if_match, if_none_match),
     )
 

@@ -19,11 +19,12 @@ Refuse = Callable[[StoreError], None]
 class Lane:
     """At most ``threads`` pieces of work of one kind at a time, in the order in which they come.
 
-    Work that has waited for five seconds is not begun; it is told of a StoreError 503 in place.
+    Work that has waited for ``patience`` seconds is not begun; it is told of a StoreError 503.
     """
 
-    def __init__(self, name: str, threads: int) -> None:
+    def __init__(self, name: str, threads: int, patience: float = PATIENCE_SECONDS) -> None:
         self.name = name
+        self._patience = patience
         self._most = threads
         self._idle = 0
         self._count = 0
@@ -54,7 +55,7 @@ class Lane:
             with self._lock:
                 self._idle -= 1
             try:
-                if time.monotonic() - since < PATIENCE_SECONDS:
+                if time.monotonic() - since < self._patience:
                     work()
                 else:
                     refuse(

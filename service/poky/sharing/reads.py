@@ -12,6 +12,7 @@ from poky.store import ALONE, Held, Object, Store, StoreError
 log = logging.getLogger("poky.sharing")
 
 LATE_SECONDS = 0.02  # a statement that takes longer waits for a lock
+BEGIN_SECONDS = 2.0  # within which a read that is asked for alone begins, to end within five
 LARGE_SECONDS = 1.0  # how long the objects of a bucket with large values are asked for alone
 LOCKED_SECONDS = 5.0  # how long those of a bucket that was locked
 
@@ -25,6 +26,7 @@ class Read(NamedTuple):
     key: str
     room: Callable[[int], None]  #: what Store.get calls before it fetches a large value
     policy: Held | None  #: what Store.held_policy said when access was decided
+    since: float  #: when the request came, by time.monotonic()
     done: Done
 
 
@@ -39,9 +41,9 @@ class Reads:
         self._collected: dict[int, list[Read]] = {}
         self._running: dict[int, tuple[float, list[Read]]] = {}
         self._most_late = threads - 1
-        self._large = Lane("reads-large", max(threads // 2, 1))
-        self._parted = Lane("reads-parted", 1)
-        self._locked = Lane("reads-locked", max(threads // 4, 1))
+        self._large = Lane("reads-large", max(threads // 2, 1), BEGIN_SECONDS)
+        self._parted = Lane("reads-parted", 1, BEGIN_SECONDS)
+        self._locked = Lane("reads-locked", max(threads // 4, 1), BEGIN_SECONDS)
         self._apart: dict[str, tuple[float, Lane]] = {}  # by bucket: until when, and in which lane
         self.statements = 0
         self.objects = 0
@@ -100,7 +102,7 @@ class Reads:
         self.objects += len(reads)
         try:
             try:
-                with self._store.under(policy):
+                with self._store.under(policy, since=min(read.since for read in reads)):
                     found = self._store.get_each([(read.bucket, read.key) for read in reads])
             except StoreError as error:
                 self._part(reads, error)
@@ -133,7 +135,8 @@ class Reads:
     def _read_buckets(self, buckets: dict[str, list[Read]]) -> None:
         for bucket, reads in buckets.items():
             try:
-                with self._store.under(reads[0].policy and reads[0].policy[0]):
+                policy = reads[0].policy and reads[0].policy[0]
+                with self._store.under(policy, since=min(read.since for read in reads)):
                     found = self._store.get_each(
                         [(bucket, read.key) for read in reads], is_quick=True
                     )
@@ -170,7 +173,8 @@ class Reads:
 
     def _read_one(self, read: Read) -> None:
         try:
-            with self._store.under(*(read.policy or (None,))):
+            policy, renew = read.policy or (None, None)
+            with self._store.under(policy, renew, read.since):
                 found: Any = self._store.get(read.bucket, read.key, read.room)
         except Exception as error:
             if isinstance(error, StoreError) and error.code == "database_slow":

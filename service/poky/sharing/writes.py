@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from poky.sharing.lanes import PATIENCE_SECONDS, Lane
+from poky.sharing.lanes import Lane
 from poky.store import Held, Put, Store, StoreError, Together, Write
 
 log = logging.getLogger("poky.sharing")
@@ -24,6 +24,7 @@ LARGE_BYTES = 32_768  # a larger value is written alone
 LATE_SECONDS = 0.02  # a statement that takes longer waits for a lock, or for the disk
 TOGETHER_SECONDS = 0.2  # how long a statement of several may wait for a lock
 ALONE_SECONDS = 0.02  # and each of them when it is made alone for the first time
+QUEUED_SECONDS = 4.0  # after which a change that was not begun is refused
 LOCKED_SECONDS = 5.0  # how long an object that was locked is written apart
 
 Done = Callable[[Put | Exception], None]
@@ -106,9 +107,13 @@ class Writes:
             self._lane.submit(self._begin, self._refuse_all)
 
     def late(self) -> None:
-        """Have another thread write what is queued if all that do take long."""
+        """Have another thread write what is queued if all that do take long.
+
+        What none of them has taken in four seconds is refused.
+        """
         if not self._queue:
             return
+        self._refuse_old(time.monotonic() - QUEUED_SECONDS)
         with self._lock:
             count = len(self._began) + self._begun
             latest = max(self._began.values(), default=0.0)
@@ -118,6 +123,14 @@ class Writes:
                 return
             self._begun += 1
         self._lane.submit(self._begin, self._refuse_all)
+
+    def _refuse_old(self, oldest: float) -> None:
+        refused = []
+        with self._lock:
+            while self._queue and self._queue[0].since <= oldest:
+                refused.append(self._queue.popleft())
+        for writing in refused:
+            writing.done(_busy())
 
     def _begin(self) -> None:
         me = threading.get_ident()
@@ -139,7 +152,7 @@ class Writes:
     def _take(self, me: int) -> list[Writing]:
         """What is queued, as far as one statement takes it. Empty: the thread no longer writes."""
         queue = self._queue
-        oldest = time.monotonic() - PATIENCE_SECONDS
+        oldest = time.monotonic() - QUEUED_SECONDS
         batch: list[Writing] = []
         refused: list[Writing] = []
         size = 0
@@ -173,7 +186,8 @@ class Writes:
         self.objects += len(batch)
         try:
             held = batch[0].policy or (None, None)
-            with self._store.under(held[0], held[1] if len(batch) == 1 else None):
+            renew = held[1] if len(batch) == 1 else None
+            with self._store.under(held[0], renew, min(each.since for each in batch)):
                 outcomes = self._store.change_each(
                     [writing.write for writing in batch],
                     TOGETHER_SECONDS if len(batch) > 1 else lock_timeout,

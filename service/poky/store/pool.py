@@ -119,10 +119,14 @@ class Connection(psycopg2.extensions.connection):
 
 
 class _Guard(threading.local):
-    """The policy under which a thread's statements are done; None: any."""
+    """The policy under which a thread's statements are done (None: any), and from when they count.
+
+    ``since`` is when the request came, by time.monotonic(); 0: with the statement.
+    """
 
     policy: str | None = None
     renew: Callable[[str], str] | None = None
+    since: float = 0.0
 
 
 class Pool:
@@ -210,20 +214,24 @@ class Pool:
 
     @contextlib.contextmanager
     def under(
-        self, policy: str | None, renew: Callable[[str], str] | None = None
+        self,
+        policy: str | None,
+        renew: Callable[[str], str] | None = None,
+        since: float = 0.0,
     ) -> Iterator[None]:
         """Let this thread's statements be done only under this policy (None: any).
 
         PostgreSQL refuses a statement that comes under another one, and it did nothing then:
         ``renew(policy)`` decides anew, and either raises or gives the policy to try it under.
+        ``since``: when the request came, from which its time is counted (time.monotonic()).
         """
         guard = self.guard
-        before = guard.policy, guard.renew
-        guard.policy, guard.renew = policy, renew
+        before = guard.policy, guard.renew, guard.since
+        guard.policy, guard.renew, guard.since = policy, renew, since
         try:
             yield
         finally:
-            guard.policy, guard.renew = before
+            guard.policy, guard.renew, guard.since = before
 
     def _guarded(self, statement: Any) -> Any:
         """The statement behind the guard, in one message and one transaction."""
@@ -254,9 +262,12 @@ class Pool:
         extra: float = 0.0,
     ) -> Rows:
         attempt = 1
-        # A read's time is counted from here; that of a write, which is in doubt once it is cut,
-        # from when it has a connection.
-        deadline = time.monotonic() + self._read_seconds + extra
+        # A read's time is counted from when its request came. A write is in doubt once it is cut:
+        # it has half of its time at least, counted from here.
+        since, now = self.guard.since, time.monotonic()
+        deadline = (since or now) + self._read_seconds + extra
+        if is_write and since:
+            deadline = max(deadline, now + self._read_seconds / 2 + extra)
         while True:
             try:
                 # A read whose connection is lost is retried, so its first attempt skips the check.
@@ -266,7 +277,7 @@ class Pool:
                     parameters,
                     is_write=is_write,
                     check_alive=check_alive,
-                    deadline=None if is_write else deadline,
+                    deadline=None if is_write and not since else deadline,
                     bucket_function=bucket_function,
                     copied=copied,
                     extra=extra,
@@ -296,8 +307,11 @@ class Pool:
         copied: CopiedRows | None,
         extra: float,
     ) -> Rows:
+        patience = self._pool_timeout
+        if deadline is not None:
+            patience = min(patience, max(deadline - time.monotonic(), 0.01))
         try:
-            self._places.get(timeout=self._pool_timeout)
+            self._places.get(timeout=patience)
         except queue.Empty:
             raise StoreError(
                 503, "All connections to the database are busy. Try again shortly.", code="busy"
@@ -371,7 +385,9 @@ class Pool:
             if number == len(self._dsns) and time.monotonic() - began > 1:
                 break
             try:
-                connection = psycopg2.connect(dsn, connection_factory=Connection)
+                connection: Connection = psycopg2.connect(
+                    dsn, connection_factory=Connection, **self._connect_options()
+                )
                 self._busy.add(connection)
                 try:
                     connection.prepare(self._settings)
@@ -402,6 +418,13 @@ class Pool:
         raise StoreError(
             503, "The database cannot be reached. Try again shortly.", code="database_unavailable"
         ) from failure
+
+    def _connect_options(self) -> dict[str, Any]:
+        """A shorter wait for a host if a request has little time left; two seconds at least."""
+        if not self.guard.since:
+            return {}
+        left = self.guard.since + self._read_seconds - time.monotonic()
+        return {"connect_timeout": 2} if left < _CONNECT_SECONDS else {}
 
     def _cut_overdue(self) -> None:
         """Cut connections past their deadline: there even the statement timeout did not end it."""
