@@ -127,3 +127,33 @@ def test_an_unknown_setting_is_a_warning_with_a_hint() -> None:
     (said,) = unknown_settings({"POKY_THREDS": "4", "POKY_PORT": "1", "OTHER": "x"})
     assert "POKY_THREDS" in said
     assert "POKY_THREADS" in said
+
+
+def test_origins_are_as_browsers_write_them() -> None:
+    config = Config.from_env(
+        {
+            "POKY_CORS_ORIGINS": "HTTPS://App.example:443  http://[::1]:80 http://a:8080 http://a:8080",
+            "POKY_ADMIN_HOSTS": "Metrics.example [::1]",
+        }
+    )
+    assert config.cors_origins == ("https://app.example", "http://[::1]", "http://a:8080")
+    assert config.admin_hosts == ("metrics.example", "[::1]")
+    assert Config.from_env({"POKY_CORS_ORIGINS": " * "}).cors_origins == ("*",)
+    assert config.shown()["POKY_ADMIN_HOSTS"] == "metrics.example [::1]"
+
+
+@pytest.mark.parametrize(
+    "wrong", ["null", "app.example", "https://", "https://a/", "https://a/b", "https://u@a", "*.a"]
+)
+def test_what_is_no_origin_is_named(wrong: str) -> None:
+    (said,) = problems(POKY_CORS_ORIGINS=f"https://fine {wrong} also,wrong")
+    assert said.startswith(f"POKY_CORS_ORIGINS: “{wrong}”, “also,wrong” are not scheme://host")
+    (said,) = problems(POKY_ADMIN_HOSTS="fine http://wrong wrong:80")
+    assert said.startswith("POKY_ADMIN_HOSTS: “http://wrong”, “wrong:80” are not a name")
+
+
+def test_every_origin_stands_alone() -> None:
+    (said,) = problems(POKY_CORS_ORIGINS="https://fine *")
+    assert said == (
+        "POKY_CORS_ORIGINS: “*” is not scheme://host or scheme://host:port, or * alone."
+    )

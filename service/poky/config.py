@@ -17,6 +17,9 @@ from typing import Any
 
 MB = 1024 * 1024
 
+_HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
+_ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://(?:{_HOST.pattern})(?::[0-9]{{1,5}})?")
+
 
 class ConfigError(Exception):
     """The settings cannot be used: one sentence per problem, all of them at once."""
@@ -32,6 +35,28 @@ class CacheNode:
 
     name: str
     url: str
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.url}" if self.name else self.url
+
+
+def _words(text: str, form: re.Pattern[str], what: str) -> tuple[str, ...]:
+    words = text.lower().split()
+    if wrong := [word for word in words if not form.fullmatch(word)]:
+        verb = "is" if len(wrong) == 1 else "are"
+        raise ValueError(f"{', '.join(f'“{word}”' for word in wrong)} {verb} not {what}")
+    return tuple(dict.fromkeys(words))
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    if text == "*":
+        return ("*",)
+    found = _words(text, _ORIGIN, "scheme://host or scheme://host:port, or * alone")
+    return tuple(re.sub(r"^(http:.*):80$|^(https:.*):443$", r"\1\2", each) for each in found)
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    return _words(text, _HOST, "a name or address without a port")
 
 
 def setting(
@@ -93,6 +118,16 @@ class Config:
     admin_listen: str = setting("127.0.0.1", "The admin listener's address: keep it private.")
     admin_port: int = setting(
         0, "The admin listener's port (/metrics, /buckets). 0: POKY_PORT + 1000.", at_most=65535
+    )
+    admin_hosts: tuple[str, ...] = setting(
+        (),
+        "Names by which the admin listener is asked, besides loopback and its own address.",
+        parse=_hosts,
+    )
+    cors_origins: tuple[str, ...] = setting(
+        (),
+        "Origins whose pages may use the main listener: https://app.example …, or *: every page.",
+        parse=_origins,
     )
     access: str = setting(
         "",
@@ -342,7 +377,7 @@ def _parse(each: Any, text: str) -> Any:
 
 def _text(value: Any) -> str:
     if isinstance(value, tuple):
-        return " ".join(f"{node.name}={node.url}" if node.name else node.url for node in value)
+        return " ".join(str(each) for each in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

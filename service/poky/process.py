@@ -16,10 +16,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from poky.access import Gate
-from poky.api import ADMIN_ROUTES, LEASE_ROUTES, ROUTES, Services, application
+from poky.api import (
+    ADMIN_ROUTES,
+    LEASE_ROUTES,
+    ROUTES,
+    Origins,
+    Services,
+    application,
+    of_known_host,
+)
 from poky.background import Background
 from poky.cache import Caches
 from poky.config import Config
@@ -109,7 +118,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         },
     )
     largest = max(config.max_value_bytes, config.max_batch_bytes)
-    app = application(ROUTES, services, services.gate)
+    app = application(ROUTES, services, services.gate, origins=Origins(config.cors_origins))
     listeners = [
         Server(
             (config.listen, config.port),
@@ -125,7 +134,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         ),
         Server(
             (config.admin_listen, config.admin_port),
-            application(ADMIN_ROUTES, services),
+            application(ADMIN_ROUTES, services, door=partial(of_known_host, config)),
             threads=2,
             max_body_bytes=_CONNECTION_HEADROOM,
             shutdown_timeout=config.shutdown_timeout,

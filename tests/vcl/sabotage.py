@@ -205,6 +205,18 @@ SABOTAGES = {
         "75-",
         "poky_access_tokens.vcl",
     ),
+    "any-origin": Sabotage(
+        "Pages of any origin are told that they may read.",
+        ((' && str.contains(req.http.Poky-Origins, "|" + req.http.Origin + "|")', ""),),
+        "78-",
+        "poky_origins.vcl",
+    ),
+    "origins-kept": Sabotage(
+        "What the service said of origins stays in the copy.",
+        (('set beresp.http.Cross-Origin-Resource-Policy = "same-origin";', ""),),
+        "78-",
+        "poky_origins.vcl",
+    ),
 }
 
 

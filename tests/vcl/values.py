@@ -36,6 +36,7 @@ def values(
     lease: Sequence[int],
     mode: str = "lease",
     access: str = "open",
+    origins: Sequence[str] = (),
     ttl: int = 14400,
     largest_kept: int = 32_000_000,
     small_room: int = 900_000,
@@ -57,6 +58,8 @@ def values(
         ],
         varnish_mode=mode,
         varnish_access=access,
+        varnish_cors_origins=origins,
+        _varnish_origins=origins,
         varnish_object_ttl=ttl,
         varnish_largest_kept=largest_kept,
         _varnish_small_room=small_room,
@@ -87,6 +90,7 @@ def main() -> None:
     parser.add_argument("--lease", type=int, nargs="+", required=True)
     parser.add_argument("--mode", default="lease")
     parser.add_argument("--access", choices=["open", "tokens"], default="open")
+    parser.add_argument("--origins", nargs="*", default=[])
     parser.add_argument("--ttl", type=int, default=14400)
     parser.add_argument("--largest-kept", type=int, default=32_000_000)
     parser.add_argument("--lease-timeout", type=float, default=2)

@@ -187,6 +187,10 @@ sub vcl_backend_fetch {
 sub poky_fetch_pass {
     header.regsub(bereq, "(?i)^Poky-[^:]*:.*$", "Poky-Dropped: 1");
     unset bereq.http.Poky-Dropped;
+    # The service compares it with the origin of a page that writes.
+    if (!bereq.http.X-Forwarded-Host) {
+        set bereq.http.X-Forwarded-Host = bereq.http.Host;
+    }
     set bereq.http.Host = "poky";
     set bereq.backend = poky_service.backend();
     if (bereq.method != "GET" && bereq.method != "HEAD") {

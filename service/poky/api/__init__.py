@@ -5,6 +5,8 @@ Reading order: `routes` (what may be asked), `objects` (a handler reads, asks th
 """
 
 from poky.api.application import Application, application
+from poky.api.hosts import of_known_host
+from poky.api.origins import Origins
 from poky.api.routes import ADMIN_ROUTES, LEASE_ROUTES, ROUTES, Route
 from poky.api.services import Services
 
@@ -13,7 +15,9 @@ __all__ = [
     "LEASE_ROUTES",
     "ROUTES",
     "Application",
+    "Origins",
     "Route",
     "Services",
     "application",
+    "of_known_host",
 ]

@@ -7,9 +7,10 @@ from typing import Any
 import bottle  # type: ignore[import-untyped]
 
 from poky.access import Gate
-from poky.api.guard import guarded
+from poky.api.guard import Handler, guarded
 from poky.api.later import in_lane, show_store_error
 from poky.api.openapi import document
+from poky.api.origins import Origins, share, share_later, writes
 from poky.api.routes import Route, show_help
 from poky.api.services import Services
 from poky.http import Answer, Environ, Later, Refused, problem
@@ -81,18 +82,57 @@ class Application(bottle.Bottle):  # type: ignore[misc]
         return None
 
 
+class SharedApplication(Application):
+    """An application whose answers pages of other origins may read."""
+
+    def __init__(self, origins: Origins) -> None:
+        super().__init__()
+        self._origins = origins
+
+    def wsgi(
+        self, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes | memoryview] | Later:
+        """Answer a request, with the fields that browsers ask for."""
+        fields = self._origins.fields(environ)
+        answer = super().wsgi(
+            environ, lambda status, headers: start_response(status, [*headers, *fields])
+        )
+        return share_later(answer, fields) if type(answer) is Later else answer
+
+    __call__ = wsgi
+
+    def check(self, environ: Environ) -> Answer | None:
+        """The refusal that the head of a request decides, with the same fields."""
+        answer = super().check(environ)
+        return share(answer, self._origins.fields(environ)) if answer else None
+
+
 def application(
-    routes: Sequence[Route], services: Services, gate: Gate | None = None
+    routes: Sequence[Route],
+    services: Services,
+    gate: Gate | None = None,
+    *,
+    origins: Origins | None = None,
+    door: Callable[[Handler], Handler] | None = None,
 ) -> Application:
-    """The application of a listener with these routes; with a gate, tokens decide who may what."""
+    """The application of a listener with these routes; with a gate, tokens decide who may what.
+
+    ``origins``: whose pages it is shared with, besides its own. ``door``: what every handler is
+    put behind.
+    """
     services = services._replace(help=show_help(routes), document=document(services.config, routes))
     nothing: Any = None
     head_only = services._replace(store=nothing, caches=nothing)
-    made = Application()
+    origins = origins or Origins()
+    made = SharedApplication(origins) if origins else Application()
     for route in routes:
         handler = route.handler
         if gate is not None and route.right != "none":
             handler = guarded(handler, route.right, gate)
+        if any(map(writes, route.methods)):
+            handler = origins.guarding(handler)
+        if door is not None:
+            handler = door(handler)
         callback: Callable[..., Answer | Later] = partial(handler, services)
         if route.lane:
             callback = partial(in_lane, services.lanes[route.lane], callback)
@@ -100,6 +140,10 @@ def application(
             made.checks[callback] = partial(handler, head_only)
         for method in route.methods:
             made.route(route.path, method=method, callback=callback)
+    if origins:
+        for path in dict.fromkeys(route.path for route in routes):
+            methods = {method for route in routes if route.path == path for method in route.methods}
+            made.route(path, method="OPTIONS", callback=origins.preflight(methods))
     return made
 
 

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Collection
 
 from poky.api import conditions
 from poky.api.conditions import format_date, format_tag
@@ -42,12 +43,18 @@ def get_object(services: Services, environ: Environ, bucket: str, key: str) -> L
     return later(
         environ,
         lambda done: services.reads.add(Read(bucket, key, room, policy, since, done)),
-        lambda found: _show_object(environ, found, if_match, if_none_match),
+        lambda found: _show_object(
+            environ, found, if_match, if_none_match, services.config.cors_origins
+        ),
     )
 
 
 def _show_object(
-    environ: Environ, found: Object | None, if_match: str | None, if_none_match: str | None
+    environ: Environ,
+    found: Object | None,
+    if_match: str | None,
+    if_none_match: str | None,
+    origins: Collection[str],
 ) -> Answer:
     if found is None:
         return bare(412 if if_match == "*" else 404)
@@ -74,6 +81,8 @@ def _show_object(
     headers += [
         ("Content-Type", found.content_type),
         ("X-Content-Type-Options", "nosniff"),
+        # Where pages of some origins may read a value, any may show it: this field has no list.
+        ("Cross-Origin-Resource-Policy", "cross-origin" if origins else "same-origin"),
     ]
     if is_active(found.content_type):
         headers.append(("Content-Security-Policy", "default-src 'none'; sandbox"))

@@ -3,14 +3,14 @@
 It says nothing of data, releases or machines: it is shown without a token.
 """
 
-import ipaddress
 import re
 from base64 import b64encode
 from collections.abc import Sequence
 from hashlib import sha256
 from html import escape
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from poky.api.hosts import is_loopback
 from poky.api.request import prefers
 from poky.api.services import Services
 from poky.config import url_of
@@ -177,13 +177,4 @@ def _is_same_machine(environ: Environ) -> bool:
     """Whether the client came directly, from this machine: it may use the admin listener."""
     host = environ.get("HTTP_HOST", "").rpartition(":")[0] or environ.get("HTTP_HOST", "")
     forwarded = any(name.startswith(("HTTP_X_FORWARDED", "HTTP_VIA")) for name in environ)
-    return not forwarded and _is_loopback(host) and _is_loopback(environ["REMOTE_ADDR"])
-
-
-def _is_loopback(host: Any) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    return not forwarded and is_loopback(host) and is_loopback(environ["REMOTE_ADDR"])
