@@ -234,6 +234,7 @@ class Chain:
             "varnish_purge_port": purge_port,
             "varnish_mode": "lease",
             "varnish_access": "open",
+            "varnish_cors_origins": self._of("poky").get("poky_cors_origins", []),
             "varnish_service_backends": backends,
             "varnish_lease_backends": leases,
             "_varnish_lease": 10.0,
