@@ -569,3 +569,33 @@ def test_accept_chooses_the_answer(client: Client, bucket: str, accept: str, obj
     assert answer.status == 200
     expected = [{"key": "missing", "result": "missing"}] if objects else {}
     assert answer.json() == expected
+
+
+@pytest.mark.parametrize("field", ["value", "Data", "if-match", "etags", "_key"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_a_field_that_is_not_known_is_named(
+    client: Client, bucket: str, method: str, field: str
+) -> None:
+    """It would be ignored: a condition that is misspelt must not make a write unconditional."""
+    item = {"key": "k", field: "x", **({"data": "v"} if method == "PUT" else {})}
+    refused = client.batch(method, bucket, [{**item}, item])
+    assert refused.status == 400
+    assert "Item 0" in refused.detail
+    assert field in refused.detail
+    assert client.get(f"/kv/{bucket}/k").status == 404
+
+
+def test_as_many_items_as_are_allowed_are_taken(client: Client, bucket: str) -> None:
+    found = client.batch("POST", bucket, [{"key": "a"}] * 10_000)
+    assert (found.status, found.json()) == (200, {})
+
+
+@pytest.mark.parametrize("wrong", ["", "é/x", "text/plain\nX: y", "a" * 256, "\x00", " "])
+def test_a_content_type_that_cannot_be_sent_back_is_refused(
+    client: Client, bucket: str, wrong: str
+) -> None:
+    item = {"key": "k", "data": "v", "content_type": wrong}
+    refused = client.batch("PUT", bucket, [item])
+    assert refused.status == 400
+    assert "content_type" in refused.detail
+    assert client.get(f"/kv/{bucket}/k").status == 404
