@@ -1,4 +1,4 @@
--- Who may do it. The roles exist already (roles.sql), and nobody but the owner has a table.
+-- The privileges. The roles exist already (roles.sql), and only the owner may use tables.
 
 REVOKE ALL ON SCHEMA poky FROM public;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA poky FROM public;

@@ -165,7 +165,7 @@ def test_code_names_the_mechanism() -> None:
         for line in path.read_text().splitlines()
         if text.search(line)
     ]
-    assert len(found) <= 34, "\n".join(found)
+    assert len(found) <= 8, "\n".join(found)
 
 
 # Reliability.

@@ -20,7 +20,7 @@ def now() -> str:
 
 
 def read(lock: Path) -> dict[str, Any] | None:
-    """Who holds the lock; None if nobody, unknown values if it is torn."""
+    """The holder of the lock; None if it is free, unknown values if it is torn."""
     if not lock.is_dir():
         return None
     try:

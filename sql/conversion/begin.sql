@@ -23,6 +23,6 @@ END;
 $$;
 COMMENT ON FUNCTION poky._follow_bucket IS 'Conversion: give a new bucket its partition.';
 
--- Waits for those who are making a bucket: whoever comes later has the trigger.
+-- Waits for transactions that create a bucket: later ones fire the trigger.
 CREATE TRIGGER follow_bucket AFTER INSERT ON poky.bucket
 FOR EACH ROW EXECUTE FUNCTION poky._follow_bucket();

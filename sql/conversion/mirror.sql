@@ -5,7 +5,7 @@ CREATE FUNCTION poky._mirror_object() RETURNS trigger
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    -- Nobody else is at this key: writers wait for each other's rows in _object, and so does the
+    -- No other transaction holds this key: writers wait for each other's rows in _object, and so does the
     -- copy (FOR SHARE). Delete and insert, rather than update, need no list of columns.
     IF TG_OP <> 'INSERT' THEN
         EXECUTE 'DELETE FROM poky._o_' || old.bucket_id || ' WHERE bucket_id = $1 AND key = $2'
@@ -19,6 +19,6 @@ END;
 $$;
 COMMENT ON FUNCTION poky._mirror_object IS 'Conversion: repeat a change in the bucket''s partition.';
 
--- Waits for those who are writing: whoever comes later has the trigger.
+-- Waits for transactions that write: later ones fire the trigger.
 CREATE TRIGGER mirror_object AFTER INSERT OR UPDATE OR DELETE ON poky._object
 FOR EACH ROW EXECUTE FUNCTION poky._mirror_object();

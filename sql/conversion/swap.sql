@@ -1,6 +1,6 @@
 -- From flat to partitioned, last step: the partitions hold everything and take over.
 
--- Every function reads the registry first and keeps its lock: with this one, nobody is in between.
+-- Every function reads the registry first and keeps its lock: under this one, none is in progress.
 LOCK TABLE poky.bucket IN ACCESS EXCLUSIVE MODE;
 LOCK TABLE poky._object IN ACCESS EXCLUSIVE MODE;
 

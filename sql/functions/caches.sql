@@ -12,7 +12,7 @@ AS $$
     FROM poky.cache_node AS n ORDER BY n.name
 $$;
 COMMENT ON FUNCTION poky.nodes IS
-'All caches by name. Whoever changed something asks after the commit, never before.';
+'All caches by name. To be queried after the commit of a change, never before.';
 
 CREATE OR REPLACE FUNCTION poky.register_node(p_node text, p_url text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
@@ -28,7 +28,7 @@ BEGIN
             MESSAGE = 'A cache''s name is 1 to 256 characters of A-Z a-z 0-9 _ . -';
     END IF;
     -- Waits for the writers that looked for caches, found none, and have not committed yet:
-    -- nobody would tell this node of their changes.
+    -- their changes would not be purged at this node.
     LOCK TABLE poky.cache_node IN ACCESS EXCLUSIVE MODE;
     SELECT url INTO v_url FROM poky.cache_node WHERE name = p_node;
     IF v_url = p_url THEN
@@ -38,7 +38,7 @@ BEGIN
         INSERT INTO poky.cache_node (name, url, generation, suspended_at, drained)
         VALUES (p_node, p_url, gen_random_uuid(), clock_timestamp(), true);
     ELSE
-        -- Whoever answered at the old address may still hold a lease.
+        -- The node at the old address may still hold a lease.
         PERFORM poky.suspend_node(p_node);
         UPDATE poky.cache_node SET url = p_url WHERE name = p_node;
     END IF;
@@ -85,7 +85,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION poky.suspend_node IS
-'Grant a cache no more leases, whoever did it first; no row if there is no such cache. Unless it is drained, what it missed is to be acknowledged only when its leases have run out.';
+'Grant a cache no more leases, unless that was done before; no row if there is no such cache. Unless it is drained, what it missed is to be acknowledged only when its leases have run out.';
 
 CREATE OR REPLACE FUNCTION poky.drain_node(p_node text, p_generation text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
@@ -167,7 +167,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION poky.renew_generations IS
-'Let every cache forget all it has. The longest lease that may be out: once it has passed, nobody uses an old copy.';
+'Let every cache forget all it has. The longest lease that may be out: once it has passed, no old copy is in use.';
 
 CREATE OR REPLACE FUNCTION poky.unconfirmed(p_seconds double precision, p_limit integer)
 RETURNS SETOF poky.change
@@ -179,7 +179,7 @@ AS $$
     ORDER BY o.id LIMIT p_limit
 $$;
 COMMENT ON FUNCTION poky.unconfirmed IS
-'The oldest changes that nobody has confirmed to be purged for so long: their writer died, or is not the service.';
+'The oldest changes whose purge has been unconfirmed for this long: their writer died, or is not the service.';
 
 CREATE OR REPLACE FUNCTION poky.confirm(p_ids bigint []) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER

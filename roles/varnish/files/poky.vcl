@@ -2,7 +2,7 @@
 #
 # A read is two lookups. The first finds the key's epoch: an object that Varnish makes itself, holding
 # a tag that is never repeated. The second finds the object under (generation, tag, URL). PURGE removes
-# the epoch: whatever is in flight under the old tag lands where nobody looks any more.
+# the epoch: whatever is in flight under the old tag lands where no lookup finds it.
 # The generation comes from the service with a lease; without a lease nothing is served from the cache.
 # docs/decisions/0005-epoch-and-node-lease.md has the proof and the measurements.
 #

@@ -40,7 +40,7 @@ IDLE_CHECKS: Final = 25  # so many checks without a turn, and the watch sleeps
 class Workers:
     """The threads, and the connections that wait for one (cheroot's thread pool interface).
 
-    Whoever takes a connection out of `_waiting` owns it until it is put back or closed; taking is
+    The thread that takes a connection out of `_waiting` owns it until it is put back; taking is
     one `dict.pop`, so no lock is needed.
 
     `after_turn(alone)` is called in front when all connections of a turn have proceeded; `alone`:
