@@ -16,6 +16,7 @@ import pytest
 
 import poky.store
 from poky.schema.migrate import migrate
+from poky.schema.owner import _ADVISORY_LOCK, OwnerConnection
 from poky.store import Store, StoreError
 from poky.store.statements import FUNCTIONS
 from tests.conftest import ADMINISTRATION, Cluster, Database
@@ -97,6 +98,131 @@ def test_the_service_may_call_the_interface_and_nothing_else(database: Database)
         """,
     ):
         pytest.fail(f"a role may touch {relation}")
+
+
+def test_security_tells_of_every_function_that_a_stolen_password_calls(database: Database) -> None:
+    text = (Path(__file__).parent.parent / "docs/security.md").read_text()
+    section = text.partition("## What a stolen database password can do")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    told = {name for row in rows for name in re.findall(r"`(\w+)`", row)} - {
+        "get_n",
+        "update_n",
+        "delete_n",
+    }
+    callable_ = {
+        name
+        for (name,) in query(
+            database,
+            "SELECT DISTINCT p.proname FROM pg_proc AS p"
+            " WHERE p.pronamespace = 'poky'::regnamespace AND p.proname !~ '_[0-9]+$'"
+            " AND has_function_privilege('poky_service', p.oid, 'EXECUTE')",
+        )
+    }
+    assert sorted(told ^ callable_) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:6091",
+        "http://10.1.2.3:6091/",
+        "http://172.31.0.1",
+        "http://192.168.1.1:1",
+        "http://100.64.0.1:1",
+        "http://[::1]:6091",
+        "http://[fd00::7]:6091",
+        "http://localhost:6091",
+        "http://cache-1.rack.internal:6091",
+    ],
+)
+def test_a_cache_is_registered_within_private_networks(store: Store, url: str) -> None:
+    assert store.register_node("private", url)
+    forget(store, "private")
+
+
+def forget(store: Store, name: str) -> None:
+    node = store.suspend_node(name)
+    assert node
+    store.drain_node(name, node.generation)
+    assert store.remove_node(name)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://127.0.0.1:6091", "ftp://127.0.0.1", "127.0.0.1:6091", "", None, "http://"),
+        *(
+            "http://8.8.8.8:6091",
+            "http://172.32.0.1:1",
+            "http://169.254.169.254/",
+            "http://0.0.0.0",
+        ),
+        *("http://[2001:db8::1]:80", "http://[::ffff:8.8.8.8]", "http://[::ffff:808:808]"),
+        *(
+            "http://134744072",
+            "http://0x8080808",
+            "http://010.8.8.8",
+            "http://8.8",
+            "http://127.1.8",
+        ),
+        *(
+            "http://cache.example.com",
+            "http://internal.example",
+            "http://u@127.0.0.1",
+            "http://a.b",
+        ),
+        *("http://127.0.0.1@8.8.8.8", "http://127.0.0.1:1/path", "http://127.0.0.1:1\n.example"),
+        *(
+            "http://127.0.0.1.example.com",
+            "http://10.0.0.0/8",
+            "http://10.0.0.1\n",
+            "HTTP://8.8.8.8",
+        ),
+    ],
+)
+def test_a_stolen_password_sends_keys_nowhere_else(
+    store: Store, database: Database, url: str | None
+) -> None:
+    with pytest.raises(StoreError) as refused:
+        store.register_node("elsewhere", url)  # type: ignore[arg-type]
+    assert (refused.value.status, refused.value.code) == (400, "bad_cache_url")
+
+
+def test_the_owner_registers_a_cache_anywhere(store: Store, database: Database) -> None:
+    with closing(Store(database.dsn_owner, pool_size=1)) as owner:
+        assert owner.register_node("far", "http://203.0.113.7:6091")
+    assert not store.register_node("far", "http://203.0.113.7:6091")  # it is known already
+    forget(store, "far")
+
+
+@pytest.mark.parametrize("seconds", [300.1, 1e9, float("inf"), float("nan"), -1.0, None])
+def test_no_lease_is_without_end(store: Store, seconds: float | None) -> None:
+    with pytest.raises(StoreError) as refused:
+        store.lease("any", seconds)  # type: ignore[arg-type]
+    assert (refused.value.status, refused.value.code) == (400, "bad_lease")
+
+
+@pytest.mark.slow
+def test_the_service_cannot_keep_a_migration_from_its_lock(own_database: Database) -> None:
+    with closing(own_database.connect(as_service=True)) as thief, thief.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", (_ADVISORY_LOCK,))
+        with OwnerConnection(own_database.dsn_owner) as first:
+            first.keep_others_out()
+            waits = threading.Event()
+            is_in = threading.Event()
+
+            def migrate_too() -> None:
+                with OwnerConnection(own_database.dsn_owner, lambda _: waits.set()) as second:
+                    second.keep_others_out()
+                    is_in.set()
+
+            other = threading.Thread(target=migrate_too)
+            other.start()
+            assert waits.wait(10)
+            assert not is_in.is_set()
+        assert is_in.wait(10)
+        other.join()
+        assert migrate(own_database.dsn_owner, release="again").applied == []
 
 
 @pytest.mark.parametrize(

@@ -1092,3 +1092,12 @@ def test_playbooks_make_tokens_and_buckets_what_is_declared(
                 "changed=0" not in done.stdout.split("RECAP")[1].split("this-machine")[1]
             ) is is_changed
             assert "SSSSSSSS" not in done.stdout.replace(json.dumps(given), "")
+
+
+def test_a_cache_outside_private_networks_is_registered_by_the_owner() -> None:
+    """The others by the instances themselves, as poky.register_node lets them."""
+    hosts = ("127.0.0.1", "10.1.2.3", "[fd00::7]", "localhost", "cache-1.rack.internal")
+    outside = ("203.0.113.7", "172.32.0.1", "[2001:db8::1]", "cache.example.com")
+    caches = [{"name": host, "url": f"http://{host}:6091"} for host in (*hosts, *outside)]
+    found = plugin("filter.poky_topology").poky_outside(caches)
+    assert tuple(cache["name"] for cache in found) == outside

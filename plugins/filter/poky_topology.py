@@ -4,12 +4,21 @@ A variable that a host does not set has the default of role poky, which is writt
 """
 
 import functools
+import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
+
+# As poky.register_node has them.
+_PRIVATE = (
+    *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"),
+    *("::1/128", "fc00::/7"),
+)
+_LOCAL_DOMAINS = (".internal", ".local", ".lan", ".localdomain", ".home.arpa")
 
 HostVars = Mapping[str, Mapping[str, Any]]
 
@@ -72,6 +81,19 @@ def poky_purge_listeners(
     return listeners
 
 
+def poky_outside(caches: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The caches whose address is not private: the service may not register those itself."""
+    return [cache for cache in caches if not _is_private(urlsplit(cache["url"]).hostname or "")]
+
+
+def _is_private(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host or host.endswith(_LOCAL_DOMAINS)
+    return any(address in ipaddress.ip_network(network) for network in _PRIVATE)
+
+
 def poky_targets(hosts: Iterable[str], hostvars: HostVars) -> list[str]:
     """The kinds of Python that releases must be built for, such as cp311-x86_64."""
     facts = [hostvars[host]["ansible_facts"] for host in hosts]
@@ -97,6 +119,7 @@ class FilterModule:
                 poky_backend_names,
                 poky_addresses,
                 poky_purge_listeners,
+                poky_outside,
                 poky_targets,
             )
         }

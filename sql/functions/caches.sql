@@ -14,6 +14,32 @@ $$;
 COMMENT ON FUNCTION poky.nodes IS
 'All caches by name. To be queried after the commit of a change, never before.';
 
+CREATE OR REPLACE FUNCTION poky._is_private_url(p_url text) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    v_host text := lower(substring(
+        p_url from '^http://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?/?$'
+    ));
+BEGIN
+    IF v_host ~ '^[a-z][a-z0-9-]*$'
+        OR v_host ~ '^([a-z0-9-]+\.)+(internal|local|lan|localdomain|home\.arpa)$' THEN
+        RETURN true;  -- a name that no public resolver knows
+    END IF;
+    IF v_host ~ '^[0-9.]+$' AND v_host ~ '(^|\.)0[0-9]' THEN
+        RETURN false;  -- resolvers read 010 as 8, PostgreSQL as 10
+    END IF;
+    RETURN coalesce(trim(both '[]' from v_host)::inet <<= ANY (ARRAY[
+        '127.0.0.0/8', '10.0.0.0/8', '172.16.0.0/12', '192.168.0.0/16', '100.64.0.0/10',
+        '::1/128', 'fc00::/7'
+    ]::inet []), false);
+EXCEPTION WHEN invalid_text_representation THEN
+    RETURN false;
+END;
+$$;
+COMMENT ON FUNCTION poky._is_private_url IS
+'Whether this is http to loopback or a private address: no place to which keys may leak.';
+
 CREATE OR REPLACE FUNCTION poky.register_node(p_node text, p_url text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = poky, pg_temp
@@ -34,6 +60,15 @@ BEGIN
     IF v_url = p_url THEN
         RETURN false;
     END IF;
+    -- Every purge tells a bucket and a key, so a stolen password must not choose who hears it.
+    IF poky._is_private_url(p_url) IS NOT TRUE
+        AND NOT pg_has_role(session_user, 'poky_owner', 'MEMBER') THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PK400',
+            HINT = 'bad_cache_url',
+            MESSAGE = 'A cache''s URL is http:// with a loopback or private address, or a name of'
+                ' the local network. Any other one is registered by the owner: poky cache add';
+    END IF;
     IF v_url IS NULL THEN
         INSERT INTO poky.cache_node (name, url, generation, suspended_at, drained)
         VALUES (p_node, p_url, gen_random_uuid(), clock_timestamp(), true);
@@ -46,20 +81,32 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION poky.register_node IS
-'Make a cache known, or its new address; it starts suspended. False if nothing changed. PK400.';
+'Make a cache known, or its new address; it starts suspended. False if nothing changed. PK400, also for a URL outside private networks unless the owner asks.';
 
 CREATE OR REPLACE FUNCTION poky.lease(p_node text, p_seconds double precision) RETURNS text
-LANGUAGE sql SECURITY DEFINER
+LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = poky, pg_temp
 AS $$
+DECLARE
+    v_generation text;
+BEGIN
+    -- Writers wait for a lease, so none is for ever. POKY_LEASE_SECONDS is at most this.
+    IF (p_seconds BETWEEN 0 AND 300) IS NOT TRUE THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PK400',
+            HINT = 'bad_lease',
+            MESSAGE = 'A lease is for 0 to 300 seconds.';
+    END IF;
     -- An update, so that it takes its turn with poky.suspend_node.
     UPDATE poky.cache_node
     SET lease_seconds = greatest(lease_seconds, p_seconds), leased_at = clock_timestamp()
     WHERE name = p_node AND suspended_at IS NULL
-    RETURNING generation
+    RETURNING generation INTO v_generation;
+    RETURN v_generation;
+END;
 $$;
 COMMENT ON FUNCTION poky.lease IS
-'The generation under which a cache may use its copies for p_seconds from when it asked; null is no.';
+'The generation under which a cache may use its copies for p_seconds (at most 300) from when it asked; null is no. PK400.';
 
 CREATE OR REPLACE FUNCTION poky.suspend_node(p_node text, p_hold boolean DEFAULT false)
 RETURNS SETOF poky.node

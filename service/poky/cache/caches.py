@@ -307,8 +307,13 @@ class Caches:
             name = given.name or self._learn_name(given)
             if not name:
                 continue
-            if known.get(name) != given.url and self._store.register_node(name, given.url):
-                log.info("the cache %s at %s is registered", name, given.url)
+            try:
+                if known.get(name) != given.url and self._store.register_node(name, given.url):
+                    log.info("the cache %s at %s is registered", name, given.url)
+            except StoreError as error:
+                if error.status != 400:
+                    raise
+                log.error("the cache %s at %s is refused: %s", name, given.url, error.detail)
             known.pop(name, None)
             self._unregistered.remove(given)
         if not self._unregistered and known:

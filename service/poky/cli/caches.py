@@ -9,7 +9,7 @@ from poky.store import Node
 
 @click.group()
 def cache() -> None:
-    """See and manage the cache nodes. A new one needs no command, only POKY_CACHES."""
+    """See and manage the cache nodes. A new one seldom needs a command, only POKY_CACHES."""
 
 
 @cache.command("status")
@@ -38,6 +38,21 @@ def show_caches(dsn: str | None, as_json: bool) -> None:
             for node in nodes
         ],
     )
+
+
+@cache.command("add", epilog="\b\nExample:\n  poky cache add cache1 http://203.0.113.7:6091")
+@click.argument("name")
+@click.argument("url")
+@dsn_option
+@as_json
+def add_cache(name: str, url: str, dsn: str | None, as_json: bool) -> None:
+    """Register a node outside private networks, which only the owner may.
+
+    Every change tells it a bucket and a key, by HTTP. Any other node registers by POKY_CACHES.
+    """
+    with open_store(dsn, as_owner=True) as store:
+        done = "registered" if store.register_node(name, url) else "exists"
+    show_pairs({name: done}, as_json)
 
 
 @cache.command("purge", epilog="\b\nExample:\n  poky cache purge tooltips 42")

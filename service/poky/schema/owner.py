@@ -9,6 +9,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -26,6 +27,27 @@ _LOCK_TIMEOUT_MS = 200
 _PATIENCE_SECONDS = 60.0
 # Any number that no other program uses: "poky" in ASCII.
 _ADVISORY_LOCK = 0x706F6B79
+_IS_TAKEN_BY_A_STRANGER = """
+    SELECT coalesce(
+        bool_and(NOT pg_has_role(a.usesysid, to_regrole('poky_owner')::oid, 'MEMBER')), false
+    )
+    FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND (l.classid::bigint << 32) + l.objid::bigint = %s
+"""
+# No migration may take this lock, nor one that conflicts with it, on this table.
+_LOCK_TABLE = """
+    SET idle_in_transaction_session_timeout = 0;
+    DO $$ BEGIN
+        IF EXISTS (SELECT FROM pg_catalog.pg_class WHERE relname = 'migration'
+                   AND relnamespace = (
+                       SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = 'poky')) THEN
+            SET LOCAL ROLE poky_owner;
+            LOCK TABLE poky.migration IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
+        END IF;
+    END $$
+"""
 _CONNECTION: dict[str, Any] = {
     "application_name": "poky migrate",
     "connect_timeout": 10,
@@ -58,8 +80,10 @@ class OwnerConnection:
     ) -> None:
         self.report = report or (lambda progress: None)
         self._patience = patience
+        self._connect = partial(psycopg2.connect, dsn, **_CONNECTION)
+        self._keeper: psycopg2.extensions.connection | None = None
         try:
-            self._connection = psycopg2.connect(dsn, **_CONNECTION)
+            self._connection = self._connect()
         except (psycopg2.ProgrammingError, ValueError):
             # Without libpq's words: they may quote a password.
             raise SchemaError(
@@ -93,6 +117,8 @@ class OwnerConnection:
         trace: TracebackType | None,
     ) -> None:
         self._connection.close()
+        if self._keeper is not None:
+            self._keeper.close()
         if isinstance(error, psycopg2.errors.InsufficientPrivilege):
             raise self._lacks_rights(error) from error
         if isinstance(error, psycopg2.Error):
@@ -132,15 +158,38 @@ class OwnerConnection:
     def keep_others_out(self) -> None:
         """Let no other migration of this database begin before the connection is closed.
 
-        Waits for one that is under way.
+        Waits for one that is under way. Any role may take an advisory lock, so one that is held by
+        a role that cannot migrate does not count: then the lock on a table of ours decides.
         """
         waits = False
         # Asked for again and again: a statement that waits would hold a snapshot all the while.
-        while not self.value("SELECT pg_try_advisory_lock(%s)", _ADVISORY_LOCK):
+        while not (self._lock_number() and self._lock_table()):
             if not waits:
                 self.report(Progress("Waiting for another migration to end"))
                 waits = True
             time.sleep(0.1)
+
+    def _lock_number(self) -> bool:
+        """The lock that every release takes, also for a database without a schema."""
+        return bool(
+            self.value("SELECT pg_try_advisory_lock(%s)", _ADVISORY_LOCK)
+            or self.value(_IS_TAKEN_BY_A_STRANGER, _ADVISORY_LOCK)
+        )
+
+    def _lock_table(self) -> bool:
+        """The lock that only the owner can take, held by a connection of its own.
+
+        Its transaction has neither a snapshot nor a number, so it holds up no vacuum.
+        """
+        if self._keeper is None:
+            self._keeper = self._connect()
+        try:
+            with self._keeper.cursor() as cursor:
+                cursor.execute(_LOCK_TABLE)
+        except psycopg2.errors.LockNotAvailable:
+            self._keeper.rollback()
+            return False
+        return True
 
     def atomically(self, work: Callable[[], T]) -> T:
         """Do ``work`` in one transaction; where it would have to wait for a lock, try again later.

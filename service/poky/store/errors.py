@@ -25,8 +25,10 @@ _BAD_INPUT = {"22021", "22P05", "54000"}
 CODES = {
     "bad_bucket_name": "The bucket's name is not one.",
     "bad_cache_name": "The cache's name is not one.",
+    "bad_cache_url": "The cache's URL is not http to a loopback or private address.",
     "bad_grant": "A grant is no right with a pattern of bucket names.",
     "bad_key": "The key is not one.",
+    "bad_lease": "A lease is for 0 to 300 seconds.",
     "bad_text": "A text has a character that PostgreSQL cannot store.",
     "bad_token_name": "The token's name is not one.",
     "bucket_not_empty": "The bucket has keys and was to be dropped only if empty.",
