@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.service import Client, Service
+from tests.service import Client, Service, wait_until
 
 
 @pytest.fixture
@@ -172,3 +172,18 @@ def test_a_good_head_is_told_to_continue_and_done_once(
 def test_a_missing_bucket_has_a_code(client: Client, kind: str) -> None:
     if kind == "partitioned":
         assert client.get("/kv/absent/k").code == "bucket_not_found"
+
+
+@pytest.mark.inside
+@pytest.mark.parametrize(
+    "name", ["a status=500 id=b", 'a" status="500', "a\tb", "\xe9", "a;b", "", "%0a", "x[31m"]
+)
+def test_a_request_id_is_not_taken_for_another_field(
+    client: Client, service: Service, bucket: str, name: str
+) -> None:
+    key = f"named-{name.encode().hex()}"
+    client.request("PUT", f"/kv/{bucket}/{key}", "12345", {"X-Request-Id": name})
+    (line,) = wait_until(
+        lambda: [each for each in service.log.read_text().splitlines() if f"/{key} " in each]
+    )
+    assert line.endswith(" id=-")

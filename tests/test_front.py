@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.service import Client, Response, free_ports, wait_until
+from tests.support import roles
 from tests.support.chain import Chain
 
 pytestmark = pytest.mark.timeout(300)
@@ -29,7 +30,8 @@ KEY = "/kv/b/key"
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
-    with Chain(tmp_path_factory.mktemp("chain"), instances=2) as chain:
+    given: dict[str, dict[str, object]] = {"nginx": {"nginx_hsts_seconds": 100}}
+    with Chain(tmp_path_factory.mktemp("chain"), instances=2, given=given) as chain:
         chain.poky("bucket", "create", "b")
         yield chain
 
@@ -405,3 +407,94 @@ def test_no_log_of_nginx_has_a_value_a_token_or_a_query(
         for log in (nginx / "log").iterdir():
             assert "SECRET" not in log.read_text(), log
     assert "SECRET" not in (chain.folder / "varnish.log").read_text()
+
+
+def test_a_request_id_in_the_log_is_one_word(chain: Chain, client: Client) -> None:
+    log = chain.folder / "nginx" / "log" / "poky.access.log"
+    for key, name, shown in (
+        ("id-1", "r-1.a:b/c=", "r-1.a:b/c="),
+        ("id-2", 'a" 200 [forged]', "-"),
+        ("id-3", "r" * 129, "-"),
+        ("id-4", "\xe9", "-"),
+    ):
+        client.request("GET", f"/kv/b/{key}", headers={"X-Request-ID": name})
+        (line,) = wait_until(
+            lambda key=key: [
+                line for line in log.read_text().splitlines() if f"/kv/b/{key} " in line
+            ]
+        )
+        assert line.endswith(f" {shown}")
+
+
+# --- TLS ------------------------------------------------------------------------------------------
+
+
+def test_browsers_are_told_to_keep_to_https(chain: Chain) -> None:
+    for request, status in (
+        (raw(f"GET {KEY} HTTP/1.1"), (200, 404)),
+        (REFUSED["long line"][2], (414,)),
+        (raw("GET /nothing HTTP/1.1"), (404,)),
+    ):
+        response = answer(chain.https_port, request, tls=True)
+        assert response.status in status
+        assert response.headers["Strict-Transport-Security"] == "max-age=100"
+        plain = answer(chain.http_port, request)
+        assert "Strict-Transport-Security" not in plain.headers
+
+
+def test_https_alone_is_for_certificates_that_every_browser_trusts() -> None:
+    assert roles.value("nginx", "nginx_hsts_seconds") == 0
+    given = roles.value("nginx", "nginx_hsts_seconds", nginx_tls_certificate="files/a.pem")
+    assert given == 63072000
+
+
+@pytest.mark.parametrize(
+    ("cipher", "accepted"),
+    [
+        ("ECDHE-ECDSA-AES128-GCM-SHA256", True),
+        ("ECDHE-ECDSA-CHACHA20-POLY1305", True),
+        ("ECDHE-ECDSA-AES128-SHA", False),
+        ("ECDHE-ECDSA-AES256-SHA384", False),
+        ("ECDHE-ECDSA-AES128-CCM", False),
+    ],
+)
+def test_only_ciphers_of_mozillas_intermediate_list(
+    chain: Chain, cipher: str, accepted: bool
+) -> None:
+    context = ssl._create_unverified_context()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(f"{cipher}:@SECLEVEL=0")
+    with closing(socket.create_connection(("127.0.0.1", chain.https_port), 20)) as plain:
+        try:
+            with context.wrap_socket(plain, server_hostname="localhost") as connection:
+                assert connection.cipher()[0] == cipher
+                shaken = True
+        except ssl.SSLError:
+            shaken = False
+    assert shaken == accepted
+
+
+# --- Many requests --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_an_address_that_asks_too_much_waits(tmp_path: Path) -> None:
+    given: dict[str, dict[str, object]] = {
+        "poky": {"poky_access": "tokens"},
+        "varnish": {"varnish_access": "tokens", "varnish_failed_authorizations": 5},
+        "nginx": {"nginx_requests_per_address": 20},
+    }
+    with Chain(tmp_path, given=given) as chain:
+        chain.poky("bucket", "create", "b")
+        client = Client(chain.http_port)
+        guess = {"Authorization": "Bearer poky_aaaaaaaaaaaa_guessed"}
+        answers = [client.request("GET", KEY, headers=guess) for _ in range(7)]
+        assert [each.status for each in answers] == [401] * 5 + [429] * 2
+        assert_problem(answers[-1], 429, "too_many_failures")
+        assert answers[-1].headers["Retry-After"] == "10"
+        refused = wait_until(
+            lambda: (each := client.get("/status")).status == 429 and each, what="too many"
+        )
+        assert_problem(refused, 429, "too_many_requests")
+        assert refused.headers["Retry-After"] == "1"
+        wait_until(lambda: client.get("/status").status == 200, what="the address may ask again")

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from poky.api import ADMIN_ROUTES, ROUTES
+from poky.config import Config
 from tests.conftest import Database
 from tests.service import Client, Headers, Response, Service, running
+from tests.support import roles
 
 pytestmark = pytest.mark.inside
 
@@ -331,3 +333,10 @@ def test_the_admin_listener_answers_those_who_send_no_name(service: Service) -> 
     client._connection.putrequest("GET", "/status", skip_host=True)
     client._connection.endheaders()
     assert client._connection.getresponse().status == 200
+
+
+def test_the_cache_knows_origins_by_the_same_form() -> None:
+    given = ["HTTPS://App.example:443", "http://[::1]:80", "http://a:8080", "https://b:80"]
+    origins = roles.value("varnish", "_varnish_origins", varnish_cors_origins=given)
+    config = Config.from_env({"POKY_CORS_ORIGINS": " ".join(given)})
+    assert tuple(origins) == config.cors_origins

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import socket
 import threading
 from collections import deque
@@ -34,6 +35,7 @@ _Seen = tuple[str, str, int, int, float, str, str, str, str]
 log = logging.getLogger("poky.metrics")
 
 _PAUSE = 0.1  # seconds
+_REQUEST_ID = re.compile("[A-Za-z0-9._:+/=-]+")
 _MOST_SEEN = 4096
 _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -158,6 +160,8 @@ class Metrics:
 def _line(seen: _Seen) -> str:
     """The line of one request, as key=value."""
     method, _, status, sent, seconds, target, outcome, client, request_id = seen
+    if not _REQUEST_ID.fullmatch(request_id):
+        request_id = "-"  # it could be taken for another field
     return (
         f"method={method} path={target[:2048]} status={status} bytes={sent}"
         f" ms={seconds * 1000:.2f} outcome={outcome} client={client} id={request_id[:64]}\n"

@@ -205,6 +205,12 @@ SABOTAGES = {
         "75-",
         "poky_access_tokens.vcl",
     ),
+    "failures-not-counted": Sabotage(
+        "An address may guess tokens as fast as the service decides.",
+        (("if (resp.status == 401) {", "if (resp.status == 499) {"),),
+        "79-",
+        "poky_failures.vcl",
+    ),
     "any-origin": Sabotage(
         "Pages of any origin are told that they may read.",
         ((' && str.contains(req.http.Poky-Origins, "|" + req.http.Origin + "|")', ""),),

@@ -37,6 +37,7 @@ def values(
     mode: str = "lease",
     access: str = "open",
     origins: Sequence[str] = (),
+    failures: int = 0,
     ttl: int = 14400,
     largest_kept: int = 32_000_000,
     small_room: int = 900_000,
@@ -59,6 +60,7 @@ def values(
         varnish_mode=mode,
         varnish_access=access,
         varnish_cors_origins=origins,
+        varnish_failed_authorizations=failures,
         _varnish_origins=origins,
         varnish_object_ttl=ttl,
         varnish_largest_kept=largest_kept,
@@ -91,6 +93,7 @@ def main() -> None:
     parser.add_argument("--mode", default="lease")
     parser.add_argument("--access", choices=["open", "tokens"], default="open")
     parser.add_argument("--origins", nargs="*", default=[])
+    parser.add_argument("--failures", type=int, default=0)
     parser.add_argument("--ttl", type=int, default=14400)
     parser.add_argument("--largest-kept", type=int, default=32_000_000)
     parser.add_argument("--lease-timeout", type=float, default=2)
