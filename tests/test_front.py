@@ -344,7 +344,7 @@ def test_slow_readers_of_large_values_get_all_or_a_refusal(small: Chain) -> None
             assert (
                 len(body) == size if status == 200 else status == 503 and b"Retry-After" in fields
             )
-    assert statuses == {200, 503}
+    assert 200 in statuses <= {200, 503}
 
 
 # --- Bodies ---------------------------------------------------------------------------------------
