@@ -62,13 +62,14 @@ class Workers:
         self._threads: list[threading.Thread] = []
         self._waiting: dict[int, Connection] = {}
         self._completed: deque[tuple[Connection, Answer]] = deque()
+        self._ready: deque[int] = deque()  # descriptors that a turn has yet to come to
         self._next_sweep = 0.0
         self._stopping = False
         self._place = threading.Lock()  # held by the thread in front
         self._guard = threading.Lock()
         self._front = 0  # that thread's ident
         self._polling: set[int] = set()  # threads that wait for clients
-        self._since = 0.0  # when the turn began; 0: between turns
+        self._since: dict[int, float] = {}  # by thread: when its turn began; 0: between turns
         self._served_last = -1
         self._active = threading.Event()
 
@@ -201,7 +202,9 @@ class Workers:
 
     def _turn(self, me: int) -> None:
         self._polling.add(me)
-        ready = self._epoll.poll(0 if self._completed else SWEEP_SECONDS, MOST_READY)
+        rest = self._ready
+        wait = 0 if self._completed or rest else SWEEP_SECONDS
+        rest.extend(fd for fd, _ in self._epoll.poll(wait, MOST_READY))
         self._polling.discard(me)
         self.heartbeat = now = time.monotonic()
         if now >= self._next_sweep:
@@ -209,23 +212,27 @@ class Workers:
             self._sweep(now)
         if self._completed:
             self._send_completed()
-        if not ready:
+        if not rest:
             return
-        self._since = now
+        self._since[me] = now
         if not self._active.is_set():
             self._active.set()
-        for fd, _ in ready:
+        count = fd = 0
+        # A thread that was late is no longer in front: the one that is takes the rest.
+        while rest and count < MOST_READY and self._front == me:
+            fd = rest.popleft()
+            count += 1
             conn = self._waiting.pop(fd, None)
             if conn is not None:
                 self.run(conn, Connection.communicate)
         if self._after_turn is not None:
-            alone = len(ready) == 1 and fd == self._served_last
+            alone = count == 1 and fd == self._served_last
             self._served_last = fd
             try:
                 self._after_turn(alone)
             except Exception:
                 log.exception("what was collected in a turn failed")
-        self._since = 0.0
+        self._since[me] = 0.0
 
     def _send_completed(self) -> None:
         while True:
@@ -241,17 +248,17 @@ class Workers:
         while not self._stopping:
             self._active.wait()
             time.sleep(LATE_SECONDS)
-            front, since = self._front, self._since
+            front = self._front
+            since = self._since.get(front, 0.0)
             unused = 0 if since else unused + 1
             if since and since < time.monotonic() - LATE_SECONDS:
-                self._since = 0.0
                 self._leave(front)
             if self._late is not None:
                 self._late()
             if unused > IDLE_CHECKS:
                 unused = 0
                 self._active.clear()
-                if self._since:  # a turn that began just now took it for set
+                if any(self._since.values()):  # a turn that began just now took it for set
                     self._active.set()
 
     def _sweep(self, now: float) -> None:
