@@ -186,8 +186,10 @@ class _Reader:
         connection.name = name = _name(slot, generation).encode()
         more = b""
         connection.around = 0
-        if chance < 0.02:
-            name = b"%6B" + name[1:]
+        if chance < 0.01:
+            name = b"%6B" + name[1:]  # decoded by Varnish: the same object
+        elif chance < 0.03:
+            name += b"?as=other"
             connection.around = AROUND
         elif 0.5 < chance < 0.54 and key in self._tags:
             more = b"If-None-Match: " + self._tags[key] + b"\r\n"
