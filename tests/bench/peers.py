@@ -20,7 +20,7 @@ from contextlib import closing
 from pathlib import Path
 
 from tests.bench.stack import Command, Database, Service, Stack
-from tests.service import free_ports
+from tests.service import free_ports, wait_until
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("redis-server", "webdis", "etcd-server")
@@ -33,6 +33,14 @@ def install() -> None:
         [ROOT / ".ci" / "install-packages", "make bench SUITE=peers compares with them", *PACKAGES],
         check=True,
     )
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def redis(stack: Stack, keys: int, value: bytes) -> Service:
@@ -50,6 +58,7 @@ def redis(stack: Stack, keys: int, value: bytes) -> Service:
             {**os.environ},
         )
     )
+    wait_until(lambda: _listens(port), what="Redis listens")
     settings = folder / "webdis.json"
     settings.write_text(
         json.dumps(
