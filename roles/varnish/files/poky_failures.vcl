@@ -20,6 +20,13 @@ sub vcl_miss {
     }
 }
 
+# Without a lease it is the service that decides.
+sub vcl_pass {
+    if (req.http.Poky-Access == "service") {
+        call poky_failures_check;
+    }
+}
+
 # nginx sets the first address of X-Forwarded-For.
 sub poky_failures_check {
     call poky_value_failures;
