@@ -86,7 +86,7 @@ def _family(pid: int) -> list[int]:
 # Name, work, so many at once, what surrounds it, whether others' reads must succeed, and their
 # 99th percentile in ms.
 STALLS: tuple[tuple[str, Work, int, Callable, bool, float], ...] = (  # type: ignore[type-arg]
-    ("8 batches of 10,000 items", _batches, 8, _nothing, True, 1000),
+    ("8 batches of 10,000 items", _batches, 8, _nothing, True, 400),
     ("20 writers of a locked row", _locked, 20, _lock, True, 400),
     ("40 uncached GETs of 10 MB", _large, 40, _nothing, True, 400),
     ("PostgreSQL hangs", lambda chain, end: None, 1, _hung, False, ANSWER_SECONDS * 1000),
