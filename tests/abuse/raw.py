@@ -15,7 +15,7 @@ from tests.support.chain import Chain
 
 BUCKET = "abuse-raw"
 QUIET = 1.5  # seconds without an answer after which there will be none
-# Cases at a time: fewer than the bodies of unknown length that nginx takes from one address (else 429).
+# Cases at a time: fewer than the bodies of unknown length that nginx takes from one address.
 TOGETHER = 6
 CANARY = b"the canary's own value"
 HEAD_ONLY = {"HEAD"}
