@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,8 @@ def bearer(token: str) -> Headers:
 @pytest.fixture(scope="module")
 def guarded(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     log = tmp_path_factory.mktemp("guarded") / "log"
-    with running(database.dsn_service, log, access="tokens", statement_timeout="30") as service:
+    long = {"statement_timeout": "30", "lock_timeout": "20"}
+    with running(database.dsn_service, log, access="tokens", **long) as service:
         yield service
 
 
@@ -452,3 +456,67 @@ def test_a_token_is_read_as_it_is_written() -> None:
     assert token.is_one_of([Token.create().hash, token.hash])
     assert not token.is_one_of([])
     assert Token.parse(str(token) + "\n") is None
+
+
+def test_tokens_that_are_not_known_delay_no_others(
+    guarded: Service, make: Maker, bucket: str, database: Database
+) -> None:
+    """PostgreSQL is asked about them by threads of their own, before a body is read as well."""
+    known = bearer(make(f"read,write:{bucket}"))
+    client = guarded.client()
+    assert client.request("PUT", f"/kv/{bucket}/k", "value", known).status == 200
+    assert client.request("GET", f"/kv/{bucket}/k", headers=known).status == 200
+    lines = f"/kv/{bucket}/k HTTP/1.1\r\nHost: poky\r\nAuthorization: Bearer {Token.create()}\r\n"
+    requests = [f"GET {lines}\r\n", f"PUT {lines}Content-Length: 100\r\n\r\n"] * 8
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE poky.token")
+        strangers = [socket.create_connection(("127.0.0.1", guarded.port)) for _ in requests]
+        for stranger, request in zip(strangers, requests, strict=True):
+            stranger.sendall(request.encode())
+        for _ in range(10):
+            assert client.request("GET", f"/kv/{bucket}/k", headers=known).body == b"value"
+        assert not select.select(strangers, [], [], 0)[0]
+        connection.rollback()
+    for stranger in strangers:
+        stranger.settimeout(20)
+        with closing(stranger):
+            status = stranger.recv(4096)[9:12]
+            assert status in (b"401", b"503")  # after two seconds it is not begun
+
+
+def test_a_body_that_follows_a_refusal_of_its_head_is_no_request(
+    guarded: Service, bucket: str
+) -> None:
+    """The refusal closes the connection: what follows is the body, whatever it looks like."""
+    hidden = b"GET /status HTTP/1.1\r\nHost: poky\r\n\r\n"
+    head = f"PUT /kv/{bucket}/k HTTP/1.1\r\nHost: poky\r\nContent-Length: {len(hidden)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", guarded.port)) as stranger:
+        stranger.settimeout(20)
+        stranger.sendall(head.encode())
+        answer = stranger.recv(4096)
+        stranger.sendall(hidden)
+        while more := stranger.recv(4096):
+            answer += more
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"Connection: close" in answer
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_a_body_that_comes_after_its_head_is_stored(
+    guarded: Service, make: Maker, bucket: str
+) -> None:
+    """Also by a token that is asked about in between; on a connection that stays."""
+    token = make(f"read,write:{bucket}")
+    head = f"/kv/{bucket}/k HTTP/1.1\r\nHost: poky\r\nAuthorization: Bearer {token}\r\n"
+    with socket.create_connection(("127.0.0.1", guarded.port)) as stranger:
+        stranger.settimeout(20)
+        stranger.sendall(f"PUT {head}Expect: 100-continue\r\nContent-Length: 5\r\n\r\n".encode())
+        assert stranger.recv(4096).startswith(b"HTTP/1.1 100 ")
+        stranger.sendall(b"value")
+        assert stranger.recv(4096).startswith(b"HTTP/1.1 200 ")
+        stranger.sendall(f"GET {head}\r\nGET {head}\r\n".encode())
+        answer = b""
+        while answer.count(b"\r\n\r\nvalue") < 2:
+            more = stranger.recv(4096)
+            assert more, answer
+            answer += more

@@ -19,6 +19,7 @@ from poky.background import Background
 from poky.cache import Caches
 from poky.cli import poky
 from poky.config import CacheNode, Config
+from poky.sharing import Lane
 from poky.store import Node, Store, StoreError
 from tests.conftest import Database
 from tests.fake_cache import FakeCache
@@ -94,7 +95,9 @@ def takes_part(store: Store) -> bool:
 def lease_app(caches: Caches) -> Any:
     """The application of the lease listener over these caches and nothing else."""
     nothing: Any = None
-    return application(LEASE_ROUTES, Services(nothing, caches, Config(), nothing, int, bytes))
+    lanes = {"access": Lane("access", 1)}
+    services = Services(nothing, caches, Config(), nothing, int, bytes, lanes=lanes)
+    return application(LEASE_ROUTES, services)
 
 
 def ask_for_lease(caches: Caches, name: str) -> tuple[str, dict[str, str]]:

@@ -86,6 +86,54 @@ def test_an_answer_may_be_completed_before_begin_returns() -> None:
             assert client.ask(get("/within")).body == b"within"
 
 
+def test_a_request_is_tried_again() -> None:
+    """Pipelined ones as well, in order; a body that has been read is still there."""
+    replies: list[Any] = []
+    asked: list[str] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        asked.append(environ["REQUEST_METHOD"])
+        if len(asked) % 2:
+            return Later(replies.append)
+        start_response("200 OK", [])
+        return [environ["wsgi.input"].read() or b"no body"]
+
+    with serving(app, threads=1) as service:
+        client = service.client()
+        client.send(get("/a") + put(b"body", target="/b") + get("/c"))
+        for body in (b"no body", b"body", b"no body"):
+            eventually(lambda: replies)
+            replies.pop()(None)
+            answer = client.answer()
+            assert answer is not None
+            assert answer.body == body
+        assert asked == ["GET", "GET", "PUT", "PUT", "GET", "GET"]
+
+
+@pytest.mark.parametrize("refusal", [None, text("no", 403)])
+def test_a_check_of_the_head_may_come_later(refusal: Answer | None) -> None:
+    replies: list[Any] = []
+    checked: list[bool] = []
+
+    def check(environ: dict[str, Any]) -> Later | None:
+        checked.append(True)
+        return Later(replies.append) if len(checked) == 1 else None
+
+    with serving(threads=1, check=check) as service:
+        client = service.client()
+        client.send(put(b"", target="/b").replace(b": 0", b": 4"))
+        eventually(lambda: replies)
+        assert service.client().ask(get("/now")).status == 200  # the only thread is free
+        replies.pop()(refusal)
+        if refusal is None:
+            eventually(lambda: len(checked) == 2)
+        client.send(b"body")
+        answer = client.answer()
+        assert answer is not None
+        assert (answer.status, answer.body) == ((403, b"no") if refusal else (200, b"body"))
+        assert client.is_open() if refusal is None else client.at_end()
+
+
 def test_pipelined_requests_are_answered_in_order() -> None:
     parking = Parking()
     with serving(parking, threads=1) as service:

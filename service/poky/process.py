@@ -36,7 +36,7 @@ from poky.health import Health
 from poky.http import Budget, CannotListen, Server
 from poky.logs import Log, take_over
 from poky.metrics import Figure, Figures, Metrics
-from poky.sharing import Lane, Reads, Writes
+from poky.sharing import BEGIN_SECONDS, Lane, Reads, Writes
 from poky.store import Store
 
 Environ = dict[str, Any]
@@ -115,6 +115,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
             "batch": Lane("batch", max(config.threads // 2, 1)),
             "status": Lane("status", 2),
             "admin": Lane("admin", 2),
+            "access": Lane("access", max(config.threads // 2, 1), BEGIN_SECONDS),
         },
     )
     largest = max(config.max_value_bytes, config.max_batch_bytes)

@@ -62,6 +62,11 @@ class Gate:
             self.refused += 1
         return decision
 
+    def has_granted(self, authorization: str, right: str, bucket: str | None) -> bool:
+        """Whether `decide` would grant it now, without asking PostgreSQL."""
+        decision = self._decisions.get((authorization, right, bucket))
+        return decision is not None and decision.until > time.monotonic()
+
     def forget(self, policy: str) -> None:
         """Drop all decisions made under a policy that is no longer the database's."""
         with self._lock:

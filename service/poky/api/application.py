@@ -7,7 +7,7 @@ from typing import Any
 import bottle  # type: ignore[import-untyped]
 
 from poky.access import Gate
-from poky.api.guard import Handler, guarded
+from poky.api.guard import Handler, asked_ahead, guarded
 from poky.api.later import in_lane, show_store_error
 from poky.api.openapi import document
 from poky.api.origins import Origins, share, share_later, writes
@@ -64,13 +64,14 @@ class Application(bottle.Bottle):  # type: ignore[misc]
 
     __call__ = wsgi
 
-    def check(self, environ: Environ) -> Answer | None:
+    def check(self, environ: Environ) -> Answer | Later | None:
         """The refusal that the head of a request decides before its body has come, or None."""
         try:
             route, names = self.router.match(environ)
             environ["poky.route"] = route.rule
             if route.callback in self.checks:
-                self.checks[route.callback]({**environ, "wsgi.input": _AWAITED}, **names)
+                answer = self.checks[route.callback]({**environ, "wsgi.input": _AWAITED}, **names)
+                return answer if type(answer) is Later else None
         except _BodyAwaited:
             pass
         except Refused as refused:
@@ -101,9 +102,11 @@ class SharedApplication(Application):
 
     __call__ = wsgi
 
-    def check(self, environ: Environ) -> Answer | None:
+    def check(self, environ: Environ) -> Answer | Later | None:
         """The refusal that the head of a request decides, with the same fields."""
         answer = super().check(environ)
+        if isinstance(answer, Later):
+            return share_later(answer, self._origins.fields(environ))
         return share(answer, self._origins.fields(environ)) if answer else None
 
 
@@ -126,18 +129,19 @@ def application(
     origins = origins or Origins()
     made = SharedApplication(origins) if origins else Application()
     for route in routes:
-        handler = route.handler
+        handler = ahead = route.handler
         if gate is not None and route.right != "none":
             handler = guarded(handler, route.right, gate)
+            ahead = asked_ahead(handler, route.right, gate, services.lanes["access"])
         if any(map(writes, route.methods)):
-            handler = origins.guarding(handler)
+            handler, ahead = origins.guarding(handler), origins.guarding(ahead)
         if door is not None:
-            handler = door(handler)
-        callback: Callable[..., Answer | Later] = partial(handler, services)
+            handler, ahead = door(handler), door(ahead)
+        callback: Callable[..., Answer | Later] = partial(ahead, services)
         if route.lane:
-            callback = partial(in_lane, services.lanes[route.lane], callback)
+            callback = partial(in_lane, services.lanes[route.lane], partial(handler, services))
         if route.takes_body:
-            made.checks[callback] = partial(handler, head_only)
+            made.checks[callback] = partial(ahead, head_only)
         for method in route.methods:
             made.route(route.path, method=method, callback=callback)
     if origins:

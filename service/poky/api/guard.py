@@ -1,15 +1,19 @@
 """The guard: asks the gate before a handler, and lets its statements hold under that decision only.
 
 A route's row names the right; the bucket is in its path. What is refused here says nothing of
-whether a bucket or an object exists.
+whether a bucket or an object exists. What the gate has not granted yet it asks of PostgreSQL, which
+a lane does: a thread that serves clients would have others wait.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 from poky.access import Decision, Gate, Verdict
+from poky.api.later import in_lane
 from poky.api.services import Services
 from poky.http import Answer, Environ, Later, Refused, problem
+from poky.sharing import Lane
 
 _CHALLENGE = ("WWW-Authenticate", 'Bearer realm="poky"')
 
@@ -36,6 +40,24 @@ def guarded(handler: Handler, right: str, gate: Gate) -> Handler:
             return handler(services, environ, **names)
 
     return guarding
+
+
+def asked_ahead(handler: Handler, right: str, gate: Gate, lane: Lane) -> Handler:
+    """The guarded handler, called once the gate has granted the right: until then a lane asks."""
+
+    def asking(services: Services, environ: Environ, **names: Any) -> Answer | Later:
+        place = environ.get("HTTP_AUTHORIZATION", ""), right, names.get("bucket")
+        if gate.has_granted(*place):
+            return handler(services, environ, **names)
+        since = time.monotonic()
+
+        def ask(environ: Environ) -> None:
+            with gate.store.under(None, since=since):
+                require(gate.decide(*place), *place[1:])
+
+        return in_lane(lane, ask, environ)
+
+    return asking
 
 
 def require(decision: Decision, right: str, bucket: str | None) -> None:

@@ -40,7 +40,7 @@ def _answer(environ: Environ, show: Callable[[Any], Answer], outcome: Any) -> An
 
 
 def in_lane(lane: Lane, handler: Callable[..., Any], environ: Environ, **names: str) -> Later:
-    """Have a lane's thread call the handler."""
+    """Have a lane's thread call the handler; if it returns None, the request is tried again."""
 
     def start(reply: Reply) -> None:
         lane.submit(

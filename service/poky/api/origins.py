@@ -114,7 +114,7 @@ def share_later(later: Later, fields: Headers) -> Later:
 
     def begin_shared(reply: Reply) -> None:
         try:
-            begin(lambda answer: reply(share(answer, fields)))
+            begin(lambda answer: reply(answer and share(answer, fields)))
         except Refused as refused:
             raise Refused(share(refused.answer, fields)) from refused
 

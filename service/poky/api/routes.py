@@ -175,7 +175,15 @@ ADMIN_ROUTES = (
 
 LEASE_ROUTES = (
     Route(GET, "/lease", lease.get_lease, "none", "a lease", "200 403"),
-    Route(GET, "/access/<bucket>", lease.get_access, "none", "may this be read", "200 401 403"),
+    Route(
+        GET,
+        "/access/<bucket>",
+        lease.get_access,
+        "none",
+        "may this be read",
+        "200 401 403",
+        lane="access",
+    ),
 )
 
 

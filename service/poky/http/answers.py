@@ -47,6 +47,16 @@ def refuse(status: int, code: str, detail: str, headers: Headers | None = None) 
     return Refused(problem(status, code, detail, headers))
 
 
+def too_slow() -> Refused:
+    """The refusal of a request that does not arrive."""
+    return refuse(408, "request_too_slow", "Send the whole request without long pauses.")
+
+
+def defect() -> Refused:
+    """The refusal in place of an answer that could not be made."""
+    return refuse(500, "internal_error", "Try again, and tell the operator if it fails again.")
+
+
 def problem(status: int, code: str, detail: str, headers: Headers | None = None) -> Answer:
     """Problem details (RFC 9457) with a ``code`` for programs; 503 says when to come back.
 

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from poky.http.answers import Answer, Refused, refuse
+from poky.http.answers import Answer, Refused, defect, refuse, too_slow
 from poky.http.compose import Body, compose
 from poky.http.head import REQUEST_LINE_BYTES, Environ, Headers, parse_head
 from poky.http.host import Host
@@ -45,18 +45,10 @@ WAIT_INPUT: Final = select.EPOLLIN | select.EPOLLONESHOT
 WAIT_OUTPUT: Final = select.EPOLLOUT | select.EPOLLONESHOT
 WAIT_GONE: Final = select.EPOLLRDHUP | select.EPOLLONESHOT
 
-# What a connection waits for; LATER: for its answer.
-READ_HEAD, READ_BODY, SEND, LINGER, CLOSED, LATER = range(6)
+# What a connection waits for; LATER: for its answer. AGAIN: its request is to be tried again.
+READ_HEAD, READ_BODY, SEND, LINGER, CLOSED, LATER, AGAIN = range(7)
 
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
-
-
-def _too_slow() -> Refused:
-    return refuse(408, "request_too_slow", "Send the whole request without long pauses.")
-
-
-def _defect() -> Refused:
-    return refuse(500, "internal_error", "Try again, and tell the operator if it fails again.")
 
 
 class Connection:
@@ -88,6 +80,8 @@ class Connection:
         self._sent = 0
         self._started = 0.0
         self.later: Later | None = None  # completes the answer to the request at hand
+        self._again: Callable[[], None] = lambda: None  # what to do if it completes nothing
+        self._is_unread = False  # it decides before the body is read
         server.connections.add(self)
 
     # -- called by workers
@@ -111,10 +105,16 @@ class Connection:
         self.deadline = math.inf
         return self.later, self._reply_watched
 
-    def _reply(self, answer: Answer) -> None:
-        self.server.requests.complete(self, answer)
+    def _reply(self, answer: Answer | None) -> None:
+        if answer is None:
+            self.state = AGAIN
+            self.events = WAIT_OUTPUT  # true at once
+            self.server.requests.put(self)
+        else:
+            self.server.requests.complete(self, answer)
 
-    def _reply_watched(self, answer: Answer) -> None:
+    def _reply_watched(self, answer: Answer | None) -> None:
+        assert answer is not None
         self.server.requests.complete_watched(self, answer)
 
     def send_answer(self, answer: Answer) -> bool:
@@ -122,6 +122,8 @@ class Connection:
         self.later = None
         self.state = READ_HEAD
         self.events = WAIT_INPUT
+        if self._is_unread:
+            return self.refuse(answer)
         try:
             try:
                 self._status = answer.status
@@ -131,7 +133,7 @@ class Connection:
                 raise
             except Exception:
                 log.exception("an answer could not be composed")
-                raise _defect() from None
+                raise defect() from None
             self._send(head, body)
         except Refused as refused:
             return self.refuse(refused.answer)
@@ -148,7 +150,7 @@ class Connection:
         log.error("an answer that was to come later failed", exc_info=error)
         self.later = None
         self.state = READ_HEAD
-        return self.refuse(_defect().answer)
+        return self.refuse(defect().answer)
 
     def stop_waiting(self) -> None:
         """Have an answer that is waited for completed soon: the server stops."""
@@ -161,7 +163,7 @@ class Connection:
         if self.state != LINGER and self._ready():
             return True  # data has arrived: the workers are late, not the client
         if self.state == READ_BODY or self._partial:
-            return self.refuse(_too_slow().answer)
+            return self.refuse(too_slow().answer)
         return False
 
     def refuse(self, answer: Answer) -> bool:
@@ -202,6 +204,10 @@ class Connection:
         elif self.state == READ_HEAD:
             if self.events == WAIT_INPUT:
                 self._receive_head()
+        elif self.state == AGAIN:
+            self.later, self._is_unread = None, False
+            self.state, self.events = READ_HEAD, WAIT_INPUT
+            self._again()
         elif self.state == READ_BODY:
             self._receive_body()
         elif self.state == SEND:
@@ -286,7 +292,7 @@ class Connection:
             self._partial = True
             self.deadline = time.monotonic() + self.server.timeout
         elif buffer and time.monotonic() >= self.deadline:
-            raise _too_slow()
+            raise too_slow()
 
     def _begin_body(self, environ: Environ, length: int, expects: bool, head: int) -> None:
         server = self.server
@@ -296,7 +302,11 @@ class Connection:
             )
         here = self._buffer[:length]
         if len(here) < length and server.check is not None and (answer := server.check(environ)):
-            raise Refused(answer)
+            if not isinstance(answer, Later):
+                raise Refused(answer)
+            self._is_unread = True
+            self._wait(answer, lambda: self._begin_body(environ, length, expects, head))
+            return
         self._buffer = self._buffer[length:]
         if len(here) == length:
             environ["wsgi.input"] = io.BytesIO(here)
@@ -334,7 +344,7 @@ class Connection:
         if missing:
             now = time.monotonic()
             if now >= self._limit:  # a trickling client would pass every sweep
-                raise _too_slow()
+                raise too_slow()
             self.deadline = min(now + self.server.timeout, self._limit)
             return
         self._environ["wsgi.input"], self._body = self._body, None
@@ -355,8 +365,7 @@ class Connection:
         try:
             result = self.server.wsgi_app(environ, self._start_response)
             if type(result) is Later:
-                self.later = result
-                self.state = LATER
+                self._wait(result, lambda: self._answer(environ))
                 return
             try:
                 body = result[0] if type(result) is list and len(result) == 1 else b"".join(result)
@@ -377,8 +386,13 @@ class Connection:
             raise
         except BaseException:  # also SystemExit: a request must not end a worker
             log.exception("%s %s failed", environ["REQUEST_METHOD"], environ["REQUEST_URI"])
-            raise _defect() from None
+            raise defect() from None
         self._send(head, body)
+
+    def _wait(self, later: Later, again: Callable[[], None]) -> None:
+        self.later = later
+        self.state = LATER
+        self._again = again
 
     def _reserve(self, body: Body) -> None:
         """Refuse a read whose answer has no room. What a write has changed is always told."""

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 from poky.http.answers import Answer
 from poky.http.head import Environ
+from poky.http.later import Later
 from poky.http.memory import Budget
 
-Check = Callable[[Environ], Answer | None]
+Check = Callable[[Environ], Answer | Later | None]
 OnResponse = Callable[[Environ, int, int, float], None]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from poky.http.answers import Answer
 
-Reply = Callable[[Answer], None]
+Reply = Callable[[Answer | None], None]
 
 
 def _nothing() -> None:
@@ -20,6 +20,9 @@ class Later:
     ``reply(answer)`` may be called, once, in any thread, even before ``begin`` returns. If
     ``begin`` raises, the client gets 500 (or the answer of a ``Refused``), and ``reply`` must not
     be called.
+
+    ``reply(None)`` has the application called again with the same request, and the server's
+    ``check`` if it was that which returned this; not of one that is ``watched``.
 
     ``watched``: for waits without a bound. The request then ends with its client: ``cancel`` is
     called, and a late ``reply`` does nothing. A client that closes its half of the connection

@@ -48,7 +48,7 @@ class Server(wsgi.Server):
     is the real one. Times are in seconds.
 
     `check(environ)` is called before a body that has not come yet is read, and may return an answer
-    that refuses the request; it must not change anything.
+    that refuses the request, or a `Later`; it must not change anything.
 
     `budget` counts the memory of requests and answers: a request that has no room gets 503. An
     application that is about to use much asks `environ["poky.memory"]`, the request's reservation.
