@@ -200,6 +200,30 @@ def test_a_locked_bucket_delays_only_its_own_reads(store: Store, own_database: D
     wait_until(lambda: told.outcomes[0] is not Told, timeout=60)
 
 
+def test_a_small_object_does_not_wait_for_large_ones_of_its_bucket(store: Store) -> None:
+    """Nor does it fail, when more of them are asked for than there are threads."""
+    store.put("a", "large", b"x" * 2_000_000, "text/plain")
+    store.put("a", "small", b"small", "text/plain")
+    reads = Reads(store, THREADS)
+    go_on, begun = threading.Event(), threading.Semaphore(0)
+
+    def slow(size: int) -> None:
+        begun.release()
+        assert go_on.wait(30)
+
+    told = Told(8)
+    for position in range(8):
+        reads.add(Read("a", "large", slow, None, time.monotonic(), told.done(position)))
+    reads.after_turn(False)
+    for _ in range(THREADS // 2):  # all that may ask for large ones
+        assert begun.acquire(timeout=30)
+    for _ in range(5):
+        (found,) = read(reads, [("a", "small")])
+        assert found.value == b"small"
+    go_on.set()
+    told.all()
+
+
 # -- writes
 
 

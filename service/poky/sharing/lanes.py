@@ -47,6 +47,11 @@ class Lane:
         """Pieces of work that have not begun."""
         return self._queue.qsize()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether work that is submitted now would have to wait."""
+        return self._count >= self._most and self._queue.qsize() >= self._idle
+
     def _run(self) -> None:
         while True:
             with self._lock:

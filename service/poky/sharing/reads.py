@@ -87,6 +87,8 @@ class Reads:
             elif until > now:
                 if alone and lane is self._large:
                     self._read_one(read)
+                elif lane is self._large and lane.is_busy:
+                    rest.append(read)  # it may be a small one
                 else:
                     self._read_alone((read,), lane)
             else:
