@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
-from poky.logs import Log
+from poky import logs
+from poky.logs import Log, LogHandler
 from poky.metrics import Metrics
 
 REQUEST = {
@@ -64,7 +67,7 @@ def test_a_line_is_written_soon(pipe: tuple[int, Log]) -> None:
     line = os.read(pipe[0], 4096).decode()
     assert time.monotonic() - started < 2
     assert line == (
-        "method=GET path=/kv/b/k?x=1 status=200 bytes=10 ms=3.00 outcome=inserted"
+        "method=GET path=/kv/b/k status=200 bytes=10 ms=3.00 outcome=inserted"
         f" client=192.0.2.1 id={'r' * 64}\n"
     )
     metrics.close()
@@ -117,3 +120,32 @@ def test_a_log_that_takes_nothing_drops_and_counts() -> None:
         log.add(["one\n", "two\n"])
         assert log.flush(10)
         assert log.dropped == 2
+
+
+def test_a_text_that_returns_is_written_a_few_times_and_then_counted(
+    pipe: tuple[int, Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the database is away, each request would have the same to say."""
+    reader, log = pipe
+    now = 1000.0
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: now))
+    logger = logging.Logger("poky.store")
+    logger.addHandler(handler := LogHandler(log))
+    for number in range(300):
+        logger.warning("cannot use the database: %s", "refused")
+        logger.warning("another one: %d", number)
+    handler.flush()
+    lines = os.read(reader, 65536).decode().splitlines()
+    assert lines.count("cannot use the database: refused") == 5
+    assert "WARNING poky.logs: 295 times more: WARNING poky.store: cannot use the data" in lines[-1]
+    assert len([line for line in lines if line.startswith("another one")]) == 300
+    # After ten seconds it is said again, first what was left out.
+    for _ in range(8):
+        logger.warning("cannot use the database: %s", "refused")
+    now += 10
+    logger.warning("cannot use the database: %s", "refused")
+    assert log.flush(10)
+    lines = os.read(reader, 65536).decode().splitlines()
+    assert lines[:5] == ["cannot use the database: refused"] * 5
+    assert "3 times more" in lines[5]
+    assert lines[6:] == ["cannot use the database: refused"]

@@ -1,15 +1,20 @@
 """The log: one thread writes it, so that a reader that stops delays no request and no exit."""
 
 import logging
+import math
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 
 _MOST_BYTES = 4 * 1024 * 1024
 _AT_ONCE = 512  # lines for one write
 _LAST_SECONDS = 1.0
+_MOST_ALIKE = 5  # lines of one text in so many seconds
+_ALIKE_SECONDS = 10.0
+_MOST_TEXTS = 200  # that are counted at a time
 
 
 class Log:
@@ -74,22 +79,50 @@ class Log:
 
 
 class LogHandler(logging.Handler):
-    """Has the records of `logging` written by a Log."""
+    """Has the records of `logging` written by a Log.
+
+    A text that returns is written five times in ten seconds at most; then a line says how often
+    it came. While the database is away, each request would have the same to say.
+    """
 
     def __init__(self, log: Log) -> None:
         super().__init__()
         self._log = log
+        self._alike: dict[str, tuple[float, int]] = {}  # by text: since when, and how often
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue the record."""
+        """Queue the record; `logging` has one thread at a time call this."""
         try:
-            self._log.add([f"{self.format(record)}\n"])
+            now = time.monotonic()
+            lines = self._repeated(now)
+            text = f"{record.levelname} {record.name}: {record.getMessage()}"
+            if text in self._alike or len(self._alike) < _MOST_TEXTS:
+                since, count = self._alike.get(text, (now, 0))
+                self._alike[text] = since, count + 1
+                if count < _MOST_ALIKE:
+                    lines.append(f"{self.format(record)}\n")
+            else:
+                lines.append(f"{self.format(record)}\n")
+            self._log.add(lines)
         except Exception:
             self.handleError(record)
 
     def flush(self) -> None:
         """Wait for what is queued, as `logging.shutdown` does at the end; at most a second."""
+        self._log.add(self._repeated(math.inf))
         self._log.flush()
+
+    def _repeated(self, now: float) -> list[str]:
+        """What to say of texts whose ten seconds are over; the oldest come first."""
+        lines = []
+        while self._alike:
+            text, (since, count) = next(iter(self._alike.items()))
+            if now < since + _ALIKE_SECONDS:
+                break
+            del self._alike[text]
+            if count > _MOST_ALIKE:
+                lines.append(f"WARNING poky.logs: {count - _MOST_ALIKE} times more: {text}\n")
+        return lines
 
 
 def take_over(log: Log) -> None:

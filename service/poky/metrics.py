@@ -162,8 +162,9 @@ def _line(seen: _Seen) -> str:
     method, _, status, sent, seconds, target, outcome, client, request_id = seen
     if not _REQUEST_ID.fullmatch(request_id):
         request_id = "-"  # it could be taken for another field
+    path = target.partition("?")[0][:2048]  # a query may hold what must not be in a log
     return (
-        f"method={method} path={target[:2048]} status={status} bytes={sent}"
+        f"method={method} path={path} status={status} bytes={sent}"
         f" ms={seconds * 1000:.2f} outcome={outcome} client={client} id={request_id[:64]}\n"
     )
 

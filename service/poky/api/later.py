@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from poky.http import Answer, Environ, Later, Refused, Reply, problem
+from poky.http import Answer, Environ, Later, Refused, Reply, path_of, problem
 from poky.sharing import Lane
 from poky.store import StoreError
 
@@ -35,7 +35,7 @@ def _answer(environ: Environ, show: Callable[[Any], Answer], outcome: Any) -> An
     except StoreError as error:
         return show_store_error(error, environ)
     except Exception:
-        log.exception("%s %s failed", environ["REQUEST_METHOD"], environ["REQUEST_URI"])
+        log.exception("%s %s failed", environ["REQUEST_METHOD"], path_of(environ))
         return problem(500, "internal_error", "Try again, and tell the operator if it fails again.")
 
 

@@ -5,7 +5,7 @@ Reading order: `answers`, `head`, `later`, `connection`, `workers`, `server`.
 
 from poky.http.answers import CODES, Answer, Refused, bare, json, problem, refuse, text
 from poky.http.connection import Connection
-from poky.http.head import Environ, Headers, parse_head
+from poky.http.head import Environ, Headers, parse_head, path_of
 from poky.http.later import Later, Reply
 from poky.http.memory import Budget, Reservation
 from poky.http.server import CannotListen, Server
@@ -28,6 +28,7 @@ __all__ = [
     "bare",
     "json",
     "parse_head",
+    "path_of",
     "problem",
     "refuse",
     "text",

@@ -25,7 +25,7 @@ from typing import Final
 
 from poky.http.answers import Answer, Refused, defect, refuse, too_slow
 from poky.http.compose import Body, compose
-from poky.http.head import REQUEST_LINE_BYTES, Environ, Headers, parse_head
+from poky.http.head import REQUEST_LINE_BYTES, Environ, Headers, parse_head, path_of
 from poky.http.host import Host
 from poky.http.later import Later, Reply
 from poky.http.memory import SMALL, Reservation, overload
@@ -79,8 +79,8 @@ class Connection:
         self._output: list[memoryview] = []
         self._sent = 0
         self._started = 0.0
-        self.later: Later | None = None  # completes the answer to the request at hand
-        self._again: Callable[[], None] = lambda: None  # what to do if it completes nothing
+        self.later: Later | None = None  # completes the answer to the request at hand, or
+        self._again: Callable[[], None] = lambda: None  # has the request tried again
         self._is_unread = False  # it decides before the body is read
         server.connections.add(self)
 
@@ -385,7 +385,7 @@ class Connection:
         except Refused:
             raise
         except BaseException:  # also SystemExit: a request must not end a worker
-            log.exception("%s %s failed", environ["REQUEST_METHOD"], environ["REQUEST_URI"])
+            log.exception("%s %s failed", environ["REQUEST_METHOD"], path_of(environ))
             raise defect() from None
         self._send(head, body)
 

@@ -149,3 +149,9 @@ def _expects(environ: Environ, minor: str) -> bool:
     if value.lower() != "100-continue":
         raise refuse(417, "expectation_unknown", "Send no Expect other than 100-continue.")
     return True
+
+
+def path_of(environ: Environ) -> str:
+    """The target of a request without its query, which must not be in a log."""
+    path: str = environ["REQUEST_URI"].partition("?")[0]
+    return path
