@@ -298,6 +298,33 @@ def test_a_refusal_is_purged_as_well_where_there_are_caches(store: Store) -> Non
     assert sorted(caches.told) == [("a", "gone"), ("a", "k"), ("a", "new")]
 
 
+@pytest.mark.parametrize(
+    "refused",
+    [
+        put_of("there", b"2", if_none_match="*"),
+        put_of("there", b"2", modified_at=1),
+        put_of("there", b"2", if_match="@1"),
+        put_of("there", None, if_match="@1"),
+        put_of("there", None, if_none_match="*"),
+        put_of("gone", b"2", if_match="*"),
+        put_of("gone", None),
+        put_of("gone", None, if_none_match="*"),
+    ],
+)
+@pytest.mark.parametrize("company", [0, 1])
+def test_each_refusal_is_purged_alone_and_among_others(
+    store: Store, refused: Write, company: int
+) -> None:
+    write(Writes(store, NoCaches(), THREADS), [put_of("there", b"1")])
+    writes = [refused, *[put_of("other", b"1")] * company]
+    outcomes = dict(zip(writes, store.change_each(writes), strict=True))
+    assert outcomes[refused].outcome in ("rejected", "missing")
+    assert outcomes[refused].outbox_id is None
+    store.register_node("node", "http://127.0.0.1:1")
+    outcomes = dict(zip(writes, store.change_each(writes), strict=True))
+    assert outcomes[refused].outbox_id == 0
+
+
 def test_the_order_is_commit_then_caches_then_answers(store: Store, own_database: Database) -> None:
     store.register_node("node", "http://127.0.0.1:1")
     told = Told(4)
@@ -476,7 +503,11 @@ def test_what_a_refusal_tells_is_told_to_the_caches_first(
         items = [{"key": "x"}, {"key": "y", "if_match": "*"}]
         assert client.batch("DELETE", "a", items).status == 200
         assert client.batch("PUT", "a", [{"key": "z", "data": "", "if_match": "*"}]).status == 200
-        assert node.told == [f"/kv/a/{key}" for key in ("gone", "absent", "x", "y", "z")]
+        assert client.put("/kv/a/there", b"1").status == 200
+        assert client.put("/kv/a/there", b"2", if_none_match="*").status == 412
+        assert node.told == [
+            f"/kv/a/{key}" for key in ("gone", "absent", "x", "y", "z", "there", "there")
+        ]
 
 
 def test_a_silent_cache_delays_no_write_of_another_key_for_long(

@@ -55,7 +55,9 @@ AS $template$
         )
     RETURNING o.revision, o.modified_at INTO v_revision, v_modified_at;
     IF v_revision IS NULL THEN
-        RETURN (NULL, 'rejected', NULL, NULL, NULL, NULL)::poky.outcome;
+        RETURN (
+            NULL, 'rejected', NULL, NULL, NULL, CASE WHEN p_has_caches THEN 0 END
+        )::poky.outcome;
     END IF;
     RETURN (
         NULL, 'updated', v_revision, v_hash, v_modified_at,
@@ -74,7 +76,9 @@ AS $template$
         -- Locked, to tell an object that is missing from one that does not match.
         PERFORM FROM poky.%1$I AS o WHERE o.bucket_id = p_id AND o.key = p_key FOR UPDATE;
         IF NOT FOUND THEN
-            RETURN (NULL, v_outcome, NULL, NULL, NULL, NULL)::poky.outcome;
+            RETURN (
+                NULL, v_outcome, NULL, NULL, NULL, CASE WHEN p_has_caches THEN 0 END
+            )::poky.outcome;
         END IF;
         v_outcome := 'rejected';
     END IF;
@@ -91,7 +95,9 @@ AS $template$
         AND (p_unmodified_since IS NULL OR p_unmodified_since >= o.modified_at)
     RETURNING o.modified_at INTO v_modified_at;
     IF v_modified_at IS NULL THEN
-        RETURN (NULL, v_outcome, NULL, NULL, NULL, NULL)::poky.outcome;
+        RETURN (
+            NULL, v_outcome, NULL, NULL, NULL, CASE WHEN p_has_caches THEN 0 END
+        )::poky.outcome;
     END IF;
     IF p_is_last THEN
         PERFORM poky._settle_later(p_id, v_modified_at);

@@ -130,7 +130,9 @@ BEGIN
         )
     RETURNING o.revision, o.modified_at INTO v_revision, v_modified_at;
     IF v_revision IS NULL THEN
-        RETURN (NULL, 'rejected', NULL, NULL, NULL, NULL)::poky.outcome;
+        RETURN (
+            NULL, 'rejected', NULL, NULL, NULL, CASE WHEN p_has_caches THEN 0 END
+        )::poky.outcome;
     END IF;
     IF v_revision = v_drawn THEN
         v_outcome := 'inserted';

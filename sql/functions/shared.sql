@@ -100,9 +100,6 @@ BEGIN
             IF v_needs_plan THEN
                 PERFORM set_config('plan_cache_mode', 'force_generic_plan', true);
             END IF;
-            IF v_outcome.outbox_id IS NULL AND v_has_caches THEN
-                v_outcome.outbox_id := 0;
-            END IF;
         END IF;
         v_outcome.ordinal := v_ordinal;
         RETURN NEXT v_outcome;

@@ -138,7 +138,7 @@ def _answer(
         if outcome.outbox_id is not None or outcome.outcome in ("rejected", "missing")
     ]
     if told:
-        ids = [outcome.outbox_id for outcome in outcomes if outcome.outbox_id is not None]
+        ids = [outcome.outbox_id for outcome in outcomes if outcome.outbox_id]
         services.caches.purge(bucket, told, ids)
     rejected = sum(outcome.outcome == "rejected" for outcome in outcomes)
     environ["poky.outcome"] = f"{len(keys) - rejected}/{len(keys)}"

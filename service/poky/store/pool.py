@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg2
@@ -129,6 +129,25 @@ class _Guard(threading.local):
     since: float = 0.0
 
 
+class _Under:
+    """What `Pool.under` gives: three attributes set for a while. A generator would cost 2 us."""
+
+    __slots__ = ("_before", "_given", "_guard")
+
+    def __init__(self, guard: _Guard, *given: Any) -> None:
+        self._guard = guard
+        self._given = given
+
+    def __enter__(self) -> None:
+        guard = self._guard
+        self._before = guard.policy, guard.renew, guard.since
+        guard.policy, guard.renew, guard.since = self._given
+
+    def __exit__(self, *error: object) -> None:
+        guard = self._guard
+        guard.policy, guard.renew, guard.since = self._before
+
+
 class Pool:
     """A bounded pool of connections that executes statements, with retries and a watchdog."""
 
@@ -212,26 +231,19 @@ class Pool:
         policy = self.guard.policy
         return None if policy is None else (policy, self.guard.renew)
 
-    @contextlib.contextmanager
     def under(
         self,
         policy: str | None,
         renew: Callable[[str], str] | None = None,
         since: float = 0.0,
-    ) -> Iterator[None]:
+    ) -> _Under:
         """Let this thread's statements be done only under this policy (None: any).
 
         PostgreSQL refuses a statement that comes under another one, and it did nothing then:
         ``renew(policy)`` decides anew, and either raises or gives the policy to try it under.
         ``since``: when the request came, from which its time is counted (time.monotonic()).
         """
-        guard = self.guard
-        before = guard.policy, guard.renew, guard.since
-        guard.policy, guard.renew, guard.since = policy, renew, since
-        try:
-            yield
-        finally:
-            guard.policy, guard.renew, guard.since = before
+        return _Under(self.guard, policy, renew, since)
 
     def _guarded(self, statement: Any) -> Any:
         """The statement behind the guard, in one message and one transaction."""

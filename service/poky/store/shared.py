@@ -5,10 +5,9 @@ from typing import Final
 
 import psycopg2
 
-from poky.store.bucket_functions import BucketFunctions
 from poky.store.errors import StoreError, translated
 from poky.store.literals import LARGE, array, unless_empty
-from poky.store.objects import attributes
+from poky.store.objects import Objects, attributes
 from poky.store.results import Object, Put, Write
 from poky.store.statements import EXECUTE
 
@@ -28,7 +27,7 @@ class Together(Exception):
     """The changes could not be made in one statement, and none was made: make each alone."""
 
 
-class Shared(BucketFunctions):
+class Shared(Objects):
     """One statement for the reads, and one for the writes, of several requests."""
 
     def get_each(self, wanted: Sequence[tuple[str, str]], *, is_quick: bool = False) -> list[Found]:
@@ -37,6 +36,8 @@ class Shared(BucketFunctions):
         ALONE: the value is large, or the bucket is not there. Raises StoreError for all of them;
         soon, if a bucket is locked, when there are several, or ``is_quick``.
         """
+        if len(wanted) == 1 and not is_quick:
+            return [self._get_one(*wanted[0])]
         keys: dict[str, list[str]] = {}
         for bucket, key in wanted:
             keys.setdefault(bucket, []).append(key)
@@ -69,6 +70,22 @@ class Shared(BucketFunctions):
                 found[bucket, key] = Object._make((key, *facts, value.cast("B"), size))
         return [found.get(each) for each in wanted]
 
+    def _get_one(self, bucket: str, key: str) -> Found:
+        rows = self._call("get", "get", bucket, (array((key,)),), is_write=False)
+        if not rows:
+            return None
+        *facts, value = rows[0]
+        return ALONE if value is None else Object._make((key, *facts, value.cast("B"), len(value)))
+
+    def _change_one(self, write: Write) -> Put:
+        bucket, key, value, content_type, modified_at, if_match, if_none_match, encoding = write
+        if value is None:
+            outcome, outbox_id = self.delete(bucket, key, if_match, if_none_match, modified_at)
+            return Put(outcome, 0, "", 0, outbox_id)
+        return self.put(
+            bucket, key, value, content_type, modified_at, if_match, if_none_match, encoding
+        )
+
     def change_each(self, writes: Sequence[Write], lock_timeout: float | None = None) -> list[Put]:
         """Make changes, in the order of buckets and keys, in one transaction; one outcome each.
 
@@ -76,6 +93,8 @@ class Shared(BucketFunctions):
         caches. Raises Together when an object is locked for ``lock_timeout`` seconds, and when of
         several changes one may have failed all; StoreError holds for all of them.
         """
+        if len(writes) == 1 and lock_timeout is None:
+            return [self._change_one(writes[0])]
         is_large = len(writes) == 1 and writes[0].size > LARGE
         parameters = (
             "{" + ",".join("t" if each.value is None else "f" for each in writes) + "}",
