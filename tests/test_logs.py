@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,6 +13,7 @@ import psycopg2
 import pytest
 
 from poky import embedded
+from tests.conftest import Database
 from tests.service import running, wait_until
 from tests.support import roles
 
@@ -115,3 +117,48 @@ def test_no_request_brings_a_value_into_the_log(
     assert SECRET not in text
     assert log.stat().st_size - before < 40_000
     assert SECRET not in (tmp_path / "poky.log").read_text()
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_server_timing_and_json_by_setting(
+    kind: str, own_database: Database, tmp_path: Path
+) -> None:
+    settings = {"server_timing": "on", "log_format": "json"}
+    with running(own_database.dsn_service, tmp_path / "log", **settings) as service:
+        service.admin().request("PUT", "/buckets/b")
+        client = service.client()
+        put = client.put("/kv/b/k", "v", x_request_id="one")
+        got = client.get("/kv/b/k?secret=1", x_request_id="two")
+        listed = client.get("/kv/b")
+        for answer, stages in (
+            (put, ["wait", "db", "caches", "total"]),
+            (got, ["wait", "db", "caches", "total"]),
+            (listed, ["total"]),
+            (client.get("/kv/b/missing"), ["wait", "db", "caches", "total"]),
+        ):
+            said = answer.headers["Server-Timing"]
+            parts = dict(part.split(";dur=") for part in said.split(", "))
+            assert list(parts) == stages
+            times = [float(part) for part in parts.values()]
+            assert all(0 <= part <= 30_000 for part in times)
+            assert sum(times[:-1]) <= times[-1] + 0.1 * len(times)
+        assert "Server-Timing" not in service.admin().get("/buckets").headers
+
+        def lines() -> list[dict[str, object]]:
+            text = service.log.read_text()
+            return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+        wait_until(lambda: [each for each in lines() if each.get("id") == "two"])
+        by_id = {each["id"]: each for each in lines() if "id" in each}
+        assert by_id["one"]["outcome"] == "inserted"
+        assert by_id["two"]["path"] == "/kv/b/k"
+        assert any(each.get("logger") == "poky.process" for each in lines())
+        assert "secret" not in service.log.read_text()
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_answers_have_no_server_timing_unless_asked(
+    kind: str, own_database: Database, tmp_path: Path
+) -> None:
+    with running(own_database.dsn_service, tmp_path / "log") as service:
+        assert "Server-Timing" not in service.client().get("/kv/b/k").headers

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
 
 from poky import logs
 from poky.logs import Log, LogHandler
-from poky.metrics import Metrics
+from poky.metrics import Metrics, Statsd
 
 REQUEST = {
     "REQUEST_METHOD": "GET",
@@ -58,6 +61,79 @@ def test_a_method_that_a_client_invents_is_no_series_of_its_own() -> None:
     metrics.observe({"REQUEST_METHOD": "FROBNICATE", "REQUEST_URI": "/"}, 404, 0, 0.0)
     assert counted(metrics, method="-", route="-", status="404") == 1
     metrics.close()
+
+
+def test_a_request_refused_for_its_length_is_counted() -> None:
+    metrics = Metrics(buckets=1)
+    for length in ("abc", "-1", "1" * 40, "٣", "", "0"):
+        metrics.observe({**REQUEST, "CONTENT_LENGTH": length}, 400, 0, 0.0)
+    metrics.observe({**REQUEST, "CONTENT_LENGTH": "7"}, 200, 0, 0.0)
+    wanted = {"method": "GET", "route": "/kv/<bucket>/<key>", "status": "400"}
+    assert counted(metrics, **wanted) == 6
+    assert "poky_received_bytes_total 7.0" in metrics.expose().decode()
+    metrics.close()
+
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+@pytest.mark.parametrize(
+    ("parent", "trace"),
+    [
+        (f"00-{TRACE}-b7ad6b7169203331-01", TRACE),
+        (f"00-{TRACE.upper()}-b7ad6b7169203331-01", "-"),
+        (f"00-{TRACE} status=500", "-"),
+        ("", None),
+    ],
+)
+@pytest.mark.parametrize("format", ["keyvalue", "json"])
+def test_a_line_has_the_trace_and_no_query(
+    pipe: tuple[int, Log], format: str, parent: str, trace: str | None
+) -> None:
+    metrics = Metrics(access_log=pipe[1], log_format=format)
+    seen = {**REQUEST, "REQUEST_URI": "/kv/b/k?token=secret"}
+    if parent:
+        seen["HTTP_TRACEPARENT"] = parent
+    metrics.observe(seen, 200, 10, 0.003)
+    line = os.read(pipe[0], 4096).decode()
+    metrics.close()
+    assert "secret" not in line
+    if format == "keyvalue":
+        fields = dict(word.split("=", 1) for word in line.split())
+        numbers = fields["status"], fields["bytes"], fields["ms"]
+        assert numbers == ("200", "10", "3.00")
+    else:
+        fields = json.loads(line)
+        assert (fields["status"], fields["bytes"], fields["ms"]) == (200, 10, 3.0)
+        assert datetime.fromisoformat(fields["time"]).tzinfo
+    assert (fields["method"], fields["path"]) == ("GET", "/kv/b/k")
+    assert (fields["outcome"], fields["client"]) == ("inserted", "192.0.2.1")
+    assert fields["id"] == "r" * 64
+    assert fields.get("trace") == trace
+
+
+def test_statsd_gets_the_original_names_and_times() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(20)
+        metrics = Metrics(statsd=Statsd(f"127.0.0.1:{server.getsockname()[1]}", "base"))
+        for status in (200, 200, 404):
+            metrics.observe(REQUEST, status, 10, 0.0125)
+        for _ in range(500):
+            metrics.observe({**REQUEST, "REQUEST_METHOD": "PUT"}, 200, 10, 0.001)
+        words: list[str] = []
+        counts = 0
+        while counts < 503:
+            datagram = server.recv(65536)
+            assert len(datagram) <= 1400
+            words += datagram.decode().split("\n")
+            counts = sum(int(w.split(":")[1][:-2]) for w in words if w.endswith("|c"))
+        metrics.close()
+    assert words.count("base.get:12.50|ms") == 3
+    assert words.count("base.put:1.00|ms") == 500
+    assert {word.split(":")[0] for word in words} == {
+        *("base.get", "base.get.200", "base.get.404", "base.put", "base.put.200")
+    }
 
 
 def test_a_line_is_written_soon(pipe: tuple[int, Log]) -> None:

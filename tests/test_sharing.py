@@ -129,7 +129,7 @@ def test_each_read_of_a_statement_gets_its_own(store: Store, kind: str, buckets:
         assert (each and bytes(each.value)) == expected or (each is None and expected is None)
         if each is not None:
             assert each == store.get(bucket, key)
-    assert reads.statements == 1
+    assert reads.sizes.count == 1
 
 
 def test_a_bucket_that_is_not_there_is_404_for_its_reads_alone(store: Store, kind: str) -> None:
@@ -246,7 +246,7 @@ def test_each_write_of_a_statement_has_its_own_outcome(store: Store, kind: str) 
     nowhere = "no bucket" if kind == "partitioned" else "inserted"
     expected = ["updated", "rejected", "inserted", nowhere, "missing", "rejected", "inserted"]
     assert outcomes == ["inserted"] * 10 + expected
-    assert writes.statements == 1
+    assert writes.sizes.count == 1
     assert caches.told == []
     for n in range(10):
         found = store.get("a", f"k{n}")
@@ -284,7 +284,7 @@ def test_of_twelve_creators_in_one_statement_one_wins(store: Store) -> None:
     writes = Writes(store, NoCaches(), THREADS)
     outcomes = write(writes, [put_of("new", b"%d" % n, if_none_match="*") for n in range(12)])
     assert sorted(each.outcome for each in outcomes) == ["inserted"] + ["rejected"] * 11
-    assert writes.statements == 1
+    assert writes.sizes.count == 1
 
 
 def test_a_refusal_is_purged_as_well_where_there_are_caches(store: Store) -> None:

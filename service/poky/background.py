@@ -34,7 +34,14 @@ class Task:
     errors: int = 0
     ended_at: float | None = None  #: when the last good run ended, in seconds since 1970
     last_error: str | None = None  #: None once a run has ended well
+    on_time_at: float = field(
+        default_factory=time.time
+    )  #: when a good run ended, here or elsewhere
     thread: threading.Thread = field(init=False, repr=False)
+
+    def lag(self) -> float:
+        """Seconds since the last good end, beyond the period; 0 while it is in time."""
+        return max(time.time() - self.on_time_at - self.period, 0.0)
 
 
 class Background:
@@ -90,6 +97,7 @@ class Background:
                 "errors": task.errors,
                 "ended_at": None if task.ended_at is None else int(task.ended_at),
                 "last_error": task.last_error,
+                "lag_seconds": round(task.lag(), 1),
             }
             for task in self._tasks.values()
         ]
@@ -113,6 +121,11 @@ class Background:
                 kind="counter",
                 label="task",
             ),
+            "background_lag_seconds": Figure(
+                "How late a background task is: time since its last good end, beyond its period.",
+                by_task(Task.lag),
+                label="task",
+            ),
             "background_success_timestamp_seconds": Figure(
                 "When a background task last ended well; 0: never.",
                 by_task(lambda task: task.ended_at or 0),
@@ -125,7 +138,8 @@ class Background:
             try:
                 if task.scope == "fleet":
                     with self._store.try_lock(f"poky {task.name}") as is_ours:
-                        if not is_ours:
+                        if not is_ours:  # another instance runs it
+                            task.on_time_at = time.time()
                             continue
                         task.run()
                 else:
@@ -134,7 +148,7 @@ class Background:
                 self._failed(task, error)
             else:
                 task.runs += 1
-                task.ended_at = time.time()
+                task.ended_at = task.on_time_at = time.time()
                 task.last_error = None
 
     @staticmethod

@@ -208,6 +208,32 @@ class Config:
     statsd_key_base: str = setting(
         "poky", "The first part of statsd's names.", aliases=("STATSD_KEY_BASE",)
     )
+    log_format: str = setting(
+        "keyvalue",
+        "How the log is written: keyvalue, or json: an object on each line.",
+        choices=("keyvalue", "json"),
+    )
+    server_timing: str = setting(
+        "off",
+        "on: answers for objects say how long each stage took (Server-Timing).",
+        choices=("off", "on"),
+    )
+    metrics_buckets: int = setting(
+        0,
+        "Buckets with series of their own in /metrics, at most; others share one. 0: none.",
+        at_least=0,
+        at_most=1000,
+    )
+    probe: tuple[CacheNode, ...] = setting(
+        (),
+        "Where canaries are read all the time, as name=http://host:port: the caches' listeners for"
+        " clients. Empty: nowhere.",
+        parse=_caches,
+    )
+    probe_seconds: float = setting(
+        2.0, "How often a canary is written and read.", unit="s", at_least=0.1, at_most=3600
+    )
+    probe_bucket: str = setting("poky-probe", "The bucket of the canaries.")
     release: str = setting(
         "", "The name of this release. Empty: the file RELEASE beside the venv, or the version."
     )

@@ -1,5 +1,6 @@
 """The log: one thread writes it, so that a reader that stops delays no request and no exit."""
 
+import json
 import logging
 import math
 import os
@@ -8,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 _MOST_BYTES = 4 * 1024 * 1024
 _AT_ONCE = 512  # lines for one write
@@ -26,6 +28,7 @@ class Log:
 
     def __init__(self, file: int | None = None, most_bytes: int = _MOST_BYTES) -> None:
         self.dropped = 0
+        self.note = _note  #: makes the line of what the log itself has to say
         self._file = sys.stderr.fileno() if file is None else file
         self._most_bytes = most_bytes
         self._bytes = 0
@@ -63,8 +66,8 @@ class Log:
                 self.dropped += unwritten.count(b"\n")
                 if self.dropped > self._said and not unwritten:
                     missing, self._said = self.dropped - self._said, self.dropped
-                    note = b"WARNING poky.logs: %d lines are missing here: the log was not taken.\n"
-                    self._lines.append(note % missing)
+                    said = f"{missing} lines are missing here: the log was not taken."
+                    self._lines.append(self.note(said).encode())
                     self._bytes += len(self._lines[-1])
                 self._changed.notify_all()
 
@@ -121,14 +124,42 @@ class LogHandler(logging.Handler):
                 break
             del self._alike[text]
             if count > _MOST_ALIKE:
-                lines.append(f"WARNING poky.logs: {count - _MOST_ALIKE} times more: {text}\n")
+                lines.append(self._log.note(f"{count - _MOST_ALIKE} times more: {text}"))
         return lines
 
 
-def take_over(log: Log) -> None:
-    """Have the log write all records of this process, in the format that they have."""
+def _note(text: str) -> str:
+    return f"WARNING poky.logs: {text}\n"
+
+
+def _note_as_json(text: str) -> str:
+    record = logging.LogRecord("poky.logs", logging.WARNING, "", 0, "%s", (text,), None)
+    return JsonFormatter().format(record) + "\n"
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as an object on one line: time, level, logger, message, and a defect's traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as JSON."""
+        fields = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
+
+
+def take_over(log: Log, format: str = "keyvalue") -> None:
+    """Have the log write all records of this process; ``format``: keyvalue as they are, or json."""
     root = logging.getLogger()
     handler = LogHandler(log)
-    if root.handlers:
+    if format == "json":
+        handler.setFormatter(JsonFormatter())
+        log.note = _note_as_json
+    elif root.handlers:
         handler.setFormatter(root.handlers[0].formatter)
     root.handlers[:] = [handler]

@@ -15,10 +15,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from poky import figures
 from poky.access import Gate
 from poky.api import (
     ADMIN_ROUTES,
@@ -35,8 +36,9 @@ from poky.config import Config
 from poky.health import Health
 from poky.http import Budget, CannotListen, Server
 from poky.logs import Log, take_over
-from poky.metrics import Figure, Figures, Metrics
-from poky.sharing import BEGIN_SECONDS, Lane, Reads, Writes
+from poky.metrics import Metrics, Statsd
+from poky.probe import Probe
+from poky.sharing import BEGIN_SECONDS, Lane, Reads, Stages, Writes
 from poky.store import Store
 
 Environ = dict[str, Any]
@@ -64,7 +66,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
     """
     schedule(config.cpu)  # before any thread starts
     lines = Log()
-    take_over(lines)
+    take_over(lines, config.log_format)
     return_large_memory()
     store = Store(
         config.dsn,
@@ -77,28 +79,33 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
     house = Store(config.dsn, pool_size=4, pool_timeout=config.pool_timeout)
     background = Background(house)
     caches = Caches(house, config, background)
-    reads = Reads(store, config.threads)
-    writes = Writes(store, caches, config.threads)
+    stages = Stages() if config.server_timing == "on" else None
+    reads = Reads(store, config.threads, stages)
+    writes = Writes(store, caches, config.threads, stages)
+    probe = Probe(house, writes, config)
 
     def after_turn(alone: bool) -> None:
         writes.after_turn(alone)
         reads.after_turn(alone)
 
     budget = Budget(config.max_inflight_bytes, _BODY_FACTOR)
-    figures = {
-        **_figures(store, budget, lines),
-        "inflight": Figure("Requests being answered.", lambda: listeners[0].in_flight),
-        "connections": Figure("Client connections.", lambda: len(listeners[0].connections)),
-        **_shared_figures("reads", reads),
-        **_shared_figures("writes", writes),
-        **caches.figures(),
-        **background.figures(),
-    }
+    gate = Gate(store) if config.access == "tokens" else None
     metrics = Metrics(
-        figures,
-        config.statsd_host,
-        config.statsd_key_base,
+        {
+            **figures.of_process(config, lines),
+            **figures.of_listener(lambda: listeners[0], budget),
+            **figures.of_store(store),
+            **figures.of_gate(gate),
+            **figures.of_shared("reads", reads.sizes),
+            **figures.of_shared("writes", writes.sizes),
+            **caches.figures(),
+            **background.figures(),
+            **probe.figures(),
+        },
+        Statsd(config.statsd_host, config.statsd_key_base) if config.statsd_host else None,
         access_log=lines if config.log_level in ("debug", "info") else None,
+        log_format=config.log_format,
+        buckets=config.metrics_buckets,
     )
     services = Services(
         store,
@@ -108,9 +115,10 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         lambda: listeners[0].in_flight,
         metrics.expose,
         background.status,
-        Gate(store) if config.access == "tokens" else None,
+        gate,
         reads,
         writes,
+        stages,
         {
             "batch": Lane("batch", max(config.threads // 2, 1)),
             "status": Lane("status", 2),
@@ -135,7 +143,9 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         ),
         Server(
             (config.admin_listen, config.admin_port),
-            application(ADMIN_ROUTES, services, door=partial(of_known_host, config)),
+            application(
+                ADMIN_ROUTES, services._replace(stages=None), door=partial(of_known_host, config)
+            ),
             threads=2,
             max_body_bytes=_CONNECTION_HEADROOM,
             shutdown_timeout=config.shutdown_timeout,
@@ -146,7 +156,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         listeners.append(
             Server(
                 (config.lease_listen, config.lease_port),
-                application(LEASE_ROUTES, services),
+                application(LEASE_ROUTES, services._replace(stages=None)),
                 threads=2,
                 max_body_bytes=0,
                 shutdown_timeout=1,
@@ -155,17 +165,10 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         )
     stopping = threading.Event()
     _stop_by_signals(stopping)
-    try:
-        for listener in listeners:
-            listener.prepare()
-    except CannotListen as error:
-        address, port = listener.bind_addr
-        log.error(
-            "%s",
-            why_not(error.__cause__, str(address), int(port), _PREFIXES[listeners.index(listener)]),
-        )
+    if not _listen(listeners):
         return 1
     caches.start()
+    probe.start(background)
     threads = [
         threading.Thread(target=_serve_until_stopped, args=(listener, stopping), daemon=True)
         for listener in listeners
@@ -213,6 +216,18 @@ def _stop_by_signals(stopping: threading.Event) -> None:
             signal.signal(number, stop)
 
 
+def _listen(listeners: Sequence[Server]) -> bool:
+    """Open all listeners; False, after saying why in the log, if one cannot be opened."""
+    for listener, prefix in zip(listeners, _PREFIXES, strict=False):
+        try:
+            listener.prepare()
+        except CannotListen as error:
+            address, port = listener.bind_addr
+            log.error("%s", why_not(error.__cause__, str(address), int(port), prefix))
+            return False
+    return True
+
+
 def why_not(error: BaseException | None, address: str, port: int, prefix: str) -> str:
     """Why a listener cannot be opened, and which setting to change (``prefix``: POKY_ADMIN_…)."""
     listen = f"{prefix}LISTEN"
@@ -240,28 +255,6 @@ def why_not(error: BaseException | None, address: str, port: int, prefix: str) -
         )
     reason = getattr(error, "strerror", None) or error
     return f"cannot listen on port {port} of {address}: {reason}. See {listen} and {prefix}PORT."
-
-
-def _figures(store: Store, budget: Budget, lines: Log) -> Figures:
-    return {
-        "inflight_bytes": Figure("Memory of requests and answers.", budget.used),
-        "database_busy": Figure("Busy connections to PostgreSQL.", lambda: store.connections[0]),
-        "database_idle": Figure("Idle connections to PostgreSQL.", lambda: store.connections[1]),
-        "log_dropped_lines": Figure(
-            "Lines of the log that could not be written.", lambda: lines.dropped, "counter"
-        ),
-    }
-
-
-def _shared_figures(verb: str, shared: Reads | Writes) -> Figures:
-    return {
-        f"shared_{verb}_statements": Figure(
-            f"Statements for {verb} of objects.", lambda: shared.statements, kind="counter"
-        ),
-        f"shared_{verb}_objects": Figure(
-            f"Objects in the statements for {verb}.", lambda: shared.objects, kind="counter"
-        ),
-    }
 
 
 def schedule(cpu: int) -> None:

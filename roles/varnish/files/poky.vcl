@@ -289,6 +289,7 @@ sub poky_beresp_pass {
 sub poky_beresp_object {
     unset beresp.http.Vary;
     unset beresp.http.Set-Cookie;
+    unset beresp.http.Server-Timing;
     unset beresp.http.Poky-Internal;
     set beresp.http.Cache-Control = "no-cache";
     set beresp.http.X-Cache = "HIT";

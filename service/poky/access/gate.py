@@ -49,7 +49,8 @@ class Gate:
         self._decisions: dict[tuple[str, str, str | None], Decision] = {}
         self._used: set[str] = set()
         self._lock = threading.Lock()
-        self.refused = 0  #: requests without the token or the right that they need
+        #: requests without the token (unknown) or the right (refused) that they need
+        self.refusals = {"unknown": 0, "refused": 0}
 
     def decide(self, authorization: str, right: str, bucket: str | None) -> Decision:
         """Decide for the field Authorization (empty: none). Raises StoreError."""
@@ -59,7 +60,7 @@ class Gate:
             decision = self.ask(authorization, right, bucket)
             self._keep(place, decision)
         if decision.verdict is not Verdict.GRANTED:
-            self.refused += 1
+            self.refusals[decision.verdict.value] += 1
         return decision
 
     def has_granted(self, authorization: str, right: str, bucket: str | None) -> bool:

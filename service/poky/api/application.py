@@ -13,6 +13,7 @@ from poky.api.openapi import document
 from poky.api.origins import Origins, share, share_later, writes
 from poky.api.routes import Route, show_help
 from poky.api.services import Services
+from poky.api.timing import timed
 from poky.http import Answer, Environ, Later, Refused, problem
 from poky.store import StoreError
 
@@ -140,6 +141,8 @@ def application(
         callback: Callable[..., Answer | Later] = partial(ahead, services)
         if route.lane:
             callback = partial(in_lane, services.lanes[route.lane], partial(handler, services))
+        if services.stages is not None:
+            callback = timed(callback, services.stages)
         if route.takes_body:
             made.checks[callback] = partial(ahead, head_only)
         for method in route.methods:

@@ -36,6 +36,7 @@ def get_many(services: Services, environ: Environ, bucket: str) -> Answer:
     """The values of a batch by key, or whole objects if the client accepts them."""
     read_query(environ)
     items = parse_key_items(_read_body(services, environ, bucket), services.config.max_batch_items)
+    environ["poky.items"] = len(items.keys)
     objects = prefers(environ, OBJECTS, "application/json")
     found = services.store.get_many(bucket, items.keys)
     size = answer_bytes(items, found, objects=objects)
@@ -83,6 +84,7 @@ def put_many(services: Services, environ: Environ, bucket: str) -> Answer:
         services.config.max_value_bytes,
         services.latest(),
     )
+    environ["poky.items"] = len(items.keys)
     with services.caches.admit():
         outcomes = services.store.put_many(
             bucket, *items[:-1], atomic, content_encodings=items.content_encodings
@@ -94,6 +96,7 @@ def delete_many(services: Services, environ: Environ, bucket: str) -> Answer:
     """Delete a batch in one transaction, item by item or all or nothing."""
     atomic = read_atomic(environ)
     items = parse_key_items(_read_body(services, environ, bucket), services.config.max_batch_items)
+    environ["poky.items"] = len(items.keys)
     with services.caches.admit():
         outcomes = services.store.delete_many(
             bucket,

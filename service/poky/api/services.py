@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from poky.access import Gate
 from poky.config import Config
 from poky.health import Health
-from poky.sharing import Lane, Reads, Writes
+from poky.sharing import Lane, Reads, Stages, Writes
 from poky.store import Store
 
 
@@ -52,6 +52,7 @@ class Services(NamedTuple):
     gate: Gate | None = None  #: decides by tokens; None: every client may do everything
     reads: Reads = None  # type: ignore[assignment]  # of listeners that serve objects
     writes: Writes = None  # type: ignore[assignment]
+    stages: Stages | None = None  #: times of statements, if answers are to show them
     lanes: Mapping[str, Lane] = MappingProxyType({})  #: threads for slow handlers, by kind
     help: str = ""  #: the routes of the listener, for people
     document: Mapping[str, Any] | None = None  #: the same as OpenAPI

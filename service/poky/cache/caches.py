@@ -23,7 +23,7 @@ from poky.background import Background
 from poky.cache.purge import NotConfirmed, PurgeClient
 from poky.cache.waits import LeaseWaits
 from poky.config import CacheNode, Config
-from poky.metrics import Figure, Figures
+from poky.metrics import Figure, Figures, Histogram
 from poky.store import Node, Store, StoreError
 
 log = logging.getLogger("poky.cache")
@@ -57,7 +57,11 @@ class Caches:
     def __init__(self, store: Store, config: Config, background: Background) -> None:
         self._store = store
         self._background = background
-        self._client = PurgeClient(config.purge_timeout)
+        self._purges = Histogram()
+        self._client = PurgeClient(
+            config.purge_timeout,
+            lambda node, outcome, seconds: self._purges.observe((node, outcome), seconds),
+        )
         self._may_wait = config.cache_mode != "bounded"
         # A cut-off node delays a change by the purge's timeout and by the lease it was granted:
         # together by lease_seconds at most. (Clocks that run at different rates are the node's
@@ -75,6 +79,7 @@ class Caches:
         self._good_probes: dict[str, int] = {}
         self._failures: dict[str, str] = {}
         self._counts = dict.fromkeys(("purges", "failures", "waits", "refusals", "swept"), 0)
+        self._leases = dict.fromkeys(("granted", "refused", "failed"), 0)
 
     def start(self) -> None:
         """Register the nodes of the configuration; the background work begins."""
@@ -222,7 +227,12 @@ class Caches:
 
         Raises StoreError while the database does not answer.
         """
-        generation = self._store.lease(node, self._grant)
+        outcome = "failed"
+        try:
+            generation = self._store.lease(node, self._grant)
+            outcome = "refused" if generation is None else "granted"
+        finally:
+            self._leases[outcome] += 1
         return None if generation is None else Lease(generation, self._grant)
 
     # For the command poky cache.
@@ -261,6 +271,33 @@ class Caches:
             "cache_nodes_suspended": Figure(
                 "Caches that are suspended.",
                 lambda: sum(node.suspended_at is not None for node in self._seen),
+            ),
+            "cache_node_suspended": Figure(
+                "Whether a cache is suspended: reads through it are passed on.",
+                lambda: {node.name: float(node.suspended_at is not None) for node in self._seen},
+                label="node",
+            ),
+            "cache_node_suspended_timestamp_seconds": Figure(
+                "Since when a cache is suspended; 0: it is not.",
+                lambda: {node.name: node.suspended_at or 0.0 for node in self._seen},
+                label="node",
+            ),
+            "cache_node_lease_timestamp_seconds": Figure(
+                "When a cache was last granted a lease, by any instance; 0: never.",
+                lambda: {node.name: node.leased_at or 0.0 for node in self._seen},
+                label="node",
+            ),
+            "cache_purge_seconds": Figure(
+                "Time until a cache confirmed purges, or did not, by node and outcome.",
+                lambda: self._purges,
+                "histogram",
+                "node outcome",
+            ),
+            "cache_leases": Figure(
+                "Requests of caches for leases by outcome: granted, refused, failed.",
+                lambda: self._leases,
+                "counter",
+                "outcome",
             ),
             "cache_purges": counter("Changes purged at the caches.", "purges"),
             "cache_purge_failures": counter("Purges not confirmed.", "failures"),

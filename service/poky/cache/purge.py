@@ -11,7 +11,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -27,11 +27,26 @@ class NotConfirmed(Exception):
     """A cache did not confirm; the message says why, to follow "the cache NAME"."""
 
 
-class PurgeClient:
-    """Kept-alive connections to purge listeners. Any thread may use it at any time."""
+class _Silent(NotConfirmed):
+    pass
 
-    def __init__(self, timeout: float) -> None:
+
+def _unobserved(node: str, outcome: str, seconds: float) -> None:
+    pass
+
+
+class PurgeClient:
+    """Kept-alive connections to purge listeners. Any thread may use it at any time.
+
+    ``observe(node, outcome, seconds)`` is called after each exchange of a purge; outcomes:
+    confirmed, refused (another answer), silent, unreachable.
+    """
+
+    def __init__(
+        self, timeout: float, observe: Callable[[str, str, float], None] = _unobserved
+    ) -> None:
         self._timeout = timeout
+        self._observe = observe
         self._idle: dict[str, deque[socket.socket]] = {}
 
     def purge(self, nodes: Mapping[str, str], paths: Sequence[str]) -> dict[str, str]:
@@ -40,7 +55,7 @@ class PurgeClient:
         Takes at most the timeout, or as often as long as there are thousands of paths.
         """
         requests = "".join(f"PURGE {path} HTTP/1.1\r\nHost: poky\r\n\r\n" for path in paths)
-        return self._tell(nodes, requests.encode(), len(paths))
+        return self._tell(nodes, requests.encode(), len(paths), self._observe)
 
     def probe(self, nodes: Mapping[str, str]) -> dict[str, str]:
         """Ask all nodes (name: URL) for their names at once; those that did not tell, and why."""
@@ -60,7 +75,13 @@ class PurgeClient:
             while idle:
                 idle.pop().close()
 
-    def _tell(self, nodes: Mapping[str, str], requests: bytes, count: int) -> dict[str, str]:
+    def _tell(
+        self,
+        nodes: Mapping[str, str],
+        requests: bytes,
+        count: int,
+        observe: Callable[[str, str, float], None] = _unobserved,
+    ) -> dict[str, str]:
         if not nodes or not count:
             return {}
         return self._run(
@@ -69,11 +90,18 @@ class PurgeClient:
                 for name, url in nodes.items()
             ],
             count,
+            observe,
         )
 
-    def _run(self, exchanges: Sequence["_Exchange"], count: int) -> dict[str, str]:
+    def _run(
+        self,
+        exchanges: Sequence["_Exchange"],
+        count: int,
+        observe: Callable[[str, str, float], None] = _unobserved,
+    ) -> dict[str, str]:
         failures: dict[str, str] = {}
-        end = time.monotonic() + self._timeout * (1 + (count - 1) // _LARGE_BATCH)
+        began = time.monotonic()
+        end = began + self._timeout * (1 + (count - 1) // _LARGE_BATCH)
         waiting = ready = set(exchanges)
         while waiting:
             for exchange in tuple(waiting):
@@ -81,12 +109,14 @@ class PurgeClient:
                     if exchange in ready:
                         exchange.proceed(time.monotonic() + self._timeout)
                     elif time.monotonic() >= min(exchange.deadline, end):
-                        raise NotConfirmed(f"did not answer within {self._timeout:g} s")
+                        raise _Silent(f"did not answer within {self._timeout:g} s")
                 except (NotConfirmed, OSError) as error:
                     failures[exchange.name] = _reason(error)
                     exchange.close()
+                    exchange.outcome = _outcome(error)
                 if exchange.socket is None:
                     waiting = waiting - {exchange}
+                    observe(exchange.name, exchange.outcome, time.monotonic() - began)
             ready = _wait(waiting, min([end, *(exchange.deadline for exchange in waiting)]))
         return failures
 
@@ -113,6 +143,7 @@ class _Exchange:
     ) -> None:
         self.name = name
         self.answered_as = ""
+        self.outcome = "confirmed"
         self.socket: socket.socket | None = None  # None before the start and after the end
         self.deadline = 0.0
         self._url = url
@@ -227,6 +258,12 @@ class _Exchange:
         else:
             self._idle.append(self.socket)
             self.socket = None
+
+
+def _outcome(error: Exception) -> str:
+    if isinstance(error, _Silent):
+        return "silent"
+    return "refused" if isinstance(error, NotConfirmed) else "unreachable"
 
 
 def _reason(error: Exception) -> str:

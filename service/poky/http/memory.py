@@ -29,7 +29,8 @@ class Budget:
 
     def __init__(self, limit: float = float("inf"), factor: float = 1.0) -> None:
         self.factor = factor
-        self._limit = limit
+        self.limit = limit
+        self.refused = 0  #: reservations for which there was no room
         self._used = 0
         self._lock = threading.Lock()
 
@@ -45,7 +46,8 @@ class Budget:
         """
         with self._lock:
             others = self._used - held
-            if others and not force and wanted > held and others + wanted + headroom > self._limit:
+            if others and not force and wanted > held and others + wanted + headroom > self.limit:
+                self.refused += 1
                 return False
             self._used = others + wanted
             return True

@@ -99,6 +99,7 @@ class Server(wsgi.Server):
         self.connections: set[Connection] = set()
         self.busy: set[Connection] = set()  # head read, answer not yet sent
         self.closing = False
+        self.refused = 0  #: connections above max_connections
         self.environ: Environ = {}
         self._stamp = (0, "")
         self._bind_error: OSError | None = None
@@ -142,6 +143,7 @@ class Server(wsgi.Server):
         """Register an accepted connection; 503 above `max_connections`."""
         excess = len(self.connections) - self.max_connections
         keep = excess <= 64  # beyond that, not even an answer
+        self.refused += excess > 0
         if keep and excess > 0:
             keep = conn.refuse(overload().answer)
         if keep:

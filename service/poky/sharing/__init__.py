@@ -7,6 +7,7 @@ company. Knows the store and the caches; knows nothing of how a request looks.
 
 from poky.sharing.lanes import Lane
 from poky.sharing.reads import BEGIN_SECONDS, Read, Reads
+from poky.sharing.stages import Stages
 from poky.sharing.writes import Writes, Writing
 
-__all__ = ["BEGIN_SECONDS", "Lane", "Read", "Reads", "Writes", "Writing"]
+__all__ = ["BEGIN_SECONDS", "Lane", "Read", "Reads", "Stages", "Writes", "Writing"]

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from poky.metrics import Sizes
 from poky.sharing.lanes import Lane
+from poky.sharing.stages import Stages
 from poky.store import ALONE, Held, Object, Store, StoreError
 
 log = logging.getLogger("poky.sharing")
@@ -36,7 +38,7 @@ class Reads:
     Large objects, and those of a bucket that is locked, are asked for alone, each kind in a lane.
     """
 
-    def __init__(self, store: Store, threads: int) -> None:
+    def __init__(self, store: Store, threads: int, stages: Stages | None = None) -> None:
         self._store = store
         self._collected: dict[int, list[Read]] = {}
         self._running: dict[int, tuple[float, list[Read]]] = {}
@@ -45,8 +47,8 @@ class Reads:
         self._parted = Lane("reads-parted", 1, BEGIN_SECONDS)
         self._locked = Lane("reads-locked", max(threads // 4, 1), BEGIN_SECONDS)
         self._apart: dict[str, tuple[float, Lane]] = {}  # by bucket: until when, and in which lane
-        self.statements = 0
-        self.objects = 0
+        self._stages = stages  # who wants to know how long statements take
+        self.sizes = Sizes()  #: of statements, in objects
 
     def add(self, read: Read) -> None:
         """Ask for an object after this turn of the calling thread."""
@@ -100,8 +102,7 @@ class Reads:
     def _read(self, reads: list[Read], policy: str | None) -> None:
         me = threading.get_ident()
         self._running[me] = time.monotonic(), reads
-        self.statements += 1
-        self.objects += len(reads)
+        self.sizes.add(me, len(reads))
         try:
             try:
                 with self._store.under(policy, since=min(read.since for read in reads)):
@@ -113,7 +114,9 @@ class Reads:
                 _refuse(reads, error)
                 return
         finally:
-            del self._running[me]
+            began, _ = self._running.pop(me)
+        if self._stages:
+            self._stages.set(began, time.monotonic())
         self._tell(reads, found)
 
     def _part(self, reads: list[Read], error: StoreError) -> None:
@@ -174,6 +177,7 @@ class Reads:
             lane.submit(lambda read=read: self._read_one(read), read.done)  # type: ignore[misc]
 
     def _read_one(self, read: Read) -> None:
+        began = time.monotonic() if self._stages else 0.0
         try:
             policy, renew = read.policy or (None, None)
             with self._store.under(policy, renew, read.since):
@@ -182,6 +186,8 @@ class Reads:
             if isinstance(error, StoreError) and error.code == "database_slow":
                 self._keep_apart(read.bucket, LOCKED_SECONDS, self._locked)
             found = error
+        if self._stages:
+            self._stages.set(began, time.monotonic())
         read.done(found)
 
 

@@ -13,7 +13,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from poky.metrics import Sizes
 from poky.sharing.lanes import Lane
+from poky.sharing.stages import Stages
 from poky.store import Held, Put, Store, StoreError, Together, Write
 
 log = logging.getLogger("poky.sharing")
@@ -60,7 +62,9 @@ class Writes:
     Large values, and objects that are locked, are written alone, each kind in a lane of its own.
     """
 
-    def __init__(self, store: Store, caches: Caches, threads: int) -> None:
+    def __init__(
+        self, store: Store, caches: Caches, threads: int, stages: Stages | None = None
+    ) -> None:
         self._store = store
         self._caches = caches
         self._most_writers = max(threads - 1, 2)
@@ -73,8 +77,8 @@ class Writes:
         self._began: dict[int, float] = {}  # since when each thread that writes has been at it
         self._begun = 0
         self._apart: dict[tuple[str, str], float] = {}
-        self.statements = 0
-        self.objects = 0
+        self._stages = stages  # who wants to know how long statements take
+        self.sizes = Sizes()  #: of statements, in objects
 
     def add(self, writing: Writing) -> None:
         """Have a write made after this turn of the calling thread."""
@@ -181,9 +185,9 @@ class Writes:
 
     def _make(self, batch: list[Writing], lock_timeout: float | None = None) -> None:
         """Write, purge, and have the answers sent; whatever happens, each is told once."""
+        began = time.monotonic() if self._stages else 0.0
         batch.sort(key=lambda writing: writing.write[:2])
-        self.statements += 1
-        self.objects += len(batch)
+        self.sizes.add(threading.get_ident(), len(batch))
         try:
             held = batch[0].policy or (None, None)
             renew = held[1] if len(batch) == 1 else None
@@ -205,7 +209,7 @@ class Writes:
                 batch, StoreError(503, "The service failed.", code="outcome_unknown", unknown=True)
             )
         else:
-            self._tell(batch, outcomes)
+            self._tell(batch, outcomes, began)
 
     def _part(self, batch: list[Writing], error: Together) -> None:
         """Write each alone: first those that no lock is in the way of."""
@@ -236,22 +240,28 @@ class Writes:
         for writing in batch:
             writing.done(error)
 
-    def _tell(self, batch: list[Writing], outcomes: Sequence[Put]) -> None:
+    def _tell(self, batch: list[Writing], outcomes: Sequence[Put], began: float) -> None:
         """Answer: after the caches have been told, where there are any."""
+        stages = self._stages
+        ended = time.monotonic() if stages else 0.0
+        if stages:
+            stages.set(began, ended)
         told = [
             (writing, put)
             for writing, put in zip(batch, outcomes, strict=True)
             if put.outbox_id is not None
         ]
         if told:
-            self._purge(told)
+            self._purge(told, began, ended)
         if len(told) < len(batch):
             for writing, put in zip(batch, outcomes, strict=True):
                 if put.outbox_id is None:
                     writing.done(put)
 
-    def _purge(self, told: list[tuple[Writing, Put]]) -> None:
+    def _purge(self, told: list[tuple[Writing, Put]], began: float, ended: float) -> None:
         def done(error: StoreError | None) -> None:
+            if self._stages:  # after a wait for leases this is another thread
+                self._stages.set(began, ended)
             for writing, put in told:
                 if error is None:
                     writing.done(put)

@@ -18,6 +18,7 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions
 
+from poky.store.counts import Counts
 from poky.store.errors import (
     RIGHTS,
     BadDsn,
@@ -187,6 +188,7 @@ class Pool:
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
         self.guard = _Guard()
+        self.counts = Counts()
         self._closed = threading.Event()
         threading.Thread(target=self._cut_overdue, name="poky-overdue", daemon=True).start()
 
@@ -295,6 +297,7 @@ class Pool:
                     extra=extra,
                 )
             except (psycopg2.Error, ValueError) as error:
+                self.counts.add_error(error)
                 if bucket_function and is_undefined(error):
                     raise
                 if is_policy_changed(error) and attempt < _ATTEMPTS and self.guard.renew:
@@ -305,6 +308,7 @@ class Pool:
                 if is_last or not may_retry(error, is_write=is_write):
                     raise translated(error, is_write=is_write) from error
                 log.info("trying again after: %s", first_line(error))
+                self.counts.add("retries")
                 attempt += 1
 
     def _execute_once(
@@ -323,11 +327,9 @@ class Pool:
         if deadline is not None:
             patience = min(patience, max(deadline - time.monotonic(), 0.01))
         try:
-            self._places.get(timeout=patience)
+            self._places.get_nowait()
         except queue.Empty:
-            raise StoreError(
-                503, "All connections to the database are busy. Try again shortly.", code="busy"
-            ) from None
+            self._wait_for_place(patience)
         try:
             connection = self._check_out(check_alive)
             connection.deadline = deadline or time.monotonic() + self._patience + extra
@@ -377,6 +379,19 @@ class Pool:
         finally:
             self._places.put(None)
 
+    def _wait_for_place(self, patience: float) -> None:
+        began = time.monotonic()
+        try:
+            self._places.get(timeout=patience)
+        except queue.Empty:
+            self.counts.add("timeouts")
+            raise StoreError(
+                503, "All connections to the database are busy. Try again shortly.", code="busy"
+            ) from None
+        finally:
+            self.counts.add("waits")
+            self.counts.add("wait_seconds", time.monotonic() - began)
+
     def _check_out(self, check_alive: bool) -> Connection:
         """An idle connection or a new one; the watchdog has its deadline."""
         while True:
@@ -391,6 +406,7 @@ class Pool:
             connection.close()
 
     def _connect(self) -> Connection:
+        self.counts.add("connects")
         began = time.monotonic()
         # The first one twice: a connection may be ended while it is made.
         for number, dsn in enumerate((*self._dsns, self._dsns[0])):
@@ -419,6 +435,7 @@ class Pool:
                 self._takes_text = connection.takes_text
                 return connection
         log.warning("cannot use the database: %s", first_line(failure))
+        self.counts.add_error(failure)
         if failure.pgcode == RIGHTS:
             raise rights_missing() from failure
         if failure.pgcode in ("3F000", "42883", "42704"):
