@@ -41,6 +41,29 @@ def test_post_gives_the_values_that_are_there(client: Client, bucket: str) -> No
     assert got.json() == {"a": "1", "b": ""}
 
 
+def test_batches_have_keys_with_slashes(client: Client, bucket: str) -> None:
+    keys = ["a/b", "a", "a/b/c.txt"]
+    put = client.batch("PUT", bucket, [{"key": key, "data": key} for key in keys])
+    assert results(put) == ["inserted"] * 3
+    got = client.batch("POST", bucket, [{"key": key} for key in keys])
+    assert got.json() == {key: key for key in keys}
+    assert client.get(f"/kv/{bucket}/a/b/c.txt").body == b"a/b/c.txt"
+    deleted = client.batch("DELETE", bucket, [{"key": key} for key in keys])
+    assert results(deleted) == ["deleted"] * 3
+
+
+@pytest.mark.parametrize("key", ["/a", "a/", "a//b", "a/../b", ".", "a/.", "a%2Fb", ""])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_a_batch_with_an_illegal_key_is_400_naming_it(
+    client: Client, bucket: str, method: str, key: str
+) -> None:
+    data = {"data": "v"} if method == "PUT" else {}
+    refused = client.batch(method, bucket, [{"key": "good/1", **data}, {"key": key, **data}])
+    assert (refused.status, refused.code) == (400, "bad_item")
+    assert "Item 1" in refused.detail
+    assert client.get(f"/kv/{bucket}").json()["keys"] == []
+
+
 def test_post_with_modified_at_gives_only_what_equals_it(client: Client, bucket: str) -> None:
     for key in ("a", "b"):
         client.put(f"/kv/{bucket}/{key}", key, if_unmodified_since=PAST)

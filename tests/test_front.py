@@ -187,6 +187,67 @@ def test_an_escape_of_anything_else_is_refused(client: Client, escape: str) -> N
     assert client.get(f"/kv/b/a{escape}b").status in (400, 404)
 
 
+def kept(client: Client, path: str) -> None:
+    """Return once the cache answers from its copy."""
+    wait_until(lambda: client.get(path).headers["X-Cache"] == "HIT", 20, f"a hit of {path}")
+
+
+def test_a_key_with_slashes_has_one_copy_and_one_purge(client: Client) -> None:
+    url = "/kv/b/builds/2026/11/29/log.txt"
+    longest = "/kv/b/" + "a/" * 511 + "ab"
+    for key in (url, longest, "/kv/b/kv/b/key"):
+        client.put(key, "one")
+        spellings = [key, key.replace("b/", "%62/", 1), key[:-1] + f"%{ord(key[-1]):x}"]
+        for spelling in spellings:
+            kept(client, spelling)
+        for number, spelling in enumerate(spellings):
+            assert client.put(spelling, f"{number}").status == 200
+            assert {client.get(each).body for each in spellings} == {b"%d" % number}
+        assert client.request("DELETE", key).status == 200
+        assert client.get(key).status == 404
+
+
+def test_a_batch_purges_keys_with_slashes(client: Client) -> None:
+    keys = ["batch/a", "batch/a/b", "batch"]
+    client.batch("PUT", "b", [{"key": key, "data": "one"} for key in keys])
+    for key in keys:
+        kept(client, f"/kv/b/{key}")
+    client.batch("PUT", "b", [{"key": key, "data": "two"} for key in keys])
+    assert [client.get(f"/kv/b/{key}").body for key in keys] == [b"two"] * 3
+
+
+def not_503(response: Response) -> Response | None:
+    """The answer, unless it says to try again."""
+    return None if response.status == 503 else response
+
+
+TARGETS = (
+    "a//b a/./b a/../b /a a/ ./a ../a a/b/.. a/b/. %2e%2e/a a/%2e%2e/b a/%2E/b a%2Fb a%2fb a/%2Fb"
+    " ../b/a ../../kv/b/a ../../nginx_status a/../../../status ../../.400 ../.. a/..;/b a\\b"
+).split()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_no_path_is_resolved_into_another_key(
+    chain: Chain, client: Client, method: str, target: str
+) -> None:
+    """By nginx, Varnish and the service alike: each sees it as it came, and it is refused."""
+    for key in ("a", "a/b", "b", "b/a"):
+        client.put(f"/kv/b/{key}", key)
+    before = client.get("/kv/b?prefix=").json()
+    request = raw(f"{method} /kv/b/{target} HTTP/1.1", "Content-Length: 1", body=b"x")
+    for port in (chain.http_port, chain.cache_port, chain.instances[0].port):
+        response = wait_until(lambda port=port: not_503(answer(port, request)), 20, "an answer")
+        assert response.status in (400, 404, 405), (port, response)
+        if response.status == 404:
+            assert json.loads(response.body)["code"] == "path_not_found"
+    assert client.get("/kv/b?prefix=").json() == before
+    assert {key: client.get(f"/kv/b/{key}").body for key in ("a", "a/b", "b", "b/a")} == {
+        key: key.encode() for key in ("a", "a/b", "b", "b/a")
+    }
+
+
 @pytest.mark.parametrize("status", ["hit", "miss"])
 @pytest.mark.parametrize(
     ("condition", "expected"),

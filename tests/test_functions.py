@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import threading
 import time
@@ -15,6 +16,7 @@ import psycopg2
 import pytest
 
 import poky.store
+from poky.api.names import check_key
 from poky.schema.migrate import migrate
 from poky.schema.owner import _ADVISORY_LOCK, OwnerConnection
 from poky.store import Store, StoreError
@@ -433,12 +435,35 @@ def test_names_are_checked_by_the_database_too(store: Store, bucket: str) -> Non
         (".", "k"),
         ("..", "k"),
         (bucket, ""),
-        (bucket, "a/b"),
+        (bucket, "a//b"),
+        (bucket, "/a"),
+        (bucket, "a/"),
+        (bucket, "a/./b"),
+        (bucket, "a/.."),
         (bucket, ".."),
+        (bucket, "a/" * 512 + "a"),
     ):
         with pytest.raises(StoreError) as refused:
             store.put(bad_bucket, key, b"", "t")
         assert refused.value.status == 400
+
+
+def test_the_database_and_the_service_agree_on_what_is_a_key(database: Database) -> None:
+    """Tried on all that four of these make, and around the greatest length."""
+    alphabet = ["", "a", ".", "..", "...", "/", "//", "+", "~", "*", "%", " ", "\n", "é"]
+    texts = {"".join(parts) for parts in itertools.product(alphabet, repeat=4)}
+    texts |= {"a" * 1024, "a" * 1025, "a/" * 511 + "ab", "a/" * 512, "a/" * 512 + "a"}
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT k FROM unnest(%s) AS k WHERE poky._is_key(k)", [sorted(texts)])
+        found = {key for (key,) in cursor.fetchall()}
+    assert found == {text for text in texts if _is_key(text)}
+
+
+def _is_key(text: str) -> bool:
+    try:
+        return check_key(text) == text
+    except ValueError:
+        return False
 
 
 @pytest.mark.parametrize("name", [".", ".."])

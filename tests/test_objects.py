@@ -549,7 +549,13 @@ def test_if_none_match_wins_over_if_modified_since(client: Client, url: str) -> 
 
 
 @pytest.mark.parametrize(
-    "key", ["k", "A-Z_.,~:@=+-9", "...", "-", "~", "a" * 1024, "1:2@3=4+5", "k.json"]
+    "key",
+    [
+        *"k A-Z_.,~:@=+-9 ... - ~ 1:2@3=4+5 k.json".split(),
+        *"builds/2026/11/29/log.txt a/b a/.b .a/..b/... kv/b/k ~/+".split(),
+        "a" * 1024,
+        "a/" * 511 + "ab",
+    ],
 )
 def test_legal_keys(client: Client, bucket: str, key: str) -> None:
     assert client.put(f"/kv/{bucket}/{key}", key).status == 200
@@ -558,7 +564,13 @@ def test_legal_keys(client: Client, bucket: str, key: str) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["a" * 1025, "a%20b", "a%C3%A9", "%2e", ".", "..", "a*b", "a!b", "a%0ab", "a(b)", "%D9%A3"],
+    [
+        *"a%20b a%C3%A9 %2e . .. a*b a!b a%0ab a(b) %D9%A3".split(),
+        *"/a a/ a//b // a/./b a/../b ./a ../a a/. a/.. a/%2e%2e/b a%2Fb a%2fb a/b%2Fc".split(),
+        *"a/b*c a/%20/b a/b%5Cc %2Fa".split(),
+        "a" * 1025,
+        "a/" * 512 + "a",
+    ],
 )
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 def test_illegal_keys_are_400_naming_the_alphabet(
@@ -568,6 +580,23 @@ def test_illegal_keys_are_400_naming_the_alphabet(
     assert refused.status == 400
     if "%0a" not in key:  # refused by the reader of requests already
         assert "A-Z a-z 0-9 _ . , ~ : @ = + -" in refused.detail
+
+
+def test_a_key_with_slashes_is_an_object_like_any_other(client: Client, bucket: str) -> None:
+    url = f"/kv/{bucket}/builds/2026/log.txt"
+    stored = client.put(url, "one", content_type="text/x")
+    assert client.put(f"/kv/{bucket}/builds/2026", "its parent").status == 200
+    assert client.put(url, "two", if_match=stored.etag).status == 200
+    assert client.put(url, "three", if_match=stored.etag).status == 412
+    assert client.put(f"/kv/{bucket}/builds%2D1/%61", "escaped").status == 200
+    assert client.get(f"/kv/{bucket}/builds-1/a").body == b"escaped"
+    read = client.get(url)
+    assert (read.body, read.headers["Cache-Control"]) == (b"two", "no-cache")
+    assert client.request("HEAD", url).status == 200
+    assert client.request("PATCH", url, "x").headers["Allow"] == "DELETE, GET, HEAD, POST, PUT"
+    assert client.request("DELETE", url).status == 200
+    assert client.get(url).status == 404
+    assert client.get(f"/kv/{bucket}/builds/2026").body == b"its parent"
 
 
 @pytest.mark.parametrize("bucket", ["a" * 257, "a~b", "a:b", "a%20b", "a+b"])

@@ -105,6 +105,23 @@ def test_its_put_takes_the_coding_of_an_object_away(older: Database) -> None:
             assert (bytes(found.value), found.content_encoding) == (b"plain", None)
 
 
+def test_it_lists_and_purges_keys_with_slashes_that_this_release_stored(older: Database) -> None:
+    """Its router knows no path for them; its sweeper and its lists have to live with them."""
+    migrate(older.dsn_owner, release="this")
+    run(older, "SELECT poky.register_node('n', 'http://127.0.0.1:1')")
+    with closing(Store(older.dsn_service)) as store:
+        store.put("b", "a/b", b"value", "t")
+    with closing(older.connect(as_service=True)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT key FROM poky.list('b', '', '', 9)")
+        assert cursor.fetchall() == [("a/b",), ("kept",)]
+        cursor.execute("SELECT key FROM poky.list('b', 'a', '', 1)")
+        assert cursor.fetchall() == [("a/b",)]
+        cursor.execute("SELECT convert_from(value, 'UTF8') FROM poky.get('b', 'a/b')")
+        assert cursor.fetchall() == [("value",)]
+        cursor.execute("SELECT bucket, key FROM poky.unconfirmed(0, 9)")
+        assert cursor.fetchall() == [("b", "a/b")]
+
+
 def test_its_functions_of_single_buckets_are_gone(older: Database) -> None:
     migrate(older.dsn_owner, release="this")
     with pytest.raises(psycopg2.errors.UndefinedFunction):

@@ -26,7 +26,9 @@ COMMENT ON FUNCTION poky._refuse_bucket IS 'PK404: no such bucket.';
 CREATE OR REPLACE FUNCTION poky._is_key(p_key text) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 AS $$
-    SELECT p_key ~ '^[A-Za-z0-9_.,~:@=+-]+$' AND length(p_key) <= 1024 AND p_key NOT IN ('.', '..')
+    SELECT p_key ~ '^[A-Za-z0-9_.,~:@=+/-]+$' AND length(p_key) <= 1024
+        AND p_key NOT IN ('.', '..')
+        AND (strpos(p_key, '/') = 0 OR '/' || p_key || '/' !~ '/\.{0,2}/')
 $$;
 COMMENT ON FUNCTION poky._is_key IS 'Whether a text may be a key; null for null.';
 
@@ -56,8 +58,8 @@ BEGIN
             RAISE EXCEPTION USING
                 ERRCODE = 'PK400',
                 HINT = 'bad_key',
-                MESSAGE = 'A key is 1 to 1024 characters of A-Z a-z 0-9 _ . , ~ : @ = + -, '
-                    'but not . or ..';
+                MESSAGE = 'A key is 1 to 1024 characters of A-Z a-z 0-9 _ . , ~ : @ = + - /, '
+                    'with no slash at either end, no two in a row, and neither . nor .. between them';
         END IF;
     END LOOP;
 END;

@@ -55,7 +55,7 @@ SABOTAGES = {
         (
             (
                 """    unset req.http.Poky-Key;
-    if (req.url !~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+-]+$") {""",
+    if (req.url !~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+/-]+$") {""",
                 """    unset req.http.Poky-Key;
     if (req.url !~ "^/kv/") {""",
             ),

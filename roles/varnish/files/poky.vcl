@@ -91,7 +91,7 @@ sub poky_recv_one_range {
 # PURGE has a listener of its own (-a purge=...), which only the service can reach: behind nginx on
 # the same host every client is 127.0.0.1, and an ACL would protect nothing.
 sub poky_recv_purge {
-    if (req.method == "PURGE" && req.url ~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+-]+$") {
+    if (req.method == "PURGE" && req.url ~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+/-]+$") {
         return (purge);
     }
     if (req.method == "GET" && req.url == "/node") {
@@ -146,10 +146,11 @@ sub vcl_miss {
 }
 
 # One object has one cacheable spelling; a purge would miss a copy under any other. Only a canonical
-# URL ever gets an epoch, so a hit need not ask.
+# URL ever gets an epoch, so a hit need not ask. Nothing here or before resolves "//", "/./" or "/../":
+# the service refuses them, and a refusal is not kept.
 sub poky_miss_epoch {
     unset req.http.Poky-Key;
-    if (req.url !~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+-]+$") {
+    if (req.url !~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+/-]+$") {
         return (pass);
     }
 }

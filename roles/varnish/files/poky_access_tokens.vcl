@@ -34,7 +34,7 @@ sub poky_access_begin {
     if (req.url ~ "%") {
         call poky_recv_escapes;
     }
-    if (req.url ~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+-]+$") {
+    if (req.url ~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+/-]+$") {
         if (req.http.Range) {
             call poky_recv_range;
         }

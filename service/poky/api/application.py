@@ -50,7 +50,7 @@ class Application(bottle.Bottle):  # type: ignore[misc]
         """Answer a request; only a defect of ours gets past this as an exception."""
         try:
             route, names = self.router.match(environ)
-            environ["poky.route"] = route.rule
+            environ["poky.route"] = route.name
             answer = route.callback(environ, **names)
         except Refused as refused:
             answer = refused.answer
@@ -69,7 +69,7 @@ class Application(bottle.Bottle):  # type: ignore[misc]
         """The refusal that the head of a request decides before its body has come, or None."""
         try:
             route, names = self.router.match(environ)
-            environ["poky.route"] = route.rule
+            environ["poky.route"] = route.name
             if route.callback in self.checks:
                 answer = self.checks[route.callback]({**environ, "wsgi.input": _AWAITED}, **names)
                 return answer if type(answer) is Later else None
@@ -146,12 +146,19 @@ def application(
         if route.takes_body:
             made.checks[callback] = partial(ahead, head_only)
         for method in route.methods:
-            made.route(route.path, method=method, callback=callback)
+            made.route(_rule(route.path), method=method, callback=callback, name=route.path)
     if origins:
         for path in dict.fromkeys(route.path for route in routes):
             methods = {method for route in routes if route.path == path for method in route.methods}
-            made.route(path, method="OPTIONS", callback=origins.preflight(methods))
+            made.route(
+                _rule(path), method="OPTIONS", callback=origins.preflight(methods), name=path
+            )
     return made
+
+
+def _rule(path: str) -> str:
+    """A row's path as Bottle's router reads it: a key has slashes, and is the rest of the path."""
+    return path.replace("<key>", "<key:re:.+>")
 
 
 def _show_routing_error(error: Any, environ: Environ) -> Answer:

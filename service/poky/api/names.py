@@ -5,11 +5,16 @@ from functools import lru_cache
 
 from poky.store import is_utf8
 
-KEY_ALPHABET = "A-Z a-z 0-9 _ . , ~ : @ = + -"
+KEY_ALPHABET = "A-Z a-z 0-9 _ . , ~ : @ = + - /"
 BUCKET_ALPHABET = "A-Z a-z 0-9 _ . , -"
 
 BUCKET = re.compile(r"[A-Za-z0-9_.,-]{1,256}")
-KEY = re.compile(r"[A-Za-z0-9_.,~:@=+-]{1,1024}")
+# Segments between single slashes, none of which a client would resolve (RFC 3986 5.2.4).
+KEY = re.compile(
+    r"(?!\.{1,2}(?:/|$))[A-Za-z0-9_.,~:@=+-]+(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.,~:@=+-]+)*"
+)
+KEY_LENGTH = 1024
+_PREFIX = re.compile(r"[A-Za-z0-9_.,~:@=+/-]{0,1024}")
 # Stored and sent back as they came: Poky neither encodes nor decodes.
 CONTENT_CODINGS = ("br", "compress", "deflate", "gzip", "zstd")
 _CODING_ALIASES = {"x-gzip": "gzip", "x-compress": "compress"}
@@ -29,9 +34,19 @@ def check_bucket(name: str) -> str:
 
 def check_key(name: str) -> str:
     """The name, if it is a key; else ValueError with a sentence naming the alphabet."""
-    if not KEY.fullmatch(name) or name in (".", ".."):
-        raise ValueError(f"a key is 1 to 1024 characters of {KEY_ALPHABET}, but not . or ..")
+    if len(name) > KEY_LENGTH or not KEY.fullmatch(name):
+        raise ValueError(
+            f"a key is 1 to 1024 characters of {KEY_ALPHABET}, with no slash at either end,"
+            " no two in a row, and neither . nor .. between them"
+        )
     return name
+
+
+def check_prefix(text: str) -> str:
+    """The text, if keys may begin with it or sort after it; else ValueError with a sentence."""
+    if not _PREFIX.fullmatch(text):
+        raise ValueError(f"keys have 1 to 1024 characters of {KEY_ALPHABET}")
+    return text
 
 
 def check_content_type(text: str) -> str:

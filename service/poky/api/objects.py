@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Collection
+from typing import Any
 
 from poky.api import conditions
 from poky.api.conditions import format_date, format_tag
@@ -21,8 +22,8 @@ from poky.api.request import (
     read_tags,
     read_unmodified_since,
     require_bucket,
-    require_key,
     require_names,
+    require_prefix,
     require_whole,
 )
 from poky.api.services import Services
@@ -167,17 +168,22 @@ def _show_delete(environ: Environ, bucket: str, put: Put) -> Answer:
 
 
 def list_objects(services: Services, environ: Environ, bucket: str) -> Answer:
-    """A page of keys in order; ``next`` is the ``after`` of the following page."""
+    """A page of keys in order; ``next`` is the ``after`` of the following page.
+
+    With a delimiter, keys that go on beyond the next one after the prefix are shown as one prefix.
+    """
     require_bucket(bucket)
-    query = read_query(environ, "prefix", "after", "limit")
+    query = read_query(environ, "prefix", "after", "limit", "delimiter")
     for name in ("prefix", "after"):
-        if query.get(name):
-            require_key(query[name], name, partial=name == "prefix")
+        require_prefix(query.get(name, ""), name)
+    if query.get("delimiter", "/") != "/":
+        raise refuse(400, "bad_query", "delimiter, if given, is /.")
     if not re.fullmatch("[0-9]{1,4}", limit_text := query.get("limit", "100")) or not (
         1 <= (limit := int(limit_text)) <= 1000
     ):
         raise refuse(400, "bad_query", "limit is a whole number from 1 to 1000.")
-    found = services.store.list(bucket, query.get("prefix", ""), query.get("after", ""), limit + 1)
+    ask = services.store.list_level if "delimiter" in query else services.store.list
+    found = ask(bucket, query.get("prefix", ""), query.get("after", ""), limit + 1)
     page = found[:limit]
     keys = [
         {
@@ -189,5 +195,9 @@ def list_objects(services: Services, environ: Environ, bucket: str) -> Answer:
             **({"content_encoding": each.content_encoding} if each.content_encoding else {}),
         }
         for each in page
+        if each.revision is not None
     ]
-    return json({"keys": keys, "next": page[-1].key if len(found) > limit else None})
+    answer: dict[str, Any] = {"keys": keys, "next": page[-1].key if len(found) > limit else None}
+    if "delimiter" in query:
+        answer["prefixes"] = [each.key for each in page if each.revision is None]
+    return json(answer)

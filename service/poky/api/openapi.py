@@ -12,7 +12,7 @@ from poky import __version__
 from poky.api import admin, batches, buckets, lease, objects, welcome
 from poky.api.codes import CODES
 from poky.api.items import OBJECTS
-from poky.api.names import BUCKET, KEY
+from poky.api.names import BUCKET, KEY, KEY_LENGTH
 from poky.api.routes import Route
 from poky.config import Config
 
@@ -75,6 +75,8 @@ def _operation(route: Route, method: str, details: _Details) -> Json:
     statuses = {*route.statuses.split(), *details.responses}
     if route.right != "none":  # it asks the database
         statuses |= {"400", "401", "403", "404", "503"}
+    if "<key>" in route.path:  # every byte of it escaped
+        statuses |= {"414"}
     responses = {status: details.responses.get(status) or _ANY[status] for status in statuses}
     if method == "HEAD":  # the same statuses and header fields, no content
         responses = {
@@ -96,8 +98,9 @@ def _query(name: str, schema: Json, description: str) -> Json:
     return {"name": name, "in": "query", "schema": schema, "description": description}
 
 
-def _name(name: str, schema: Json) -> Json:
-    return {"name": name, "in": "path", "required": True, "schema": schema}
+def _name(name: str, schema: Json, description: str = "") -> Json:
+    described = {"description": description} if description else {}
+    return {"name": name, "in": "path", "required": True, "schema": schema, **described}
 
 
 def _empty(description: str, headers: Json | None = None) -> Json:
@@ -163,7 +166,10 @@ _NAMES = {
     "bucket": _name("bucket", {"type": "string", "pattern": f"^{BUCKET.pattern}$", "not": _DOTS}),
     "key": _name(
         "key",
-        {"type": "string", "pattern": f"^{KEY.pattern}$", "not": _DOTS},
+        {"type": "string", "pattern": f"^{KEY.pattern}$", "maxLength": KEY_LENGTH},
+        # Parameters of a path that have slashes are not for OpenAPI 3.1 to tell.
+        "Slashes belong to the key: send them as they are, never as %2F, which is 400. A generated"
+        " client that escapes them serves keys without any.",
     ),
 }
 _VALIDATORS: Json = {
@@ -190,6 +196,7 @@ _ANY = {
     "409": _problem("The bucket has keys."),
     "411": _problem("Transfer-Encoding: send Content-Length instead."),
     "413": _problem("Too large."),
+    "414": _problem("The request line is too long."),
     "415": _problem("Invalid Content-Type, or a content coding not known here.", or_text=True),
     "503": _problem("The database is away or busy; see Retry-After."),
 }
@@ -242,6 +249,7 @@ def _details(config: Config) -> dict[Any, _Details]:
             parameters=[
                 _query("prefix", _STRING, "Only keys that start with it."),
                 _query("after", _STRING, "The next of the page before."),
+                _query("delimiter", {"enum": ["/"]}, "Show keys up to the next slash only."),
                 _query(
                     "limit",
                     {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
@@ -327,6 +335,7 @@ _PAGE = _object(
         )
     ),
     next=_TEXT_OR_NULL,
+    prefixes=_array(_STRING, description="With a delimiter: what further keys begin with."),
 )
 _OBJECT = _object(
     "key",

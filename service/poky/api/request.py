@@ -18,6 +18,7 @@ from poky.api.names import (
     check_content_encoding,
     check_content_type,
     check_key,
+    check_prefix,
 )
 from poky.http import Environ, Refused, refuse, text
 
@@ -37,9 +38,17 @@ def require_bucket(bucket: str) -> None:
         raise refuse(400, "bad_bucket_name", f"Choose another bucket: {error}.") from None
 
 
-def require_key(key: str, what: str = "key", *, partial: bool = False) -> None:
+def require_key(key: str) -> None:
     try:
-        check_key(key + "-" if partial else key)
+        check_key(key)
+    except ValueError as error:
+        raise refuse(400, "bad_key", f"Choose another key: {error}.") from None
+
+
+def require_prefix(text: str, what: str) -> None:
+    """Refuse what no key begins with, or sorts after."""
+    try:
+        check_prefix(text)
     except ValueError as error:
         raise refuse(400, "bad_key", f"Choose another {what}: {error}.") from None
 

@@ -72,7 +72,7 @@ ROUTES = (
         "/kv/<bucket>",
         objects.list_objects,
         "list",
-        "list keys: ?prefix= &after= &limit=",
+        "list keys: ?prefix= &after= &limit= &delimiter=/",
         "200 400 404",
         "a page of keys in order",
         lane="batch",

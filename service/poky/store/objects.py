@@ -201,6 +201,16 @@ class Objects(BucketFunctions):
         rows = self._read(EXECUTE["list"], (bucket, prefix, after, limit))
         return [Listed._make(row) for row in rows]
 
+    def list_level(
+        self, bucket: str, prefix: str = "", after: str = "", limit: int = 100
+    ) -> ListedObjects:
+        """As ``list``, but keys with a slash beyond ``prefix`` are one entry up to that slash.
+
+        Such an entry has a ``key`` that ends with the slash, and nothing else.
+        """
+        rows = self._read(EXECUTE["list_level"], (bucket, prefix, after, limit))
+        return [Listed._make(row) for row in rows]
+
 
 def attributes(content_encoding: str | None) -> str | None:
     """What an object has besides its value and content type, as poky.put takes it; None: nothing.

@@ -78,6 +78,7 @@ FUNCTIONS = {
         ("boolean[]", "text[]", *(f"{each}[]" for each in _PUT[1:]), "integer"), Outcome
     ),
     "list": Function(("text", "text", "text", "integer"), Listed),
+    "list_level": Function(("text", "text", "text", "integer"), Listed),
     "nodes": Function((), Node),
     "credential": Function(("text", "text"), Credential),
     "require_policy": Function(("text",), Policy),
