@@ -8,15 +8,16 @@ from poky.store import Store, StoreError
 
 
 class State(NamedTuple):
-    """``ok`` twice, or what is wrong, as /status says it."""
+    """``ok`` twice, or what is wrong, and the server that answered, as /status says it."""
 
     database: str
     schema: str
+    server: str | None = None
 
     @property
     def ok(self) -> bool:
         """Whether requests can be served."""
-        return self == ("ok", "ok")
+        return self[:2] == ("ok", "ok")
 
 
 class Health:
@@ -51,8 +52,8 @@ class Health:
 
     def _look(self) -> State:
         try:
-            _, migrations = self._store.migrations()
+            _, migrations, server = self._store.serving()
         except StoreError as error:
             missing = error.code == "schema_missing"
             return State("ok" if missing else "unavailable", "missing" if missing else "unknown")
-        return State("ok", schema.state(list(migrations)))
+        return State("ok", schema.state(list(migrations)), server)

@@ -18,6 +18,7 @@ def get_status(services: Services, environ: Environ) -> Answer:
             "release": services.config.release,
             "database": state.database,
             "schema": state.schema,
+            "server": state.server,
             "inflight": max(services.inflight() - 1, 0),
             "instance": services.config.instance,
             "background": services.background(),

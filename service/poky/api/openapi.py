@@ -383,10 +383,11 @@ _STATUS: Json = {
     "text/plain": {"schema": _STRING},
     "application/json": {
         "schema": _object(
-            "release database schema inflight instance background",
+            "release database schema server inflight instance background",
             release=_STRING,
             database={"enum": ["ok", "unavailable"]},
             schema={"enum": ["ok", "missing", "outdated", "newer", "unknown"]},
+            server=_TEXT_OR_NULL,
             inflight={"type": "integer", "minimum": 0},
             instance=_STRING,
             background={

@@ -30,5 +30,15 @@ class Buckets(Pool):
 
     def migrations(self) -> tuple[str, Sequence[str]]:
         """The kind of the schema and the names of its migrations; StoreError 503 without one."""
-        kind, migrations = self._read("SELECT kind, migrations FROM poky.status()", ())[0]
-        return kind, migrations or []
+        kind, migrations, _ = self.serving()
+        return kind, migrations
+
+    def serving(self) -> tuple[str, Sequence[str], str]:
+        """The same, and which server says so: its address and port, "socket" without one."""
+        kind, migrations, server = self._read(
+            "SELECT kind, migrations,"
+            " coalesce(host(inet_server_addr()) || ':' || inet_server_port(), 'socket')"
+            " FROM poky.status()",
+            (),
+        )[0]
+        return kind, migrations or [], server

@@ -12,11 +12,12 @@ log = logging.getLogger("poky.store")
 
 # The statement did nothing and may be sent again: the deadlock's victim and the like were rolled
 # back, the rest never started. FATAL is no such word: it also follows a commit.
-_UNDONE = {"40001", "40P01", "26000", "0A000", "42883"}
+_READ_ONLY = "25006"  # a server that leads no more
+_UNDONE = {"40001", "40P01", "26000", "0A000", "42883", _READ_ONLY}
 # The bucket was dropped between two statements of a function: the next try says so (PK404).
 _BUCKET_GONE = {"23514", "42P01"}
 # After these the connection is not used again.
-_UNFIT = {"08", "57", "0A", "26", "42"}
+_UNFIT = {"08", "25", "57", "0A", "26", "42"}
 _BAD_INPUT = {"22021", "22P05", "54000"}
 
 
@@ -103,6 +104,11 @@ def may_retry(error: Exception, *, is_write: bool) -> bool:
 def is_undefined(error: Exception) -> bool:
     """Whether something that was called is missing or of another shape; it did nothing."""
     return isinstance(error, psycopg2.Error) and (error.pgcode or "").startswith("42")
+
+
+def is_read_only(error: Exception) -> bool:
+    """Whether the server takes no writes, so that every connection to it is of no use."""
+    return isinstance(error, psycopg2.Error) and error.pgcode == _READ_ONLY
 
 
 def is_policy_changed(error: Exception) -> bool:

@@ -21,17 +21,18 @@ import psycopg2.extensions
 from poky.store.counts import Counts
 from poky.store.errors import (
     RIGHTS,
-    BadDsn,
     StoreError,
     first_line,
     is_fit_after,
     is_policy_changed,
+    is_read_only,
     is_undefined,
     may_retry,
     refuse_unreplicated,
     rights_missing,
     translated,
 )
+from poky.store.hosts import one_per_host
 from poky.store.literals import compose
 from poky.store.rows import CopiedRows
 from poky.store.statements import BUCKET_FUNCTIONS, FUNCTIONS
@@ -43,17 +44,6 @@ Held = tuple[str, Callable[[str], str] | None]  #: a policy, and how to decide a
 
 _MAX_AGE = 1800.0
 _CONNECT_SECONDS = 3.0
-# What a peer that vanished may cost, and the primary of several hosts; the DSN may say otherwise.
-_DSN_DEFAULTS = {
-    "connect_timeout": "3",
-    "keepalives_idle": "10",
-    "keepalives_interval": "5",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "10000",
-    "target_session_attrs": "read-write",
-    "application_name": "poky",
-    "client_encoding": "UTF8",
-}
 _ATTEMPTS = 3
 _WATCH_SECONDS = 0.25
 # What a busy machine still does in a second; docs/configuration.md says so.
@@ -70,6 +60,7 @@ class Connection(psycopg2.extensions.connection):
     statement: psycopg2.extensions.cursor
     bucket_functions: set[tuple[str, int]]  #: those that are prepared
     takes_text: bool  #: whether UTF-8 arrives as it is sent
+    host: str  #: the DSN of its host alone
     was_cut = False
     extra = 0.0  # seconds above the usual statement timeout
 
@@ -163,7 +154,7 @@ class Pool:
     ) -> None:
         self.dsn = dsn
         self.pool_size = pool_size
-        self._dsns = _one_per_host(dsn)
+        self._dsns = one_per_host(dsn)
         self._takes_text = False  # until a connection has said so
         self._pool_timeout = pool_timeout
         # More than the server's own limit, which ends a statement without a doubt.
@@ -358,14 +349,7 @@ class Pool:
                     refuse_unreplicated(connection.notices)
                 return rows
             except psycopg2.Error as error:
-                if connection.was_cut:  # its time is up: no other attempt
-                    raise StoreError(
-                        503,
-                        "The database does not answer. Try again shortly.",
-                        code="outcome_unknown" if is_write else "database_unavailable",
-                        unknown=is_write,
-                    ) from error
-                is_fit = is_fit_after(error)
+                is_fit = self._is_fit_after(connection, error, is_write)
                 raise
             except ValueError:  # a text that psycopg2 would not send
                 is_fit = copied is None
@@ -391,6 +375,35 @@ class Pool:
         finally:
             self.counts.add("waits")
             self.counts.add("wait_seconds", time.monotonic() - began)
+
+    def _is_fit_after(self, connection: Connection, error: psycopg2.Error, is_write: bool) -> bool:
+        """Whether the connection can be used again. StoreError: no other attempt, time is up."""
+        if connection.was_cut or is_read_only(error):
+            self._distrust(connection.host)
+        if connection.was_cut:
+            raise StoreError(
+                503,
+                "The database does not answer. Try again shortly.",
+                code="outcome_unknown" if is_write else "database_unavailable",
+                unknown=is_write,
+            ) from error
+        return is_fit_after(error)
+
+    def _distrust(self, host: str) -> None:
+        """A host hangs or leads no more: its idle connections are of no use, others come first."""
+        self._put_last(host)
+        for _ in range(len(self._idle)):
+            try:
+                connection = self._idle.popleft()
+            except IndexError:
+                return
+            if connection.host == host:
+                connection.close()
+            else:
+                self._idle.append(connection)
+
+    def _put_last(self, host: str) -> None:
+        self._dsns = [*(each for each in self._dsns if each != host), host]
 
     def _check_out(self, check_alive: bool) -> Connection:
         """An idle connection or a new one; the watchdog has its deadline."""
@@ -426,13 +439,14 @@ class Pool:
             except psycopg2.OperationalError as error:
                 failure: psycopg2.Error = error
                 # The next connection begins with a host that answered.
-                self._dsns = [*(each for each in self._dsns if each != dsn), dsn]
+                self._put_last(dsn)
             except psycopg2.Error as error:
                 failure = error
                 break
             else:
                 connection.deadline = time.monotonic() + self._patience
                 self._takes_text = connection.takes_text
+                connection.host = dsn
                 return connection
         log.warning("cannot use the database: %s", first_line(failure))
         self.counts.add_error(failure)
@@ -468,30 +482,3 @@ class Pool:
 def _extra(items: int, size: int = 0) -> float:
     """Seconds that a statement may take above the usual, for its items and their bytes."""
     return round(max(items - 1, 0) / _ITEMS_PER_SECOND + size / _BYTES_PER_SECOND, 1)
-
-
-def _one_per_host(dsn: str) -> list[str]:
-    """One DSN per host, so that a host that does not answer cannot use up the time of the next."""
-    try:
-        parts = {**_DSN_DEFAULTS, **psycopg2.extensions.parse_dsn(dsn)}
-    except (psycopg2.Error, ValueError):
-        raise _bad_dsn() from None  # libpq's words may quote a password
-    lists = {
-        name: parts.pop(name).split(",") for name in ("host", "hostaddr", "port") if name in parts
-    }
-    dsns = []
-    hosts = max((len(each) for name, each in lists.items() if name != "port"), default=1)
-    if not {len(each) for each in lists.values()} <= {1, hosts}:
-        raise _bad_dsn()
-    for number in range(hosts):
-        # One port, or as many as there are hosts (libpq's rule).
-        one = {name: each[number if len(each) > 1 else 0] for name, each in lists.items()}
-        dsns.append(psycopg2.extensions.make_dsn(**parts, **one))
-    return dsns
-
-
-def _bad_dsn() -> BadDsn:
-    return BadDsn(
-        "The DSN (POKY_DSN, or -d) is not one that PostgreSQL understands; it should look like"
-        " postgresql://user@host/database or host=… dbname=… user=…"
-    )
