@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import ssl
 import threading
@@ -474,9 +475,9 @@ def test_a_request_id_in_the_log_is_one_word(chain: Chain, client: Client) -> No
     log = chain.folder / "nginx" / "log" / "poky.access.log"
     for key, name, shown in (
         ("id-1", "r-1.a:b/c=", "r-1.a:b/c="),
-        ("id-2", 'a" 200 [forged]', "-"),
-        ("id-3", "r" * 129, "-"),
-        ("id-4", "\xe9", "-"),
+        ("id-2", 'a" 200 [forged]', ""),
+        ("id-3", "r" * 129, ""),
+        ("id-4", "\xe9", ""),
     ):
         client.request("GET", f"/kv/b/{key}", headers={"X-Request-ID": name})
         (line,) = wait_until(
@@ -484,7 +485,8 @@ def test_a_request_id_in_the_log_is_one_word(chain: Chain, client: Client) -> No
                 line for line in log.read_text().splitlines() if f"/kv/b/{key} " in line
             ]
         )
-        assert line.endswith(f" {shown}")
+        said = line.split()[-1]
+        assert said == shown if shown else re.fullmatch("[0-9a-f]{32}", said), line
 
 
 # --- TLS ------------------------------------------------------------------------------------------

@@ -124,7 +124,12 @@ SABOTAGES = {
         "Vary is stored, and what clients sent reaches the fetch.",
         (
             ("    unset beresp.http.Vary;\n", ""),
-            ('    header.regsub(bereq, "(?i)^(?!If-None-Match:).*$", "Poky-Dropped: 1");\n', ""),
+            (
+                '    header.regsub(bereq, "(?i)^(?!(?:If-None-Match:|X-Request-Id: ?'
+                '[A-Za-z0-9._:+/=-]{1,128}$|Traceparent: ?[0-9a-f-]{55}$)).*$",'
+                ' "Poky-Dropped: 1");\n',
+                "",
+            ),
         ),
         "32-",
     ),

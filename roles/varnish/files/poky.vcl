@@ -223,10 +223,10 @@ sub poky_fetch_lease {
     set bereq.backend = poky_lease.backend();
 }
 
-# What is shared by all clients must not depend on any client's headers.
-# Varnish has put If-None-Match there itself, if it holds an expired copy.
+# What is shared by all clients must not depend on any client's headers; the names of the request that began it
+# are for the service's log. Varnish has put If-None-Match there itself, if it holds an expired copy.
 sub poky_fetch_bare {
-    header.regsub(bereq, "(?i)^(?!If-None-Match:).*$", "Poky-Dropped: 1");
+    header.regsub(bereq, "(?i)^(?!(?:If-None-Match:|X-Request-Id: ?[A-Za-z0-9._:+/=-]{1,128}$|Traceparent: ?[0-9a-f-]{55}$)).*$", "Poky-Dropped: 1");
     unset bereq.http.Poky-Dropped;
     unset bereq.body;
     set bereq.http.Host = "poky";
