@@ -27,7 +27,8 @@ CREATE TABLE poky.bucket (
     declared boolean NOT NULL DEFAULT true,
     unsettled_until bigint NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    public_read boolean NOT NULL DEFAULT false
+    public_read boolean NOT NULL DEFAULT false,
+    default_ttl integer CHECK (default_ttl BETWEEN 1 AND 1000000000)
 );
 COMMENT ON TABLE poky.bucket IS 'The registry of buckets. Tables are named by id, never by name.';
 COMMENT ON COLUMN poky.bucket.leaf IS
@@ -38,6 +39,8 @@ COMMENT ON COLUMN poky.bucket.unsettled_until IS
 'The latest modified_at of a deleted object that was still ahead of the server''s clock: up to then a client''s date says nothing certain.';
 
 COMMENT ON COLUMN poky.bucket.public_read IS 'Whether its objects are read without a token.';
+COMMENT ON COLUMN poky.bucket.default_ttl IS
+'Seconds after which an object expires that is written without a ttl; null: never.';
 
 -- Column order saves padding: eight-byte columns first.
 CREATE TABLE poky._object (
@@ -51,6 +54,7 @@ CREATE TABLE poky._object (
     content_type text COLLATE "C" NOT NULL,
     value bytea NOT NULL,
     content_encoding text COLLATE "C",  -- as the client sent it (RFC 9110 8.4); null: none
+    expires_at timestamptz,  -- from then on the object is missing; null: never
     PRIMARY KEY (bucket_id, key)
 );
 COMMENT ON TABLE poky._object IS 'The objects of all buckets.';
@@ -68,6 +72,19 @@ EXCEPTION WHEN feature_not_supported THEN
     NULL;
 END;
 $$;
+
+-- A table and not an index on expires_at: objects that do not expire pay nothing, and no migration
+-- has to read all objects.
+CREATE TABLE poky._expiry (
+    due_at timestamptz NOT NULL,
+    bucket_id integer NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    PRIMARY KEY (bucket_id, key)
+);
+CREATE INDEX _expiry_due ON poky._expiry (due_at);
+ALTER TABLE poky._expiry SET (autovacuum_vacuum_scale_factor = 0.02);
+COMMENT ON TABLE poky._expiry IS
+'The queue of objects that expire: poky._object.expires_at decides, this only says where to look, and when.';
 
 CREATE TABLE poky.cache_node (
     name text COLLATE "C" PRIMARY KEY,
@@ -149,7 +166,9 @@ CREATE TYPE poky.object AS (
     unchanged_since bigint,
     content_type text,
     value bytea,
-    content_encoding text
+    content_encoding text,
+    expires_at bigint,
+    milliseconds_left bigint
 );
 COMMENT ON TYPE poky.object IS 'An object as poky.get gives it.';
 
@@ -160,7 +179,8 @@ CREATE TYPE poky.listed AS (
     hash text,
     modified_at bigint,
     content_type text,
-    content_encoding text
+    content_encoding text,
+    expires_at bigint
 );
 COMMENT ON TYPE poky.listed IS 'An object as poky.list gives it: everything but the value.';
 
@@ -170,7 +190,8 @@ CREATE TYPE poky.outcome AS (
     revision bigint,
     hash text,
     modified_at bigint,
-    outbox_id bigint
+    outbox_id bigint,
+    expires_at bigint
 );
 COMMENT ON TYPE poky.outcome IS
 'What a write came to: inserted, updated, deleted, missing or rejected; outbox_id is null where no cache must hear of it.';

@@ -48,15 +48,14 @@ NEXT_MIGRATIONS = {
 # beside the old one until the contract.
 NEXT_FILES = {
     "schema.sql": [
-        (r"(public_read boolean [^,\n]*)\n\);(\nCOMMENT ON TABLE poky.bucket)",
-         r"\1,\n    note text\n);\2"),
-        (r"(    content_encoding text COLLATE \"C\",[^\n]*\n)(    PRIMARY KEY)",
-         r"\1    note text NOT NULL DEFAULT '',\n\2"),
-        (r"(TYPE poky.listed AS \([^)]*content_encoding text)", r"\1,\n    note text"),
+        (r"(CREATE TABLE poky.bucket \((?:\n    .*)*)(\n\);)", r"\1,\n    note text\2"),
+        (r"(CREATE TABLE poky._object \((?:\n    .*)*?)(\n    PRIMARY KEY)",
+         r"\1\n    note text NOT NULL DEFAULT '',\2"),
+        (r"(TYPE poky.listed AS \([^)]*)(\n\))", r"\1,\n    note text\2"),
         (r",\n    registered_at timestamptz [^\n]*", ""),
     ],
-    "functions/objects.sql": [
-        (r"' content_encoding FROM poky", "' content_encoding, note FROM poky"),
+    "functions/listing.sql": [
+        (r"::bigint FROM poky", "::bigint, note FROM poky"),
     ],
     "functions/buckets.sql": [
         (r"poky.ensure_bucket\(p_bucket text\)", "poky.ensure_bucket(p_bucket text, p_note text)"),

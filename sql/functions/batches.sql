@@ -50,7 +50,11 @@ BEGIN
             v_outcome := poky._put(
                 v_bucket.id, p_bucket, v_has_caches, p_keys[v_ordinal], p_values[v_ordinal],
                 p_content_types[v_ordinal], p_modified_at[v_ordinal], p_if_match[v_ordinal],
-                p_if_none_match[v_ordinal], p_hashes[v_ordinal], p_attributes[v_ordinal]
+                p_if_none_match[v_ordinal], p_hashes[v_ordinal],
+                CASE
+                    WHEN v_bucket.default_ttl IS NULL THEN p_attributes[v_ordinal]
+                    ELSE poky._with_ttl(p_attributes[v_ordinal], v_bucket.default_ttl)
+                END
             );
             v_outcome.ordinal := v_ordinal;
             v_outcomes[v_ordinal] := v_outcome;
@@ -61,7 +65,7 @@ BEGIN
     EXCEPTION WHEN SQLSTATE 'PK412' THEN
         -- Everything above is undone; the variable is not, and says what stood in the way.
         SELECT array_agg(
-            (o.ordinal, o.outcome, NULL, NULL, NULL, NULL)::poky.outcome ORDER BY o.ordinal
+            (o.ordinal, o.outcome, NULL, NULL, NULL, NULL, NULL)::poky.outcome ORDER BY o.ordinal
         )
         INTO v_outcomes FROM unnest(v_outcomes) AS o;
     END;
@@ -111,7 +115,7 @@ BEGIN
         PERFORM poky._settle_later(v_bucket.id, v_latest);
     EXCEPTION WHEN SQLSTATE 'PK412' THEN
         SELECT array_agg(
-            (o.ordinal, o.outcome, NULL, NULL, NULL, NULL)::poky.outcome ORDER BY o.ordinal
+            (o.ordinal, o.outcome, NULL, NULL, NULL, NULL, NULL)::poky.outcome ORDER BY o.ordinal
         )
         INTO v_outcomes FROM unnest(v_outcomes) AS o;
     END;

@@ -1,115 +1,10 @@
 -- The functions of one bucket: poky.get_many, poky.put with p_if_match, and poky.delete on the table
--- of one bucket, with the same parameters, so that PostgreSQL keeps their plans (decision 0010).
+-- of one bucket (templates.sql), with the same parameters, so that PostgreSQL keeps their plans (decision 0010).
 -- poky.ensure_bucket creates them, poky migrate replaces those whose template has changed,
 -- poky.drop_bucket drops them. In the flat schema one set, number 0, serves all buckets.
 --
 -- Each reads poky.bucket first, to lock it first (migrations/README.md, rule 4). SQLSTATE 42P01 from
 -- one of them: it did nothing, and the function for all buckets says what is wrong.
-
--- The templates, for format(): %1$I is the table. In poky._select_objects %2$s says which bucket: a
--- constant id where there is one, because a join by name costs a read a tenth of its time.
-
-CREATE OR REPLACE FUNCTION poky._select_objects() RETURNS text
-LANGUAGE sql IMMUTABLE
-AS $template$
-    SELECT $$
-    SELECT
-        o.key, o.revision, o.hash, o.modified_at,
-        greatest(o.written_at, o.modified_at, b.unsettled_until), o.content_type, o.value,
-        o.content_encoding
-    FROM poky.bucket AS b CROSS JOIN poky.%1$I AS o
-    WHERE %2$s AND o.key = ANY ($2)
-    $$
-$template$;
-COMMENT ON FUNCTION poky._select_objects IS
-'Template: the objects that have one of the keys $2, in the columns of poky.object; $1 is the bucket''s name.';
-
-CREATE OR REPLACE FUNCTION poky._is_bucket(p_id integer) RETURNS text
-LANGUAGE sql IMMUTABLE
-AS $$
-    SELECT format('b.id = %1$s AND o.bucket_id = %1$s', p_id)
-$$;
-COMMENT ON FUNCTION poky._is_bucket IS
-'For poky._select_objects: the objects of the bucket with this id.';
-
-CREATE OR REPLACE FUNCTION poky._update_object() RETURNS text
-LANGUAGE sql IMMUTABLE
-AS $template$
-    SELECT $$
-    -- PostgreSQL draws the revision once it has found the row. If another transaction replaces the
-    -- row first, it evaluates both again: the conditions and the revision.
-    UPDATE poky.%1$I AS o SET
-        revision = nextval('poky.revision'),
-        hash = v_hash,
-        modified_at = coalesce(p_modified_at, o.modified_at),
-        written_at = v_now,
-        content_type = p_content_type,
-        content_encoding = p_attributes ->> 'content_encoding',
-        value = p_value
-    WHERE o.bucket_id = p_id AND o.key = p_key
-        AND poky._matches(p_if_match, o.revision, o.hash, o.modified_at)
-        AND (p_modified_at IS NULL OR p_modified_at >= o.modified_at)
-        AND (
-            p_if_none_match IS NULL
-            OR NOT poky._matches(p_if_none_match, o.revision, o.hash, o.modified_at)
-        )
-    RETURNING o.revision, o.modified_at INTO v_revision, v_modified_at;
-    IF v_revision IS NULL THEN
-        RETURN (
-            NULL, 'rejected', NULL, NULL, NULL, CASE WHEN p_has_caches THEN 0 END
-        )::poky.outcome;
-    END IF;
-    RETURN (
-        NULL, 'updated', v_revision, v_hash, v_modified_at,
-        CASE WHEN p_has_caches THEN poky._announce(p_bucket, p_key, v_revision) END
-    )::poky.outcome;
-    $$
-$template$;
-COMMENT ON FUNCTION poky._update_object IS
-'Template: replace an object if p_if_match and the other conditions hold.';
-
-CREATE OR REPLACE FUNCTION poky._delete_object() RETURNS text
-LANGUAGE sql IMMUTABLE
-AS $template$
-    SELECT $$
-    IF p_if_none_match IS NOT NULL OR p_unmodified_since IS NOT NULL THEN
-        -- Locked, to tell an object that is missing from one that does not match.
-        PERFORM FROM poky.%1$I AS o WHERE o.bucket_id = p_id AND o.key = p_key FOR UPDATE;
-        IF NOT FOUND THEN
-            RETURN (
-                NULL, v_outcome, NULL, NULL, NULL, CASE WHEN p_has_caches THEN 0 END
-            )::poky.outcome;
-        END IF;
-        v_outcome := 'rejected';
-    END IF;
-    DELETE FROM poky.%1$I AS o
-    WHERE o.bucket_id = p_id AND o.key = p_key
-        AND (
-            p_if_match IS NULL
-            OR poky._matches(p_if_match, o.revision, o.hash, o.modified_at)
-        )
-        AND (
-            p_if_none_match IS NULL
-            OR NOT poky._matches(p_if_none_match, o.revision, o.hash, o.modified_at)
-        )
-        AND (p_unmodified_since IS NULL OR p_unmodified_since >= o.modified_at)
-    RETURNING o.modified_at INTO v_modified_at;
-    IF v_modified_at IS NULL THEN
-        RETURN (
-            NULL, v_outcome, NULL, NULL, NULL, CASE WHEN p_has_caches THEN 0 END
-        )::poky.outcome;
-    END IF;
-    IF p_is_last THEN
-        PERFORM poky._settle_later(p_id, v_modified_at);
-    END IF;
-    RETURN (
-        NULL, 'deleted', NULL, NULL, v_modified_at,
-        CASE WHEN p_has_caches THEN poky._announce(p_bucket, p_key, nextval('poky.revision')) END
-    )::poky.outcome;
-    $$
-$template$;
-COMMENT ON FUNCTION poky._delete_object IS
-'Template: delete an object if the conditions hold; p_is_last: the transaction locks no other object after it.';
 
 CREATE OR REPLACE FUNCTION poky._bucket_functions(
     p_number integer,
@@ -121,8 +16,8 @@ AS $$
 DECLARE
     v_table text := CASE WHEN p_number = 0 THEN '_object' ELSE '_o_' || p_number END;
     v_find_bucket text :=
-        ' BEGIN SELECT b.id, EXISTS (SELECT FROM poky.cache_node) INTO p_id, p_has_caches'
-        ' FROM poky.bucket AS b WHERE b.name = p_bucket;'
+        ' BEGIN SELECT b.id, EXISTS (SELECT FROM poky.cache_node), b.default_ttl'
+        ' INTO p_id, p_has_caches, v_default_ttl FROM poky.bucket AS b WHERE b.name = p_bucket;'
         ' IF NOT FOUND THEN RAISE undefined_table; END IF;';
 BEGIN
     name := 'get_' || p_number;
@@ -143,8 +38,11 @@ BEGIN
         ' p_if_match text, p_if_none_match text, p_hash text, p_attributes jsonb';
     result := 'poky.outcome';
     source :=
-        'DECLARE p_id integer; p_has_caches boolean;' || poky._update_variables()
-        || v_find_bucket || format(poky._update_object(), v_table) || 'END';
+        'DECLARE p_id integer; p_has_caches boolean; v_default_ttl integer;'
+        || poky._update_variables() || v_find_bucket
+        || ' IF v_default_ttl IS NOT NULL THEN'
+        ' p_attributes := poky._with_ttl(p_attributes, v_default_ttl); END IF;'
+        || format(poky._update_object(), v_table) || 'END';
     RETURN NEXT;
 
     name := 'delete_' || p_number;
@@ -153,35 +51,13 @@ BEGIN
         ' p_unmodified_since bigint';
     source :=
         'DECLARE p_id integer; p_has_caches boolean; p_is_last constant boolean := true;'
-        || poky._delete_variables()
+        ' v_default_ttl integer;' || poky._delete_variables()
         || v_find_bucket || format(poky._delete_object(), v_table) || 'END';
     RETURN NEXT;
 END;
 $$;
 COMMENT ON FUNCTION poky._bucket_functions IS
 'The functions that the bucket with this id should have, as text; number 0: the flat schema''s.';
-
-CREATE OR REPLACE FUNCTION poky._update_variables() RETURNS text
-LANGUAGE sql IMMUTABLE
-AS $template$
-    SELECT $$
-    v_now bigint := floor(date_part('epoch', clock_timestamp()));
-    v_hash text := coalesce(p_hash, encode(substr(sha256(p_value), 1, 4), 'hex'));
-    v_revision bigint;
-    v_modified_at bigint;
-    $$
-$template$;
-COMMENT ON FUNCTION poky._update_variables IS 'Template: what poky._update_object declares.';
-
-CREATE OR REPLACE FUNCTION poky._delete_variables() RETURNS text
-LANGUAGE sql IMMUTABLE
-AS $template$
-    SELECT $$
-    v_outcome text := CASE WHEN p_if_match IS NULL THEN 'missing' ELSE 'rejected' END;
-    v_modified_at bigint;
-    $$
-$template$;
-COMMENT ON FUNCTION poky._delete_variables IS 'Template: what poky._delete_object declares.';
 
 -- The same templates for the table of all buckets, for poky.put, poky.delete and batches.
 DO $do$

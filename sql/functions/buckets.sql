@@ -71,6 +71,22 @@ $$;
 COMMENT ON FUNCTION poky._lock_leaf IS
 'Lock a partition to drop it: the parent first, as an insert does, or they would deadlock.';
 
+CREATE OR REPLACE FUNCTION poky._has_keys(p_bucket poky.bucket) RETURNS boolean
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    v_has_keys boolean;
+BEGIN
+    EXECUTE format(
+        'SELECT EXISTS (SELECT FROM poky.%I WHERE bucket_id = $1'
+        ' AND (expires_at IS NULL OR expires_at > statement_timestamp()))',
+        coalesce(p_bucket.leaf, '_object')
+    ) INTO v_has_keys USING p_bucket.id;
+    RETURN v_has_keys;
+END;
+$$;
+COMMENT ON FUNCTION poky._has_keys IS 'Whether a bucket has an object that has not expired.';
+
 CREATE OR REPLACE FUNCTION poky.drop_bucket(p_bucket text, p_keys boolean DEFAULT false)
 RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER
@@ -86,10 +102,7 @@ BEGIN
         PERFORM poky._lock_leaf(v_bucket.leaf);
         PERFORM FROM poky.bucket WHERE id = v_bucket.id FOR UPDATE;
     END IF;
-    EXECUTE format(
-        'SELECT EXISTS (SELECT FROM poky.%I WHERE bucket_id = $1)',
-        coalesce(v_bucket.leaf, '_object')
-    ) INTO v_has_keys USING v_bucket.id;
+    v_has_keys := poky._has_keys(v_bucket);
     IF v_bucket.id IS NULL OR NOT (v_bucket.declared OR v_has_keys) THEN
         PERFORM poky._refuse_bucket(p_bucket);
     END IF;
@@ -119,7 +132,8 @@ COMMENT ON FUNCTION poky.drop_bucket IS
 'Drop a bucket, with its keys only if p_keys; the outbox_id, or null where no cache must hear of it. PK404: no such bucket; PK409: it has keys.';
 
 CREATE OR REPLACE FUNCTION poky.buckets(
-    OUT name text, OUT kind text, OUT estimated_rows bigint, OUT bytes bigint
+    OUT name text, OUT kind text, OUT estimated_rows bigint, OUT bytes bigint,
+    OUT default_ttl integer
 )
 RETURNS SETOF record
 LANGUAGE plpgsql SECURITY DEFINER  -- volatile: EXPLAIN asks for it
@@ -127,19 +141,15 @@ SET search_path = poky, pg_temp
 AS $$
 DECLARE
     v_bucket poky.bucket;
-    v_has_keys boolean;
     v_plan json;
     v_all real;
 BEGIN
     FOR v_bucket IN SELECT * FROM poky.bucket AS b ORDER BY b.name LOOP
         IF NOT v_bucket.declared THEN
-            EXECUTE format(
-                'SELECT EXISTS (SELECT FROM poky.%I WHERE bucket_id = $1)',
-                coalesce(v_bucket.leaf, '_object')
-            ) INTO v_has_keys USING v_bucket.id;
-            CONTINUE WHEN NOT v_has_keys;
+            CONTINUE WHEN NOT poky._has_keys(v_bucket);
         END IF;
         name := v_bucket.name;
+        default_ttl := v_bucket.default_ttl;
         IF v_bucket.leaf IS NOT NULL THEN
             kind := 'partitioned';
             SELECT greatest(c.reltuples, 0), pg_total_relation_size(c.oid)

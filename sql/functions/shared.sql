@@ -5,7 +5,8 @@ CREATE OR REPLACE FUNCTION poky.get_each(
 )
 RETURNS TABLE (
     bucket integer, key text, revision bigint, hash text, modified_at bigint,
-    unchanged_since bigint, content_type text, value bytea, content_encoding text
+    unchanged_since bigint, content_type text, value bytea, content_encoding text,
+    expires_at bigint, milliseconds_left bigint
 )
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = poky, pg_temp
@@ -49,6 +50,7 @@ DECLARE
     v_id integer;
     v_leaf text;
     v_has_caches boolean;
+    v_default_ttl integer;
     v_needs_plan boolean;
     v_outcome poky.outcome;
     v_settled jsonb;
@@ -61,8 +63,8 @@ BEGIN
     FOR v_ordinal IN 1 .. cardinality(p_keys) LOOP
         IF v_bucket <> p_buckets[v_ordinal] OR poky._is_key(p_keys[v_ordinal]) IS NOT TRUE THEN
             v_bucket := p_buckets[v_ordinal];
-            SELECT b.id, b.leaf, EXISTS (SELECT FROM poky.cache_node)
-            INTO v_id, v_leaf, v_has_caches
+            SELECT b.id, b.leaf, EXISTS (SELECT FROM poky.cache_node), b.default_ttl
+            INTO v_id, v_leaf, v_has_caches, v_default_ttl
             FROM poky.bucket AS b WHERE b.name = v_bucket;
             IF (v_id IS NULL AND poky._is_flat())
                 OR poky._is_key(p_keys[v_ordinal]) IS NOT TRUE
@@ -73,7 +75,7 @@ BEGIN
             END IF;
         END IF;
         IF v_id IS NULL THEN
-            v_outcome := (NULL, 'no bucket', NULL, NULL, NULL, NULL)::poky.outcome;
+            v_outcome := (NULL, 'no bucket', NULL, NULL, NULL, NULL, NULL)::poky.outcome;
         ELSE
             v_needs_plan := v_leaf IS NOT NULL
                 AND (p_are_deletes[v_ordinal] OR p_if_match[v_ordinal] IS NOT NULL);
@@ -94,7 +96,11 @@ BEGIN
                 v_outcome := poky._put(
                     v_id, v_bucket, v_has_caches, p_keys[v_ordinal], p_values[v_ordinal],
                     p_content_types[v_ordinal], p_modified_at[v_ordinal], p_if_match[v_ordinal],
-                    p_if_none_match[v_ordinal], p_hashes[v_ordinal], p_attributes[v_ordinal]
+                    p_if_none_match[v_ordinal], p_hashes[v_ordinal],
+                    CASE
+                        WHEN v_default_ttl IS NULL THEN p_attributes[v_ordinal]
+                        ELSE poky._with_ttl(p_attributes[v_ordinal], v_default_ttl)
+                    END
                 );
             END IF;
             IF v_needs_plan THEN

@@ -216,6 +216,21 @@ SABOTAGES = {
         "79-",
         "poky_failures.vcl",
     ),
+    "expiry-ignored": Sabotage(
+        "A copy is kept as long as any other, whatever the service says is left.",
+        (("    if (beresp.http.Poky-Left) {\n        call", "    if (false) {\n        call"),),
+        "80-",
+    ),
+    "expiry-from-end": Sabotage(
+        "What is left counts from the end of the fetch.",
+        (('"s", 0s) * 0.9 - (now - bereq.time);', '"s", 0s) * 0.9;'),),
+        "80-",
+    ),
+    "expired-revalidated": Sabotage(
+        "An expired copy is kept, to be revalidated.",
+        (('if (beresp.keep > std.duration(beresp.http.Poky-Left + "s", 0s)) {', "if (false) {"),),
+        "81-",
+    ),
     "any-origin": Sabotage(
         "Pages of any origin are told that they may read.",
         ((' && str.contains(req.http.Poky-Origins, "|" + req.http.Origin + "|")', ""),),

@@ -186,8 +186,9 @@ sub vcl_backend_fetch {
 }
 
 sub poky_fetch_pass {
-    header.regsub(bereq, "(?i)^Poky-[^:]*:.*$", "Poky-Dropped: 1");
+    header.regsub(bereq, "(?i)^Poky-(?!TTL:)[^:]*:.*$", "Poky-Dropped: 1");
     unset bereq.http.Poky-Dropped;
+    set bereq.http.Poky-Cache = "expiry";
     # The service compares it with the origin of a page that writes.
     if (!bereq.http.X-Forwarded-Host) {
         set bereq.http.X-Forwarded-Host = bereq.http.Host;
@@ -208,6 +209,7 @@ sub poky_fetch_size {
 
 sub poky_fetch_object {
     call poky_fetch_bare;
+    set bereq.http.Poky-Cache = "expiry";
     set bereq.backend = poky_service.backend();
 }
 
@@ -280,6 +282,7 @@ sub poky_beresp_room {
 
 sub poky_beresp_pass {
     unset beresp.http.Poky-Internal;
+    unset beresp.http.Poky-Left;
     set beresp.http.X-Cache = "PASS";
     set beresp.http.Cache-Status = "poky; fwd=bypass";
     set beresp.http.X-Served-By = server.identity;
@@ -301,6 +304,26 @@ sub poky_beresp_object {
     }
     set beresp.grace = 0s;
     call poky_mode_object_life;
+    if (beresp.http.Poky-Left) {
+        call poky_beresp_expiry;
+    }
+}
+
+# What the service says is left (without it, it would refuse us the object: Poky-Cache) counts from the
+# start of the fetch, and nine tenths of it are used: no clock but PostgreSQL's matters, beyond its rate.
+sub poky_beresp_expiry {
+    set beresp.http.Poky-Left = std.duration(beresp.http.Poky-Left + "s", 0s) * 0.9 - (now - bereq.time);
+    if (std.real(beresp.http.Poky-Left, 0.0) <= 0.0) {
+        call poky_beresp_waiters_only;
+    } else {
+        if (beresp.ttl > std.duration(beresp.http.Poky-Left + "s", 0s)) {
+            set beresp.ttl = std.duration(beresp.http.Poky-Left + "s", 0s);
+        }
+        if (beresp.keep > std.duration(beresp.http.Poky-Left + "s", 0s)) {
+            set beresp.keep = std.duration(beresp.http.Poky-Left + "s", 0s);
+        }
+    }
+    unset beresp.http.Poky-Left;
 }
 
 # 404, 412, 5xx: for those who wait for this fetch, and expired for all who come later.

@@ -48,6 +48,6 @@ sub poky_origins_deliver {
     if (resp.http.Access-Control-Allow-Origin) {
         set resp.http.Access-Control-Expose-Headers =
             "Accept-Encoding, Accept-Ranges, Allow, Cache-Status, Content-Encoding, Content-Range, Date, ETag, " +
-            "Poky-Outcome, Retry-After, WWW-Authenticate, X-Cache, X-Request-ID, X-Served-By";
+            "Poky-Expires, Poky-Outcome, Retry-After, WWW-Authenticate, X-Cache, X-Request-ID, X-Served-By";
     }
 }

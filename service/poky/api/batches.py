@@ -29,6 +29,7 @@ _IN_ITEMS = {
     "HTTP_IF_MATCH": "if_match",
     "HTTP_IF_NONE_MATCH": "if_none_match",
     "HTTP_IF_UNMODIFIED_SINCE": "modified_at",
+    "HTTP_POKY_TTL": "ttl",
 }
 
 
@@ -87,7 +88,11 @@ def put_many(services: Services, environ: Environ, bucket: str) -> Answer:
     environ["poky.items"] = len(items.keys)
     with services.caches.admit():
         outcomes = services.store.put_many(
-            bucket, *items[:-1], atomic, content_encodings=items.content_encodings
+            bucket,
+            *items[:-2],
+            atomic,
+            content_encodings=items.content_encodings,
+            expiries=items.expiries,
         )
         return _answer(services, environ, bucket, items.keys, outcomes, atomic)
 
@@ -120,7 +125,7 @@ def _read_body(services: Services, environ: Environ, bucket: str) -> bytes:
     require_whole(environ)
     for name, field in _IN_ITEMS.items():
         if name in environ:
-            header = name.removeprefix("HTTP_").replace("_", "-").title()
+            header = name.removeprefix("HTTP_").replace("_", "-").title().replace("Ttl", "TTL")
             raise refuse(400, "bad_condition", f"Send {header} as {field} of the items.")
     if body_bytes(environ) > services.config.max_batch_bytes:
         raise refuse(

@@ -16,6 +16,7 @@ def get_buckets(services: Services, environ: Environ) -> Answer:
             "schema": each.kind,
             "estimated_rows": each.estimated_rows,
             "bytes": each.bytes,
+            "ttl": each.default_ttl,
         }
         for each in found
         if grants is None or grants.allow("list", each.name)

@@ -14,6 +14,7 @@ CODES = {
     "bad_json": "The body of a batch is not JSON in UTF-8.",
     "bad_query": "The query has an unknown or repeated parameter, or a value that is not one.",
     "batch_too_large": "The batch has too many bytes or items: split it.",
+    "cache_outdated": "The object expires, and the cache is of a release that would serve it late.",
     "cross_site": "A page of an origin that is not allowed sent this.",
     "date_in_future": "The new modified_at is too far ahead.",
     "digest_mismatch": "The body does not match the digest that was sent with it.",

@@ -10,6 +10,7 @@ import msgspec
 
 from poky.api import conditions
 from poky.api.conditions import format_date, format_tag
+from poky.api.expiry import show_expires
 from poky.api.items import OBJECTS, KeyItems
 from poky.api.strings import write_string
 from poky.http import refuse
@@ -163,6 +164,7 @@ def _facts(item: Object) -> dict[str, Any]:
         "modified_at": format_date(item.modified_at),
         "content_type": item.content_type,
         **({"content_encoding": item.content_encoding} if item.content_encoding else {}),
+        **show_expires(item.expires_at),
     }
 
 

@@ -17,18 +17,21 @@ from msgspec import UNSET, UnsetType
 
 from poky.api import conditions
 from poky.api.conditions import format_tag
+from poky.api.expiry import show_expires
 from poky.api.names import (
     check_content_encoding,
     check_content_type,
     check_key,
+    check_ttl,
     default_content_type,
 )
 from poky.api.strings import read_string
 from poky.http import refuse
-from poky.store import Outcome, Value
+from poky.store import Expiry, Outcome, Value
 
 OBJECTS = "application/vnd.poky.objects+json"
 
+Given = TypeVar("Given")
 Parsed = TypeVar("Parsed")
 
 
@@ -44,6 +47,8 @@ class _PutItem(_KeyItem, forbid_unknown_fields=True):
     data_base64: bytes | UnsetType | None = UNSET
     content_type: str | UnsetType | None = UNSET
     content_encoding: str | UnsetType | None = UNSET
+    ttl: int | UnsetType | None = UNSET
+    expires: str | UnsetType | None = UNSET  # as the answer has it
     etag: str | UnsetType | None = UNSET  # ignored: in the answer that a client may send back
 
 
@@ -114,6 +119,7 @@ class PutItems(NamedTuple):
     if_match: list[str | None]
     if_none_match: list[str | None]
     content_encodings: list[str | None]
+    expiries: list[Expiry | None]
 
 
 def parse_key_items(body: bytes, max_items: int) -> KeyItems:
@@ -131,7 +137,7 @@ def parse_put_items(body: bytes, max_items: int, max_value_bytes: int, latest: i
 def _parse_put_items(body: bytes, max_items: int, max_value_bytes: int, latest: int) -> PutItems:
     items = _decode(_put_items, body, max_items)
     keys, modified_at, if_match, if_none_match = _common(items)
-    values, content_types, content_encodings = [], [], []
+    values, content_types, content_encodings, expiries = [], [], [], []
     for number, item in enumerate(items):
         text = None if item.data is UNSET else _read_data(number, item.data)
         if (text is None) == (item.data_base64 is None or item.data_base64 is UNSET):
@@ -155,9 +161,29 @@ def _parse_put_items(body: bytes, max_items: int, max_value_bytes: int, latest: 
         content_encodings.append(
             _checked(number, "content_encoding", item.content_encoding, check_content_encoding)
         )
+        expiries.append(_read_expiry(number, item))
     return PutItems(
-        keys, values, content_types, modified_at, if_match, if_none_match, content_encodings
+        keys,
+        values,
+        content_types,
+        modified_at,
+        if_match,
+        if_none_match,
+        content_encodings,
+        expiries,
     )
+
+
+def _read_expiry(number: int, item: _PutItem) -> Expiry | None:
+    if item.ttl is UNSET and item.expires is UNSET:
+        return None
+    ttl = _checked(number, "ttl", item.ttl, check_ttl)
+    expires_at = _checked(number, "expires", item.expires, conditions.parse_date)
+    if ttl is None and expires_at is None:
+        return None
+    if ttl is not None and expires_at is not None:
+        raise _bad(number, "ttl", "give either ttl or expires")
+    return Expiry(ttl, expires_at)
 
 
 def show_outcomes(keys: Sequence[str], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -167,6 +193,7 @@ def show_outcomes(keys: Sequence[str], outcomes: Sequence[Outcome]) -> list[dict
         shown: dict[str, Any] = {"key": key, "result": outcome.outcome}
         if outcome.revision is not None:
             shown["etag"] = format_tag(outcome.revision, outcome.hash or "")
+            shown |= show_expires(outcome.expires_at)
         answer.append(shown)
     return answer
 
@@ -280,7 +307,7 @@ def _common(items: Sequence[_KeyItem]) -> tuple[Any, Any, Any, Any]:
 
 
 def _checked(
-    number: int, field: str, text: str | UnsetType | None, parse: Callable[[str], Parsed]
+    number: int, field: str, text: Given | UnsetType | None, parse: Callable[[Given], Parsed]
 ) -> Any:
     if text is None or text is UNSET:
         return None

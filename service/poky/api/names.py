@@ -18,6 +18,8 @@ _PREFIX = re.compile(r"[A-Za-z0-9_.,~:@=+/-]{0,1024}")
 # Stored and sent back as they came: Poky neither encodes nor decodes.
 CONTENT_CODINGS = ("br", "compress", "deflate", "gzip", "zstd")
 _CODING_ALIASES = {"x-gzip": "gzip", "x-compress": "compress"}
+#: the longest ttl, in seconds: 31 years
+MOST_TTL = 1_000_000_000
 _ESSENCE = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+")
 _ACTIVE = re.compile(r"text/html|multipart/.*|.*/(?:.*[+])?(?:xml|xsl|xslt)(?:-.*)?")
 _CONTENT_TYPE = re.compile(r"[\x21-\x7e][\x20-\x7e\t]{0,254}")
@@ -64,6 +66,13 @@ def check_content_encoding(text: str) -> str | None:
         if coding not in CONTENT_CODINGS:
             raise ValueError(f"{coding[:40]!r} is not a content coding known here")
     return ", ".join(codings) or None
+
+
+def check_ttl(seconds: int) -> int:
+    """The seconds, if they are a ttl, 0 for never; else ValueError."""
+    if not 0 <= seconds <= MOST_TTL:
+        raise ValueError(f"a ttl is 1 to {MOST_TTL} seconds, or 0 for never")
+    return seconds
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ from typing import Any
 
 from poky.api import conditions
 from poky.api.conditions import format_date, format_tag
+from poky.api.expiry import EXPIRES, require_knowing_cache, show_expires, show_expiry
 from poky.api.later import later
 from poky.api.names import default_content_type, is_active
 from poky.api.request import (
@@ -20,6 +21,7 @@ from poky.api.request import (
     read_query,
     read_tag_conditions,
     read_tags,
+    read_ttl,
     read_unmodified_since,
     require_bucket,
     require_names,
@@ -59,6 +61,8 @@ def _show_object(
 ) -> Answer:
     if found is None:
         return bare(412 if if_match == "*" else 404)
+    if found.expires_at is not None:
+        require_knowing_cache(environ)
     facts = found.revision, found.hash, found.modified_at
     if if_match is None:
         is_true = not is_modified_since(environ, found.modified_at)
@@ -70,6 +74,7 @@ def _show_object(
         ("ETag", format_tag(found.revision, found.hash)),
         ("Last-Modified", format_date(found.modified_at)),
         ("Cache-Control", cacheability(environ)),
+        *show_expiry(found),
     ]
     if if_none_match is None:
         unchanged = is_unchanged(environ, found.unchanged_since)
@@ -109,6 +114,7 @@ def put_object(services: Services, environ: Environ, bucket: str, key: str) -> L
             413, "value_too_large", f"A value has at most {services.config.max_value_bytes} bytes."
         )
     content_encoding = read_content_encoding(environ)
+    expiry = read_ttl(environ)
     given_type = read_content_type(environ)
     content = read_body(environ)
     content_type = given_type or default_content_type(content)
@@ -117,8 +123,9 @@ def put_object(services: Services, environ: Environ, bucket: str, key: str) -> L
     services.caches.admit()
     policy = services.store.held_policy()
     write = Write(
-        bucket, key, value, content_type, modified_at, if_match, if_none_match, content_encoding
-    )
+        bucket, key, value, content_type, modified_at, if_match, if_none_match, content_encoding,
+        expiry,
+    )  # fmt: skip
     return later(
         environ,
         lambda done: services.writes.add(Writing(write, policy, done)),
@@ -136,6 +143,7 @@ def _show_put(environ: Environ, bucket: str, put: Put) -> Answer:
             ("ETag", format_tag(put.revision, put.hash)),
             ("Last-Modified", format_date(put.modified_at)),
             ("Cache-Control", "no-store"),
+            *([] if put.expires_at is None else [(EXPIRES, format_date(put.expires_at))]),
         ],
     )
 
@@ -193,6 +201,7 @@ def list_objects(services: Services, environ: Environ, bucket: str) -> Answer:
             "modified_at": format_date(each.modified_at),
             "content_type": each.content_type,
             **({"content_encoding": each.content_encoding} if each.content_encoding else {}),
+            **show_expires(each.expires_at),
         }
         for each in page
         if each.revision is not None

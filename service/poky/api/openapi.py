@@ -12,7 +12,7 @@ from poky import __version__
 from poky.api import admin, batches, buckets, lease, objects, welcome
 from poky.api.codes import CODES
 from poky.api.items import OBJECTS
-from poky.api.names import BUCKET, KEY, KEY_LENGTH
+from poky.api.names import BUCKET, KEY, KEY_LENGTH, MOST_TTL
 from poky.api.routes import Route
 from poky.config import Config
 
@@ -175,12 +175,14 @@ _NAMES = {
 _VALIDATORS: Json = {
     "ETag": {"schema": _TAG, "description": "Strong: the revision and a hash."},
     "Last-Modified": {"schema": _DATE, "description": "The client's clock."},
+    "Poky-Expires": {"schema": _DATE, "description": "From then on it is missing; else never."},
 }
 _WRITE_HEADERS = (
     _header("If-Match", _TAG_LIST, "Tags, quoted dates, or *: compare and set."),
     _header("If-None-Match", _TAG_LIST, "Tags, or *: create only."),
     _header("If-Unmodified-Since", _HTTP_DATE, "An HTTP-date."),
 )
+_TTL: Json = {"type": "integer", "minimum": 0, "maximum": MOST_TTL}
 _MISSING = _empty("No such object (empty body), or no such bucket (a problem).")
 
 # What a status means where a handler's details say nothing else.
@@ -232,7 +234,10 @@ def _details(config: Config) -> dict[Any, _Details]:
                 "400": _problem("Bad input.", or_text=True),
                 "412": _empty("A condition is false: nothing changed."),
             },
-            parameters=_WRITE_HEADERS,
+            parameters=[
+                *_WRITE_HEADERS,
+                _header("Poky-TTL", _TTL, "Seconds until it expires; 0: never."),
+            ],
             body={"content": {"*/*": {}}},
         ),
         objects.delete_object: _Details(
@@ -314,7 +319,9 @@ def _batch(config: Config, item: Json) -> Json:
 
 def _outcomes(*results: str) -> Json:
     """The answers to a batch that changes objects."""
-    item = _object("key result", key=_STRING, result={"enum": list(results)}, etag=_TAG)
+    item = _object(
+        "key result", key=_STRING, result={"enum": list(results)}, etag=_TAG, expires=_DATE
+    )
     return {
         "200": _json("One outcome per item, by position.", _array(item)),
         "412": _json("Atomic, and some were rejected: nothing changed.", _array(item)),
@@ -332,6 +339,7 @@ _PAGE = _object(
             modified_at=_DATE,
             content_type=_STRING,
             content_encoding=_STRING,
+            expires=_DATE,
         )
     ),
     next=_TEXT_OR_NULL,
@@ -345,6 +353,7 @@ _OBJECT = _object(
     modified_at=_DATE,
     content_type=_STRING,
     content_encoding=_STRING,
+    expires=_DATE,
     data=_STRING,
     data_base64={"type": "string", "contentEncoding": "base64"},
 )
@@ -364,6 +373,8 @@ _PUT_ITEM: Json = {
         "data_base64": {**_TEXT_OR_NULL, "contentEncoding": "base64"},
         "content_type": _TEXT_OR_NULL,
         "content_encoding": _TEXT_OR_NULL,
+        "ttl": {**_TTL, "type": ["integer", "null"]},
+        "expires": {**_TEXT_OR_NULL, "description": "An HTTP-date, in place of ttl."},
         "etag": {**_TEXT_OR_NULL, "description": "Ignored."},
     },
 }
@@ -371,11 +382,12 @@ _BUCKETS = _object(
     "buckets",
     buckets=_array(
         _object(
-            "name schema estimated_rows bytes",
+            "name schema estimated_rows bytes ttl",
             name=_STRING,
             schema={"enum": ["partitioned", "flat"]},
             estimated_rows=_INTEGER,
             bytes=_INTEGER,
+            ttl={"type": ["integer", "null"]},
         )
     ),
 )

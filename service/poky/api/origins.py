@@ -16,12 +16,13 @@ _WRITING: Final = frozenset({"PUT", "POST", "DELETE"})
 # What a page may send, and read of an answer, beyond what Fetch always allows.
 _REQUEST_FIELDS: Final = (
     "Authorization, Content-Digest, Content-Encoding, Content-MD5, Content-Type, If-Match,"
-    " If-Modified-Since, If-None-Match, If-Range, If-Unmodified-Since, Range, Repr-Digest,"
-    " X-If-Match, X-Request-ID"
+    " If-Modified-Since, If-None-Match, If-Range, If-Unmodified-Since, Poky-TTL, Range,"
+    " Repr-Digest, X-If-Match, X-Request-ID"
 )
 _ANSWER_FIELDS: Final = (
     "Accept-Encoding, Accept-Ranges, Allow, Cache-Status, Content-Encoding, Content-Range, Date,"
-    " ETag, Poky-Outcome, Retry-After, WWW-Authenticate, X-Cache, X-Request-ID, X-Served-By"
+    " ETag, Poky-Expires, Poky-Outcome, Retry-After, WWW-Authenticate, X-Cache, X-Request-ID,"
+    " X-Served-By"
 )
 _REMEMBERED_SECONDS: Final = 7200  # the most that browsers do
 

@@ -14,18 +14,22 @@ from urllib.parse import parse_qsl
 from poky.api import conditions
 from poky.api.names import (
     CONTENT_CODINGS,
+    MOST_TTL,
     check_bucket,
     check_content_encoding,
     check_content_type,
     check_key,
     check_prefix,
+    check_ttl,
 )
 from poky.http import Environ, Refused, refuse, text
+from poky.store import Expiry
 
 _DIGESTS = {"Content-Digest": "HTTP_CONTENT_DIGEST", "Repr-Digest": "HTTP_REPR_DIGEST"}
 _BYTE_SEQUENCE = re.compile(":([A-Za-z0-9+/=]*):")
 _DICTIONARY_MEMBER = re.compile(r"[a-z*][a-z0-9_.*-]*=.*")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_SECONDS = re.compile("[0-9]{1,20}")
 _WEIGHT = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
 
 BAD_UNMODIFIED_SINCE = "Error in If-Unmodified-Since format. Use RFC 1123 date format."
@@ -144,6 +148,23 @@ def read_content_encoding(environ: Environ) -> str | None:
         return check_content_encoding(value.strip())
     except ValueError as error:
         raise refuse_content_encoding(str(error)) from None
+
+
+def read_ttl(environ: Environ) -> Expiry | None:
+    """What Poky-TTL says, None without it; 400 if it cannot be read, never ignored."""
+    value = environ.get("HTTP_POKY_TTL")
+    if value is None:
+        return None
+    try:
+        if not _SECONDS.fullmatch(value):
+            raise ValueError
+        return Expiry(check_ttl(int(value)))
+    except ValueError:
+        raise refuse(
+            400,
+            "bad_ttl",
+            f"Poky-TTL is a whole number of seconds from 1 to {MOST_TTL}, or 0 for never.",
+        ) from None
 
 
 def refuse_content_encoding(why: str, accepted: str = ", ".join(CONTENT_CODINGS)) -> Refused:

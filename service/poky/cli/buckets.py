@@ -12,14 +12,24 @@ def bucket() -> None:
     """Create, list and drop buckets."""
 
 
-@bucket.command("create", epilog="\b\nExample:\n  poky bucket create tooltips")
+_TTL = click.IntRange(0, 1_000_000_000)
+
+
+@bucket.command(
+    "create",
+    epilog="\b\nExamples:\n  poky bucket create tooltips\n  poky bucket create sessions --ttl 3600",
+)
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--ttl", type=_TTL, help="Seconds after which their objects expire; 0: never.")
 @dsn_option
 @as_json
-def create_bucket(names: tuple[str, ...], dsn: str | None, as_json: bool) -> None:
-    """Create buckets; those that exist stay as they are."""
+def create_bucket(names: tuple[str, ...], ttl: int | None, dsn: str | None, as_json: bool) -> None:
+    """Create buckets; those that exist stay as they are, but for a --ttl."""
     with open_store(dsn) as store:
         done = {name: "created" if store.ensure_bucket(name) else "exists" for name in names}
+        if ttl is not None:
+            for name in names:
+                store.set_bucket_ttl(name, ttl)
     show_pairs(done, as_json)
 
 
@@ -29,7 +39,8 @@ def create_bucket(names: tuple[str, ...], dsn: str | None, as_json: bool) -> Non
 def list_buckets(dsn: str | None, as_json: bool) -> None:
     """List buckets with PostgreSQL's estimate of rows and the bytes on disk.
 
-    public is what the bucket allows without a token: read, or none.
+    public is what the bucket allows without a token: read, or none. ttl: the seconds after which
+    objects expire that are written without a ttl of their own.
     """
     with open_store(dsn) as store:
         buckets, public = store.buckets(), {*store.public_buckets()}
@@ -40,7 +51,7 @@ def list_buckets(dsn: str | None, as_json: bool) -> None:
         print_json(rows)
         return
     print_table(
-        ["bucket", "schema", "rows (about)", "bytes", "public"],
+        ["bucket", "schema", "rows (about)", "bytes", "public", "ttl"],
         [
             [
                 each["name"],
@@ -48,6 +59,7 @@ def list_buckets(dsn: str | None, as_json: bool) -> None:
                 f"{each['estimated_rows']:,}",
                 f"{each['bytes']:,}",
                 each["public"],
+                "-" if each["default_ttl"] is None else str(each["default_ttl"]),
             ]
             for each in rows
         ],
@@ -76,22 +88,40 @@ def drop_bucket(name: str, keys: bool, dsn: str | None, as_json: bool) -> None:
     show_pairs({name: "dropped"}, as_json)
 
 
-@bucket.command("set", epilog="\b\nExample:\n  poky bucket set tooltips --public read")
+@bucket.command(
+    "set",
+    epilog="\b\nExamples:\n  poky bucket set tooltips --public read\n"
+    "  poky bucket set sessions --ttl 3600",
+)
 @click.argument("name")
 @click.option(
     "--public",
     type=click.Choice(["read", "none"]),
-    required=True,
     help="read: its objects are read without a token. none: only with one.",
+)
+@click.option(
+    "--ttl",
+    type=_TTL,
+    help="Seconds after which objects expire that are written from now on; 0: never.",
 )
 @dsn_option
 @as_json
-def set_bucket(name: str, public: str, dsn: str | None, as_json: bool) -> None:
+def set_bucket(
+    name: str, public: str | None, ttl: int | None, dsn: str | None, as_json: bool
+) -> None:
     """Change a bucket; returns when the change holds at every instance and cache."""
-    with open_store(dsn, as_owner=True) as store:
-        outbox_id = store.publish_bucket(name, public == "read")
-        if outbox_id is not None:
-            with open_caches(store) as caches:
-                caches.forget_policy(outbox_id)
-            store.confirm([outbox_id])
-    show_pairs({name: "is read without a token" if public == "read" else "needs a token"}, as_json)
+    if public is None and ttl is None:
+        raise click.UsageError("Say what to change: --public or --ttl.")
+    done = []
+    with open_store(dsn, as_owner=public is not None) as store:
+        if ttl is not None:
+            store.set_bucket_ttl(name, ttl)
+            done.append(f"expires after {ttl} s" if ttl else "does not expire")
+        if public is not None:
+            outbox_id = store.publish_bucket(name, public == "read")
+            if outbox_id is not None:
+                with open_caches(store) as caches:
+                    caches.forget_policy(outbox_id)
+                store.confirm([outbox_id])
+            done.append("is read without a token" if public == "read" else "needs a token")
+    show_pairs({name: ", ".join(done)}, as_json)

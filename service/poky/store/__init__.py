@@ -1,12 +1,13 @@
 """The store: every conversation of the running service with PostgreSQL.
 
 One method per function of schema ``poky``, same verb, same order of arguments: ``objects``,
-``buckets``, ``nodes``, ``tokens`` and ``locks``, over the ``pool``. Knows psycopg2 and SQLSTATEs
-(``errors``); knows nothing of HTTP headers, and builds no SQL beyond ``statements``.
+``buckets``, ``expiry``, ``nodes``, ``tokens`` and ``locks``, over the ``pool``. Knows psycopg2
+and SQLSTATEs (``errors``); knows nothing of HTTP headers, and builds no SQL beyond ``statements``.
 """
 
 from poky.store.buckets import Buckets
 from poky.store.errors import CODES, BadDsn, PolicyChanged, StoreError
+from poky.store.expiry import Expiries
 from poky.store.literals import Value, is_utf8
 from poky.store.locks import Locks
 from poky.store.nodes import Nodes
@@ -17,6 +18,7 @@ from poky.store.results import (
     Change,
     Credential,
     Delete,
+    Expiry,
     Listed,
     Node,
     Object,
@@ -36,6 +38,7 @@ __all__ = [
     "Change",
     "Credential",
     "Delete",
+    "Expiry",
     "Held",
     "Listed",
     "Node",
@@ -53,7 +56,7 @@ __all__ = [
 ]
 
 
-class Store(Shared, Objects, Buckets, Nodes, Tokens, Locks):
+class Store(Shared, Objects, Buckets, Expiries, Nodes, Tokens, Locks):
     """The interface of schema ``poky`` over one pool of connections.
 
     Never hands out a connection that the server has closed; every wait is bounded; a statement

@@ -12,7 +12,9 @@ class Buckets(Pool):
     def buckets(self) -> list[Bucket]:
         """All buckets, by name."""
         rows = self._read(
-            "SELECT name, kind, estimated_rows, bytes FROM poky.buckets() ORDER BY name", ()
+            "SELECT name, kind, estimated_rows, bytes, default_ttl FROM poky.buckets()"
+            " ORDER BY name",
+            (),
         )
         return [Bucket(*row) for row in rows]
 
@@ -27,6 +29,10 @@ class Buckets(Pool):
         """
         rows = self._write("SELECT poky.drop_bucket(%s, %s)", (bucket, keys))
         return None if rows[0][0] is None else int(rows[0][0])
+
+    def set_bucket_ttl(self, bucket: str, ttl: int) -> bool:
+        """Give a bucket the ttl of objects written without one, 0: never; False if it had it."""
+        return bool(self._write("SELECT poky.set_bucket_ttl(%s, %s)", (bucket, ttl))[0][0])
 
     def migrations(self) -> tuple[str, Sequence[str]]:
         """The kind of the schema and the names of its migrations; StoreError 503 without one."""

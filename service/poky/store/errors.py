@@ -31,6 +31,7 @@ CODES = {
     "bad_key": "The key is not one.",
     "bad_lease": "A lease is for 0 to 300 seconds.",
     "bad_text": "A text has a character that PostgreSQL cannot store.",
+    "bad_ttl": "A ttl is 1 to 1000000000 seconds, or 0 for never.",
     "bad_token_name": "The token's name is not one.",
     "bucket_not_empty": "The bucket has keys and was to be dropped only if empty.",
     "bucket_not_found": "There is no such bucket.",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from poky.store.bucket_functions import BucketFunctions
 from poky.store.errors import StoreError
 from poky.store.literals import LARGE, Value, array, unless_empty
-from poky.store.results import Delete, Listed, Object, Outcome, Put
+from poky.store.results import Delete, Expiry, Listed, Object, Outcome, Put
 from poky.store.rows import CopiedRows
 from poky.store.statements import COPIED, COPY_FACTOR, COPY_OBJECTS, EXECUTE
 
@@ -62,6 +62,7 @@ class Objects(BucketFunctions):
         if_match: str | None = None,
         if_none_match: str | None = None,
         content_encoding: str | None = None,
+        expiry: Expiry | None = None,
     ) -> Put:
         """Store an object if its conditions hold and nothing newer than ``modified_at`` is there.
 
@@ -70,7 +71,7 @@ class Objects(BucketFunctions):
         value = value if isinstance(value, Value) else Value(value)
         given = (
             key, value, content_type, modified_at, if_match, if_none_match, value.hash,
-            attributes(content_encoding),
+            attributes(content_encoding, expiry),
         )  # fmt: skip
         size = len(value.content)
         if size > LARGE:
@@ -145,12 +146,14 @@ class Objects(BucketFunctions):
         if_none_match: Sequence[str | None],
         atomic: bool,
         content_encodings: Sequence[str | None] = (),
+        expiries: Sequence[Expiry | None] = (),
     ) -> Outcomes:
         """Store objects in one transaction; one outcome per item, by position.
 
         ``atomic``: if any is rejected nothing is written, and no outcome has a revision.
         """
         given = [value if isinstance(value, Value) else Value(value) for value in values]
+        columns = (content_encodings or [None] * len(keys), expiries or [None] * len(keys))
         size = sum(len(value.content) for value in given)
         parameters = (
             bucket,
@@ -162,7 +165,7 @@ class Objects(BucketFunctions):
             unless_empty(if_none_match),
             atomic,
             array([value.hash for value in given]),
-            array([attributes(each) for each in content_encodings]),
+            array(list(map(attributes, *columns))),
         )
         if size > LARGE:
             rows = self._write_large(EXECUTE["put_many"], parameters, size, len(given))
@@ -212,9 +215,12 @@ class Objects(BucketFunctions):
         return [Listed._make(row) for row in rows]
 
 
-def attributes(content_encoding: str | None) -> str | None:
+def attributes(content_encoding: str | None, expiry: Expiry | None = None) -> str | None:
     """What an object has besides its value and content type, as poky.put takes it; None: nothing.
 
     One JSON object, so that the functions' signatures need not change with each attribute.
     """
-    return None if content_encoding is None else json.dumps({"content_encoding": content_encoding})
+    if content_encoding is None and expiry is None:
+        return None
+    given = {"content_encoding": content_encoding, **(expiry._asdict() if expiry else {})}
+    return json.dumps({name: each for name, each in given.items() if each is not None})

@@ -19,6 +19,8 @@ class Object(NamedTuple):
     unchanged_since: int
     content_type: str
     content_encoding: str | None
+    expires_at: int | None
+    milliseconds_left: int | None  #: until then, by PostgreSQL's clock when the statement began
     value: Any  #: bytes, or a memoryview: a copy would be a tenth of what a large one costs to read
     size: int
 
@@ -32,6 +34,8 @@ class Found(NamedTuple):
     unchanged_since: int
     content_type: str
     content_encoding: str | None
+    expires_at: int | None
+    milliseconds_left: int | None
     value: Any
 
 
@@ -46,8 +50,17 @@ class Each(NamedTuple):
     unchanged_since: int
     content_type: str
     content_encoding: str | None
+    expires_at: int | None
+    milliseconds_left: int | None
     value: Any
     size: int
+
+
+class Expiry(NamedTuple):
+    """When a write's object shall expire: after a ttl (0: never), or at a time."""
+
+    ttl: int | None = None
+    expires_at: int | None = None
 
 
 class Write(NamedTuple):
@@ -61,6 +74,7 @@ class Write(NamedTuple):
     if_match: str | None
     if_none_match: str | None
     content_encoding: str | None = None
+    expiry: Expiry | None = None  #: None: as the bucket has it
 
     @property
     def size(self) -> int:
@@ -76,6 +90,7 @@ class Put(NamedTuple):
     hash: str
     modified_at: int
     outbox_id: int | None
+    expires_at: int | None = None
 
 
 class Delete(NamedTuple):
@@ -94,6 +109,7 @@ class Outcome(NamedTuple):
     hash: str | None
     modified_at: int | None
     outbox_id: int | None
+    expires_at: int | None = None
 
 
 class Listed(NamedTuple):
@@ -106,15 +122,20 @@ class Listed(NamedTuple):
     modified_at: int
     content_type: str
     content_encoding: str | None
+    expires_at: int | None
 
 
 class Bucket(NamedTuple):
-    """A bucket with PostgreSQL's estimate of its rows, and its bytes on disk."""
+    """A bucket with PostgreSQL's estimate of its rows, and its bytes on disk.
+
+    ``default_ttl``: seconds after which an object expires that is written without a ttl.
+    """
 
     name: str
     kind: str
     estimated_rows: int
     bytes: int
+    default_ttl: int | None
 
 
 class Node(NamedTuple):

@@ -78,13 +78,11 @@ class Shared(Objects):
         return ALONE if value is None else Object._make((key, *facts, value.cast("B"), len(value)))
 
     def _change_one(self, write: Write) -> Put:
-        bucket, key, value, content_type, modified_at, if_match, if_none_match, encoding = write
+        bucket, key, value, _, modified_at, if_match, if_none_match, *_ = write
         if value is None:
             outcome, outbox_id = self.delete(bucket, key, if_match, if_none_match, modified_at)
             return Put(outcome, 0, "", 0, outbox_id)
-        return self.put(
-            bucket, key, value, content_type, modified_at, if_match, if_none_match, encoding
-        )
+        return self.put(*write)  # type: ignore[arg-type]
 
     def change_each(self, writes: Sequence[Write], lock_timeout: float | None = None) -> list[Put]:
         """Make changes, in the order of buckets and keys, in one transaction; one outcome each.
@@ -106,7 +104,7 @@ class Shared(Objects):
             unless_empty([each.if_match for each in writes]),
             unless_empty([each.if_none_match for each in writes]),
             array([None if each.value is None else each.value.hash for each in writes]),
-            _array_of_json([attributes(each.content_encoding) for each in writes]),
+            _array_of_json([attributes(each.content_encoding, each.expiry) for each in writes]),
             None if lock_timeout is None else int(lock_timeout * 1000),
         )
         try:

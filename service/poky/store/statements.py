@@ -99,7 +99,7 @@ BUCKET_EXECUTE = {
 # Large values, one row after another in the order of distinct keys, up to a size.
 # The columns: an Object's fields but for its size.
 COPIED: Final = {
-    field: {int: "bigint", Any: "bytea"}.get(kind, "text")
+    field: {int: "bigint", int | None: "bigint", Any: "bytea"}.get(kind, "text")
     for field, kind in Object.__annotations__.items()
     if field != "size"
 }
