@@ -76,6 +76,8 @@ def test_post_with_tags(client: Client, bucket: str) -> None:
     assert client.batch("POST", bucket, [{"key": "a", "if_match": tag}]).json() == {"a": "1"}
     assert client.batch("POST", bucket, [{"key": "a", "if_match": '"x"'}]).json() == {}
     assert client.batch("POST", bucket, [{"key": "a", "if_none_match": tag}]).json() == {}
+    other = [{"key": "a", "if_none_match": '"1-00000000"'}]
+    assert set(client.batch("POST", bucket, other).json()) == {"a"}
 
 
 def test_post_of_bytes_is_406_naming_the_key_and_the_media_type(

@@ -258,6 +258,23 @@ def test_a_turn_that_takes_long_leaves_the_front_to_another_thread() -> None:
         assert answer.status == 200
 
 
+def test_what_waits_is_looked_at_while_a_turn_takes_long() -> None:
+    looks, go_on = threading.Semaphore(0), threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        assert go_on.wait(10)
+        start_response("200 OK", [])
+        return [b"ok"]
+
+    with serving(app, threads=2, late=looks.release) as service:
+        client = service.client()
+        client.send(get("/slow"))
+        for _ in range(3):
+            assert looks.acquire(timeout=10)
+        go_on.set()
+        assert client.answer() is not None
+
+
 def test_after_turn_knows_a_lone_client() -> None:
     turns: list[bool] = []
 

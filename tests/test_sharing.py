@@ -287,6 +287,47 @@ def test_of_twelve_creators_in_one_statement_one_wins(store: Store) -> None:
     assert writes.sizes.count == 1
 
 
+def test_writes_decided_under_one_policy_share_a_statement(store: Store) -> None:
+    """How each of them would be decided anew is its own affair."""
+    with closing(psycopg2.connect(store.dsn)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT policy FROM poky.credential('', '')")
+        ((policy,),) = cursor.fetchall()
+    writes = Writes(store, NoCaches(), THREADS)
+    told = Told(10)
+    for number in range(10):
+        held = policy, lambda outdated: outdated
+        writes.add(Writing(put_of(f"k{number}", b"1"), held, told.done(number)))
+    writes.after_turn(False)
+    assert [each.outcome for each in told.all()] == ["inserted"] * 10
+    assert writes.sizes.count == 1
+
+
+def test_what_comes_while_a_statement_waits_is_written_by_another_when_it_is_late(
+    store: Store, own_database: Database
+) -> None:
+    store.put("a", "locked", b"1", "text/plain")
+    writes = Writes(store, NoCaches(), THREADS)
+    told = Told(4)
+    with closing(held(own_database, "a", "locked")) as holder:
+        writes.add(Writing(put_of("locked", b"2"), None, told.done(0)))
+        writes.after_turn(False)
+        wait_until(lambda: writes.sizes.count == 1)
+        for number in (1, 2, 3):
+            writes.add(Writing(put_of(f"k{number}", b"1"), None, told.done(number)))
+            writes.after_turn(False)
+        assert writes.sizes.count == 1  # it may end any moment: nothing waits in a second thread
+
+        def are_written() -> bool:
+            writes.late()  # as every 20 ms under load
+            return all(each is not Told for each in told.outcomes[1:])
+
+        wait_until(are_written)
+        assert told.outcomes[0] is Told
+        holder.rollback()
+    assert [each.outcome for each in told.all()[1:]] == ["inserted"] * 3
+    assert writes.sizes.count == 2
+
+
 def test_a_refusal_is_purged_as_well_where_there_are_caches(store: Store) -> None:
     caches = NoCaches()
     writes = Writes(store, caches, THREADS)

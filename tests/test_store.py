@@ -18,6 +18,7 @@ import pytest
 
 from poky import embedded
 from poky.store import CODES, Store, StoreError
+from poky.store.errors import refuse_unreplicated
 from tests.conftest import Cluster, Database
 
 ROOT = Path(__file__).parent.parent
@@ -207,3 +208,15 @@ def test_a_statement_may_take_longer_for_what_is_larger(slow: Database) -> None:
         store.put_many(
             "b", [*keys, "small"], [b"x"] * 2000, ["t"] * 2000, nothing, nothing, nothing, True
         )
+
+
+def test_a_write_that_the_standby_does_not_confirm_is_in_doubt() -> None:
+    """PostgreSQL says so in a warning. That it ends the connection afterwards is no doubt."""
+    for notices in ([], ["FATAL:  terminating connection due to administrator command\n"]):
+        refuse_unreplicated(notices)
+        assert notices == []
+    with pytest.raises(StoreError) as refused:
+        refuse_unreplicated(
+            ["WARNING:  canceling wait for synchronous replication\n", "FATAL:  x\n"]
+        )
+    assert (refused.value.code, refused.value.unknown) == ("outcome_unknown", True)
