@@ -42,6 +42,10 @@ class Pass:
     is_void: bool = False  # its bucket is about to be published again: it says nothing any more
 
     @property
+    def kind(self) -> str:
+        return "token" if self.token else "public bucket"
+
+    @property
     def headers(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self.token}"} if self.token else {}
 
@@ -189,7 +193,8 @@ def run(stack: Stack, fault: Fault, *, reads: int, seconds: float = 0) -> Result
                         result.admitted += 1
                         result.findings.append(f"port {port} admitted a token of another bucket")
                     if not trespasses:
-                        _judge(result, chosen, start, before, answer.status, is_hit, port)
+                        place = f"port {port} ({answer.headers['X-Cache'] or 'an instance'})"
+                        _judge(result, chosen, start, before, answer.status, place)
 
         threads = [threading.Thread(target=change)]
         threads += [threading.Thread(target=read, args=(port,)) for port in ports]
@@ -213,8 +218,7 @@ def _judge(
     start: float,
     before: tuple[float, float],
     status: int,
-    is_hit: bool,
-    port: int,
+    place: str,
 ) -> None:
     granted, ended = before
     if chosen.is_void:
@@ -224,9 +228,9 @@ def _judge(
         if status == 200:
             result.admitted += 1
             result.findings.append(
-                f"port {port} answered {1000 * (start - ended):.1f} ms after the end"
-                f" ({is_hit=}, {'token' if chosen.token else 'public'})"
+                f"{place} answered {1000 * (start - ended):.1f} ms after the end of a {chosen.kind}"
             )
     elif start >= granted and chosen.ending == NEVER and status in (401, 403):
         result.refused += 1
-        result.findings.append(f"port {port} refused a valid pass ({status})")
+        age = time.monotonic() - granted
+        result.findings.append(f"{place}: {status} for a valid {chosen.kind}, {age:.1f} s old")

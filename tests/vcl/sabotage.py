@@ -198,6 +198,12 @@ SABOTAGES = {
         "73-",
         "poky_access_tokens.vcl",
     ),
+    "denied-lease-refuses": Sabotage(
+        "The service's no to a lease is given to a client, whose read it is not about.",
+        ((" && !resp.http.Poky-Internal", ""),),
+        "80-",
+        "poky_access_tokens.vcl",
+    ),
     "decision-for-any-bucket": Sabotage(
         "What was decided for one bucket holds for all.",
         (

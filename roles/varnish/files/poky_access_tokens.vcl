@@ -171,7 +171,8 @@ sub vcl_deliver {
     if (req.http.Poky-Access == "ask") {
         call poky_access_deliver;
     }
-    if (resp.status == 401 || resp.status == 403) {
+    # But for a lease that is denied: what is looked up with it is not refused.
+    if ((resp.status == 401 || resp.status == 403) && !resp.http.Poky-Internal) {
         return (deliver);
     }
 }
