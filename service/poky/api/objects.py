@@ -31,24 +31,27 @@ from poky.api.request import (
 from poky.api.services import Services
 from poky.http import Answer, Environ, Later, bare, json, refuse
 from poky.sharing import Read, Writing
-from poky.store import Object, Put, StoreError, Value, Write
+from poky.store import Alone, Object, Put, StoreError, Value, Write
 
 
-def get_object(services: Services, environ: Environ, bucket: str, key: str) -> Later:
+def get_object(services: Services, environ: Environ, bucket: str, key: str) -> Answer | Later:
     """Answer with the object, 304 or 412 by its conditions, or 404."""
     require_names(bucket, key)
     if_match = read_tags(environ, "HTTP_IF_MATCH", conditions.parse_if_match)
     if if_match is None:  # the name that the original's cache sent
         if_match = read_tags(environ, "HTTP_X_IF_MATCH", conditions.parse_if_match)
     if_none_match = read_tags(environ, "HTTP_IF_NONE_MATCH", conditions.parse_if_none_match)
+    origins = services.config.cors_origins
+    if environ["poky.alone"]:
+        found = services.reads.at_once(bucket, key)
+        if not isinstance(found, Alone):
+            return _show_object(environ, found, if_match, if_none_match, origins)
     room, policy = environ["poky.memory"].need, services.store.held_policy()
     since = time.monotonic()
     return later(
         environ,
         lambda done: services.reads.add(Read(bucket, key, room, policy, since, done)),
-        lambda found: _show_object(
-            environ, found, if_match, if_none_match, services.config.cors_origins
-        ),
+        lambda found: _show_object(environ, found, if_match, if_none_match, origins),
     )
 
 

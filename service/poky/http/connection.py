@@ -79,6 +79,7 @@ class Connection:
         self._output: list[memoryview] = []
         self._sent = 0
         self._started = 0.0
+        self.alone = False  # no other client has been served lately
         self.later: Later | None = None  # completes the answer to the request at hand, or
         self._again: Callable[[], None] = lambda: None  # has the request tried again
         self._is_unread = False  # it decides before the body is read
@@ -263,6 +264,7 @@ class Connection:
         self._environ = environ = self.server.environ.copy()
         environ["REMOTE_ADDR"] = self.remote_addr or ""
         environ["poky.memory"] = self._memory
+        environ["poky.alone"] = self.alone
         self._status = None
         self._sent = 0
         return environ

@@ -44,7 +44,8 @@ class Workers:
     one `dict.pop`, so no lock is needed.
 
     `after_turn(alone)` is called in front when all connections of a turn have proceeded; `alone`:
-    there was one, the same as in the turn before. `late()` is called every 20 ms under load.
+    there was one, the same as in the turn before (`poky.alone` in the environ of its requests).
+    `late()` is called every 20 ms under load.
     """
 
     def __init__(
@@ -217,6 +218,7 @@ class Workers:
         self._since[me] = now
         if not self._active.is_set():
             self._active.set()
+        alone = len(rest) == 1 and rest[0] == self._served_last
         count = fd = 0
         # A thread that was late is no longer in front: the one that is takes the rest.
         while rest and count < MOST_READY and self._front == me:
@@ -224,10 +226,10 @@ class Workers:
             count += 1
             conn = self._waiting.pop(fd, None)
             if conn is not None:
+                conn.alone = alone
                 self.run(conn, Connection.communicate)
+        self._served_last = fd
         if self._after_turn is not None:
-            alone = count == 1 and fd == self._served_last
-            self._served_last = fd
             try:
                 self._after_turn(alone)
             except Exception:

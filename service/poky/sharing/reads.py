@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from poky.metrics import Sizes
 from poky.sharing.lanes import Lane
 from poky.sharing.stages import Stages
-from poky.store import ALONE, Held, Object, Store, StoreError
+from poky.store import ALONE, Found, Held, Object, Store, StoreError
 
 log = logging.getLogger("poky.sharing")
 
@@ -41,7 +41,8 @@ class Reads:
     def __init__(self, store: Store, threads: int, stages: Stages | None = None) -> None:
         self._store = store
         self._collected: dict[int, list[Read]] = {}
-        self._running: dict[int, tuple[float, list[Read]]] = {}
+        # By thread: since when it asks, and for what; of each, the bucket comes first.
+        self._running: dict[int, tuple[float, Sequence[Sequence[Any]]]] = {}
         self._most_late = threads - 1
         self._large = Lane("reads-large", max(threads // 2, 1), BEGIN_SECONDS)
         self._parted = Lane("reads-parted", 1, BEGIN_SECONDS)
@@ -53,6 +54,23 @@ class Reads:
     def add(self, read: Read) -> None:
         """Ask for an object after this turn of the calling thread."""
         self._collected.setdefault(threading.get_ident(), []).append(read)
+
+    def at_once(self, bucket: str, key: str) -> Found:
+        """The object, asked for by the calling thread: for a lone client, half the Python.
+
+        ALONE: it has to be added, for others wait, or it is large. Raises StoreError.
+        """
+        if self._apart or self._running:
+            return ALONE
+        me = threading.get_ident()
+        self._running[me] = time.monotonic(), ((bucket, key),)
+        self.sizes.add(me, 1)
+        try:
+            return self._store.get_small(bucket, key)
+        finally:
+            began, _ = self._running.pop(me)
+            if self._stages:
+                self._stages.set(began, time.monotonic())
 
     def after_turn(self, alone: bool) -> None:
         """Ask for what the calling thread has collected. ``alone``: for one and the same client."""
@@ -76,7 +94,7 @@ class Reads:
             return None
         since = time.monotonic() - LATE_SECONDS
         late = [reads for began, reads in tuple(self._running.values()) if began < since]
-        return {read.bucket for reads in late for read in reads}
+        return {read[0] for reads in late for read in reads}
 
     def _set_apart(self, reads: list[Read], late: set[str] | None, alone: bool) -> list[Read]:
         rest = []

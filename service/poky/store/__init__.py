@@ -27,18 +27,20 @@ from poky.store.results import (
     TokenRow,
     Write,
 )
-from poky.store.shared import ALONE, Shared, Together
+from poky.store.shared import ALONE, Alone, Found, Shared, Together
 from poky.store.tokens import Tokens
 
 __all__ = [
     "ALONE",
     "CODES",
+    "Alone",
     "BadDsn",
     "Bucket",
     "Change",
     "Credential",
     "Delete",
     "Expiry",
+    "Found",
     "Held",
     "Listed",
     "Node",

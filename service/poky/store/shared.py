@@ -12,15 +12,15 @@ from poky.store.results import Object, Put, Write
 from poky.store.statements import EXECUTE
 
 
-class _Alone:
+class Alone:
     """What stands for an object that has to be asked for alone."""
 
     def __repr__(self) -> str:
         return "ALONE"
 
 
-ALONE: Final = _Alone()
-Found = Object | None | _Alone
+ALONE: Final = Alone()
+Found = Object | None | Alone
 
 
 class Together(Exception):
@@ -37,7 +37,7 @@ class Shared(Objects):
         soon, if a bucket is locked, when there are several, or ``is_quick``.
         """
         if len(wanted) == 1 and not is_quick:
-            return [self._get_one(*wanted[0])]
+            return [self.get_small(*wanted[0])]
         keys: dict[str, list[str]] = {}
         for bucket, key in wanted:
             keys.setdefault(bucket, []).append(key)
@@ -70,7 +70,8 @@ class Shared(Objects):
                 found[bucket, key] = Object._make((key, *facts, value.cast("B"), size))
         return [found.get(each) for each in wanted]
 
-    def _get_one(self, bucket: str, key: str) -> Found:
+    def get_small(self, bucket: str, key: str) -> Found:
+        """The object, None when there is none, or ALONE: its value is large."""
         rows = self._call("get", "get", bucket, (array((key,)),), is_write=False)
         if not rows:
             return None
