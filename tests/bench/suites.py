@@ -236,11 +236,14 @@ def cache(stage: Stage) -> Contests:
     yield Contest(
         {
             "get.direct": direct,
-            "get.miss": Http(
-                varnish.ports, "/kv/missed/key-",
-                watched=varnish.with_pids_of(service),
-                first_key=itertools.count(1, misses // 10).__next__,
-            ),
+            **{
+                name: Http(
+                    cache.ports, "/kv/missed/key-",
+                    watched=cache.with_pids_of(service),
+                    first_key=itertools.count(1, misses // 10).__next__,
+                )
+                for name, cache in (("get.miss", varnish), ("plain-varnish-miss", plain))
+            },
             "put.direct": put_direct,
             "put.purged": replace(put_direct, ports=service.ports, watched=service.watched),
             "put.through": replace(
@@ -249,6 +252,7 @@ def cache(stage: Stage) -> Contests:
         },
         [
             ("get.miss", "get.direct"),
+            ("get.miss", "plain-varnish-miss"),
             ("put.purged", "put.direct"),
             ("put.through", "put.direct"),
         ],
