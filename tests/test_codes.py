@@ -31,7 +31,7 @@ def test_every_refusal_has_a_code_of_the_table_and_every_code_is_given() -> None
         package: set().union(
             *(
                 given(function, path)
-                for path in (ROOT / "service" / "poky" / package).glob("*.py")
+                for path in (ROOT / "service" / "poky" / package).rglob("*.py")
                 for function in ("refuse", "problem")
             )
         )

@@ -24,7 +24,7 @@ LAYERS: dict[str, set[str]] = {
     "cache": {"background", "config", "metrics", "store"},
     "sharing": {"metrics", "store"},
     "probe": {"background", "config", "metrics", "sharing", "store"},
-    "api": {"access", "config", "health", "http", "sharing", "store"},
+    "api": {"access", "config", "health", "http", "logs", "metrics", "sharing", "store"},
     "figures": {"access", "config", "http", "logs", "metrics", "store"},
     "process": {
         "access",

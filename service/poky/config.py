@@ -119,6 +119,11 @@ class Config:
     admin_port: int = setting(
         0, "The admin listener's port (/metrics, /buckets). 0: POKY_PORT + 1000.", at_most=65535
     )
+    admin_objects: str = setting(
+        "",
+        "Whether the admin listener's pages show keys and values. Empty: if POKY_ACCESS is open.",
+        choices=("", "off", "on"),
+    )
     admin_hosts: tuple[str, ...] = setting(
         (),
         "Names by which the admin listener is asked, besides loopback and its own address.",
@@ -302,6 +307,9 @@ class Config:
             "instance": self.instance or f"{socket.gethostname()}:{self.port}",
             "access": self.access or ("open" if _is_loopback(self.listen) else ""),
         }
+        filled["admin_objects"] = self.admin_objects or (
+            "on" if filled["access"] == "open" else "off"
+        )
         problems = []
         ports = (self.port, filled["admin_port"], filled["lease_port"])
         if len(set(ports)) < 3:

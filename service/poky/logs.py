@@ -10,12 +10,14 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 _MOST_BYTES = 4 * 1024 * 1024
 _AT_ONCE = 512  # lines for one write
 _LAST_SECONDS = 1.0
 _MOST_ALIKE = 5  # lines of one text in so many seconds
 _ALIKE_SECONDS = 10.0
+_MOST_RECENT = 20  # warnings and errors
 _MOST_TEXTS = 200  # that are counted at a time
 
 
@@ -81,6 +83,15 @@ class Log:
         return data
 
 
+class Event(NamedTuple):
+    """A warning or an error that was logged."""
+
+    at: float  #: seconds since 1970
+    level: str
+    logger: str
+    message: str
+
+
 class LogHandler(logging.Handler):
     """Has the records of `logging` written by a Log.
 
@@ -91,6 +102,7 @@ class LogHandler(logging.Handler):
     def __init__(self, log: Log) -> None:
         super().__init__()
         self._log = log
+        self.recent: deque[Event] = deque(maxlen=_MOST_RECENT)  #: warnings and errors
         self._alike: dict[str, tuple[float, int]] = {}  # by text: since when, and how often
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -99,6 +111,8 @@ class LogHandler(logging.Handler):
             now = time.monotonic()
             lines = self._repeated(now)
             text = f"{record.levelname} {record.name}: {record.getMessage()}"
+            if record.levelno >= logging.WARNING:
+                self._remember(record)
             if text in self._alike or len(self._alike) < _MOST_TEXTS:
                 since, count = self._alike.get(text, (now, 0))
                 self._alike[text] = since, count + 1
@@ -109,6 +123,12 @@ class LogHandler(logging.Handler):
             self._log.add(lines)
         except Exception:
             self.handleError(record)
+
+    def _remember(self, record: logging.LogRecord) -> None:
+        said = record.getMessage()
+        if self.recent and self.recent[-1][2:] == (record.name, said):
+            self.recent.pop()  # once more: the last time counts
+        self.recent.append(Event(record.created, record.levelname.lower(), record.name, said))
 
     def flush(self) -> None:
         """Wait for what is queued, as `logging.shutdown` does at the end; at most a second."""
@@ -153,7 +173,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields)
 
 
-def take_over(log: Log, format: str = "keyvalue") -> None:
+def take_over(log: Log, format: str = "keyvalue") -> LogHandler:
     """Have the log write all records of this process; ``format``: keyvalue as they are, or json."""
     root = logging.getLogger()
     handler = LogHandler(log)
@@ -163,3 +183,4 @@ def take_over(log: Log, format: str = "keyvalue") -> None:
     elif root.handlers:
         handler.setFormatter(root.handlers[0].formatter)
     root.handlers[:] = [handler]
+    return handler

@@ -47,6 +47,7 @@ class Probe:
         self._stale: Counter[str] = Counter({_name(node): 0 for node in self._nodes})
         self._written: Counter[str] = Counter()
         self._visible = Histogram()
+        self.stale_at: float | None = None  #: when a read was last stale, in seconds since 1970
         self._failures: dict[str, str] = {}
 
     def start(self, background: Background) -> None:
@@ -144,6 +145,7 @@ class Probe:
             return least > 0
         self._reads[name, "stale"] += 1
         self._stale[name] += 1
+        self.stale_at = time.time()
         log.error("a read through %s was stale: canary %d, not %d", name, seen, least)
         return False
 

@@ -27,6 +27,7 @@ from poky.api import (
     ROUTES,
     Origins,
     Services,
+    Sight,
     application,
     of_known_host,
 )
@@ -66,17 +67,19 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
     """
     schedule(config.cpu)  # before any thread starts
     lines = Log()
-    take_over(lines, config.log_format)
+    handler = take_over(lines, config.log_format)
     return_large_memory()
+    name = f"poky {config.instance}"  # as PostgreSQL shows our sessions
     store = Store(
         config.dsn,
         pool_size=config.pool_size,
         pool_timeout=config.pool_timeout,
         statement_timeout=config.statement_timeout,
         lock_timeout=config.lock_timeout,
+        name=name,
     )
     # Connections of its own, for what must not wait for the work of clients.
-    house = Store(config.dsn, pool_size=4, pool_timeout=config.pool_timeout)
+    house = Store(config.dsn, pool_size=4, pool_timeout=config.pool_timeout, name=name)
     background = Background(house)
     caches = Caches(house, config, background)
     stages = Stages() if config.server_timing == "on" else None
@@ -123,8 +126,20 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
             "batch": Lane("batch", max(config.threads // 2, 1)),
             "status": Lane("status", 2),
             "admin": Lane("admin", 2),
+            "page": Lane("page", 2),
             "access": Lane("access", max(config.threads // 2, 1), BEGIN_SECONDS),
         },
+        Sight(
+            history=lambda: tuple(metrics.history.samples),
+            events=lambda: tuple(handler.recent),
+            nodes=lambda: caches.seen,
+            stale_at=lambda: probe.stale_at,
+            failing_since=lambda: house.counts.failing_since,
+            memory=lambda: (budget.used(), budget.limit),
+            groups=lambda: (writes.sizes.count, writes.sizes.sum),
+            started_at=time.time(),
+        ),
+        house,
     )
     largest = max(config.max_value_bytes, config.max_batch_bytes)
     app = application(ROUTES, services, services.gate, origins=Origins(config.cors_origins))

@@ -48,6 +48,7 @@ CONCERN = {
     "cli/declared": "test_access test_cli",
     "cli/served": "test_served",
     "cli/tokens": "test_access test_cli",
+    "api/page": "test_page",
     "config": "test_config test_cli test_docs",
     "embedded": "test_embedded",
     "health": "test_process test_listing test_front",

@@ -8,7 +8,7 @@ from poky.api.application import Application, application
 from poky.api.hosts import of_known_host
 from poky.api.origins import Origins
 from poky.api.routes import ADMIN_ROUTES, LEASE_ROUTES, ROUTES, Route
-from poky.api.services import Services
+from poky.api.services import Services, Sight
 
 __all__ = [
     "ADMIN_ROUTES",
@@ -18,6 +18,7 @@ __all__ = [
     "Origins",
     "Route",
     "Services",
+    "Sight",
     "application",
     "of_known_host",
 ]

@@ -20,6 +20,8 @@ CODES = {
     "digest_mismatch": "The body does not match the digest that was sent with it.",
     "host_unknown": "The admin listener is asked by a name that is not its own.",
     "method_not_allowed": "The path has no such method: see Allow.",
+    "object_not_found": "There is no such object.",
+    "objects_hidden": "The admin listener's pages do not show keys and values.",
     "partial_write": "Content-Range on a write: only whole values are stored.",
     "path_not_found": "There is nothing at this path.",
     "right_needed": "The token does not grant this right in this bucket.",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from poky.api import admin, batches, buckets, lease, objects, welcome
+from poky.api import admin, batches, buckets, lease, objects, page, welcome
 from poky.http import Answer, Later
 
 Right = Literal["read", "write", "delete", "list", "admin", "none"]
@@ -146,7 +146,33 @@ ROUTES = (
 )
 
 ADMIN_ROUTES = (
-    Route(GET, "/", welcome.get_admin_welcome, "none", "where to go on", "200"),
+    Route(
+        GET,
+        "/",
+        page.get_overview,
+        "none",
+        "how all of it is, as a page; or where to go on",
+        "200",
+        lane="page",
+    ),
+    Route(
+        GET,
+        "/browse",
+        page.get_bucket_page,
+        "none",
+        "a bucket's keys as a page: ?bucket= &prefix= &after=",
+        "200 400 403 404",
+        lane="page",
+    ),
+    Route(
+        GET,
+        "/browse/object",
+        page.get_object_page,
+        "none",
+        "an object as a page: ?bucket= &key=",
+        "200 400 403 404",
+        lane="page",
+    ),
     Route(GET, "/buckets", buckets.get_buckets, "list", "all buckets", "200", lane="batch"),
     Route(
         ("PUT",),

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple, Protocol
 from poky.access import Gate
 from poky.config import Config
 from poky.health import Health
+from poky.logs import Event
+from poky.metrics import Sample
 from poky.sharing import Lane, Reads, Stages, Writes
-from poky.store import Store
+from poky.store import Node, Store
 
 
 class Lease(Protocol):
@@ -39,6 +41,19 @@ class Caches(Protocol):
         """Grant a cache a lease; None is no."""
 
 
+class Sight(NamedTuple):
+    """What the admin listener's page shows, besides what the store says."""
+
+    history: Callable[[], Sequence[Sample]] = list
+    events: Callable[[], Sequence[Event]] = list  #: the last warnings and errors
+    nodes: Callable[[], Sequence[Node]] = list  #: caches, as they were a moment ago
+    stale_at: Callable[[], float | None] = lambda: None  #: when a canary was last stale
+    failing_since: Callable[[], float | None] = lambda: None  #: no connection to the database
+    memory: Callable[[], tuple[float, float]] = lambda: (0.0, 1.0)  #: used, and the limit
+    groups: Callable[[], tuple[int, int]] = lambda: (0, 0)  #: statements, and writes in them
+    started_at: float = 0.0
+
+
 class Services(NamedTuple):
     """What handlers may use."""
 
@@ -54,6 +69,8 @@ class Services(NamedTuple):
     writes: Writes = None  # type: ignore[assignment]
     stages: Stages | None = None  #: times of statements, if answers are to show them
     lanes: Mapping[str, Lane] = MappingProxyType({})  #: threads for slow handlers, by kind
+    sight: Sight = Sight()  #: what the page shows
+    house: Store = None  # type: ignore[assignment]  # connections of its own, for the page
     help: str = ""  #: the routes of the listener, for people
     document: Mapping[str, Any] | None = None  #: the same as OpenAPI
 

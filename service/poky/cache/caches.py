@@ -237,6 +237,11 @@ class Caches:
 
     # For the command poky cache.
 
+    @property
+    def seen(self) -> Sequence[Node]:
+        """All nodes as they were a moment ago: no query, and the last word while there is none."""
+        return self._seen
+
     def status(self) -> Sequence[Node]:
         """All nodes."""
         return self._store.nodes()

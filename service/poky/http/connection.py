@@ -56,9 +56,7 @@ class Connection:
 
     def __init__(self, server: Host, sock: socket.socket, makefile: object = None) -> None:
         sock.setblocking(False)
-        self.server = server
-        self.socket = sock
-        self.fd = sock.fileno()
+        self.server, self.socket, self.fd = server, sock, sock.fileno()
         self.remote_addr: str | None = None  # cheroot sets these three after accepting
         self.remote_port: int | None = None
         self.ssl_env: dict[str, str] = {}

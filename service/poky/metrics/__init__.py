@@ -6,7 +6,18 @@ log; knows nothing of what is counted.
 """
 
 from poky.metrics.figures import SECONDS, Figure, Figures, Histogram, Sizes
+from poky.metrics.history import History, Sample
 from poky.metrics.requests import Metrics
 from poky.metrics.statsd import Statsd
 
-__all__ = ["SECONDS", "Figure", "Figures", "Histogram", "Metrics", "Sizes", "Statsd"]
+__all__ = [
+    "SECONDS",
+    "Figure",
+    "Figures",
+    "Histogram",
+    "History",
+    "Metrics",
+    "Sample",
+    "Sizes",
+    "Statsd",
+]

@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
 from poky.logs import Log
-from poky.metrics.figures import Figure, Figures, Histogram, families
+from poky.metrics.figures import SECONDS, Figure, Figures, Histogram, families
+from poky.metrics.history import History
 from poky.metrics.lines import LINES, Seen
 from poky.metrics.statsd import Statsd
 
@@ -57,6 +58,7 @@ class Metrics:
         self._registry.register(self)
         self._most_buckets = buckets
         self._buckets: set[str] = set()
+        self.history = History()
         self._statsd = statsd
         self._access = access_log
         self._seen: deque[Seen] = deque()
@@ -92,6 +94,28 @@ class Metrics:
         while more:
             more = not self._closed.wait(_PAUSE)
             self._count()
+            now = time.time()
+            if self.history.is_due(now):
+                self._sample(now)
+
+    def _sample(self, now: float) -> None:
+        with self._counting:
+            of_clients = [
+                (status, count)
+                for (_, route, status), count in self.requests.items()
+                if route.startswith(_IN_BUCKETS)
+            ]
+            times = [0.0] * (len(SECONDS) + 2)
+            for labels, counts in self.seconds.series().items():
+                if labels[1].startswith(_IN_BUCKETS):
+                    times = [sum(pair) for pair in zip(times, counts, strict=True)]
+            buckets: Counter[str] = Counter()
+            for (bucket, _), count in self.bucket_requests.items():
+                buckets[bucket] += count
+        failed = sum(count for status, count in of_clients if status.startswith("5"))
+        self.history.take(
+            now, sum(count for _, count in of_clients), failed, SECONDS, times[:-1], dict(buckets)
+        )
 
     def _count(self) -> None:
         """Count what was seen, and queue its lines."""

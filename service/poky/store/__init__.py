@@ -5,6 +5,7 @@ One method per function of schema ``poky``, same verb, same order of arguments: 
 and SQLSTATEs (``errors``); knows nothing of HTTP headers, and builds no SQL beyond ``statements``.
 """
 
+from poky.store.activity import Activities, Activity
 from poky.store.buckets import Buckets
 from poky.store.errors import CODES, BadDsn, PolicyChanged, StoreError
 from poky.store.expiry import Expiries
@@ -33,6 +34,7 @@ from poky.store.tokens import Tokens
 __all__ = [
     "ALONE",
     "CODES",
+    "Activity",
     "Alone",
     "BadDsn",
     "Bucket",
@@ -58,7 +60,7 @@ __all__ = [
 ]
 
 
-class Store(Shared, Objects, Buckets, Expiries, Nodes, Tokens, Locks):
+class Store(Shared, Objects, Buckets, Expiries, Nodes, Tokens, Locks, Activities):
     """The interface of schema ``poky`` over one pool of connections.
 
     Never hands out a connection that the server has closed; every wait is bounded; a statement

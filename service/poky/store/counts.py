@@ -1,6 +1,7 @@
 """Counts of what a pool did: waits for a connection, retries, and errors by SQLSTATE."""
 
 import threading
+import time
 from collections import Counter
 
 import psycopg2
@@ -11,6 +12,7 @@ class Counts:
 
     def __init__(self) -> None:
         self.errors: Counter[str] = Counter()  #: by SQLSTATE; "connection": there was none
+        self.failing_since: float | None = None  #: since 1970: no connection could be made
         self._numbers: dict[str, float] = {}
         self._lock = threading.Lock()
 
@@ -26,6 +28,13 @@ class Counts:
             if not code.startswith("PK"):
                 with self._lock:
                     self.errors[code] += 1
+
+    def connected(self, is_made: bool) -> None:
+        """Note whether the last attempt to connect succeeded."""
+        if is_made:
+            self.failing_since = None
+        elif self.failing_since is None:
+            self.failing_since = time.time()
 
     def get(self, name: str) -> float:
         """A number; 0 until something was added."""

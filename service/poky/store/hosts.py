@@ -12,15 +12,14 @@ _DSN_DEFAULTS = {
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
     "target_session_attrs": "read-write",
-    "application_name": "poky",
     "client_encoding": "UTF8",
 }
 
 
-def one_per_host(dsn: str) -> list[str]:
+def one_per_host(dsn: str, name: str = "poky") -> list[str]:
     """One DSN per host, so that a host that does not answer cannot use up the time of the next."""
     try:
-        parts = {**_DSN_DEFAULTS, **psycopg2.extensions.parse_dsn(dsn)}
+        parts = {**_DSN_DEFAULTS, "application_name": name, **psycopg2.extensions.parse_dsn(dsn)}
     except (psycopg2.Error, ValueError):
         raise _bad_dsn() from None  # libpq's words may quote a password
     lists = {

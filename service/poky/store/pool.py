@@ -151,10 +151,11 @@ class Pool:
         pool_timeout: float = 2.0,
         statement_timeout: float = 4.0,
         lock_timeout: float = 1.5,
+        name: str = "poky",
     ) -> None:
         self.dsn = dsn
         self.pool_size = pool_size
-        self._dsns = one_per_host(dsn)
+        self._dsns = one_per_host(dsn, name)
         self._takes_text = False  # until a connection has said so
         self._pool_timeout = pool_timeout
         # More than the server's own limit, which ends a statement without a doubt.
@@ -447,9 +448,11 @@ class Pool:
                 connection.deadline = time.monotonic() + self._patience
                 self._takes_text = connection.takes_text
                 connection.host = dsn
+                self.counts.connected(True)
                 return connection
         log.warning("cannot use the database: %s", first_line(failure))
         self.counts.add_error(failure)
+        self.counts.connected(False)
         if failure.pgcode == RIGHTS:
             raise rights_missing() from failure
         if failure.pgcode in ("3F000", "42883", "42704"):
