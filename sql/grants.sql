@@ -23,7 +23,9 @@ REVOKE EXECUTE ON FUNCTION
 poky.create_token, poky.change_token, poky.rotate_token, poky.revoke_token, poky.tokens,
 poky.publish_bucket
 FROM poky_service;
+-- It reads a table of the session's own, and would pass by what an instance holds.
+REVOKE EXECUTE ON FUNCTION poky.import_staged FROM poky_service;
 
 GRANT EXECUTE ON FUNCTION
-poky.get, poky.get_many, poky.list, poky.buckets, poky.status TO poky_reader;
+poky.get, poky.get_many, poky.list, poky.export, poky.buckets, poky.status TO poky_reader;
 GRANT EXECUTE ON FUNCTION poky.buckets, poky.status TO poky_monitor;

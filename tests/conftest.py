@@ -36,6 +36,7 @@ ADMINISTRATION = {
     "revoke_token",
     "tokens",
     "publish_bucket",
+    "import_staged",
 }
 
 # Nothing in a test's database has to survive the machine.

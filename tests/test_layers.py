@@ -26,6 +26,7 @@ LAYERS: dict[str, set[str]] = {
     "probe": {"background", "config", "metrics", "sharing", "store"},
     "api": {"access", "config", "health", "http", "logs", "metrics", "sharing", "store"},
     "figures": {"access", "config", "http", "logs", "metrics", "store"},
+    "transfer": {"api", "store"},
     "process": {
         "access",
         "api",
@@ -41,7 +42,17 @@ LAYERS: dict[str, set[str]] = {
         "sharing",
         "store",
     },
-    "cli": {"access", "background", "cache", "config", "embedded", "process", "schema", "store"},
+    "cli": {
+        "access",
+        "background",
+        "cache",
+        "config",
+        "embedded",
+        "process",
+        "schema",
+        "store",
+        "transfer",
+    },
     "__main__": {"cli"},
 }
 
@@ -51,7 +62,7 @@ LIBRARIES = {
     "cheroot": {"http"},
     "click": {"cli"},
     "prometheus_client": {"metrics"},
-    "psycopg2": {"schema", "store"},
+    "psycopg2": {"schema", "store", "transfer"},
     "rich": {"cli"},
 }
 

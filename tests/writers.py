@@ -193,7 +193,7 @@ class Load:
                 assert found == state, (bucket, keys[0], found, state)
 
     def _put_was(self, bucket: str, key: str, row: Any, value: bytes) -> None:
-        _, _, revision, digest, modified_at, _ = row
+        _, _, revision, digest, modified_at, *_ = row
         self.states[bucket, key] = Seen(revision, digest, modified_at, "text/plain", value)
 
     def _nulls(self, items: int, arrays: int = 3) -> list[list[None]]:

@@ -1,4 +1,4 @@
-"""The command ``poky``: serve, migrate, config, bucket, cache, token, version.
+"""The command ``poky``: serve, migrate, config, bucket, cache, token, export and others.
 
 Reads the command line, builds the objects, shows results: tables for people, ``--json`` for
 programs. Exit status: 0 done, 1 it failed, 2 the command or its settings were wrong; with
@@ -19,6 +19,7 @@ from poky.cli.migrate import migrate
 from poky.cli.output import print_json, print_table
 from poky.cli.serve import serve
 from poky.cli.tokens import token
+from poky.cli.transfer import export_bucket, import_bucket, verify
 
 _EXAMPLES = """\b
 Examples:
@@ -61,7 +62,7 @@ def version(as_json: bool) -> None:
         click.echo("works with schemas {schema_min} to {schema_max}".format(**versions))
 
 
-for command in (serve, migrate, bucket, cache, token):
+for command in (serve, migrate, bucket, cache, token, export_bucket, import_bucket, verify):
     poky.add_command(command)
 
 

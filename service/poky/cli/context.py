@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -187,3 +187,16 @@ def open_caches(store: Store) -> Iterator["Caches"]:
         yield caches
     finally:
         caches.stop()
+
+
+@contextlib.contextmanager
+def purging(store: Store, by_bucket: dict[str, int], others: Sequence[int] = ()) -> Iterator[None]:
+    """Have caches forget everything, once, if the block left outbox ids; whatever comes of it."""
+    try:
+        yield
+    finally:
+        ids = [*by_bucket.values(), *others]
+        if ids:
+            with open_caches(store) as caches:
+                caches.purge_all()
+            store.confirm(ids)

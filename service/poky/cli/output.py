@@ -47,3 +47,41 @@ def progress_bar() -> Iterator[Any]:
         yield lambda at: bar.update(
             task, description=at.step, completed=at.done, total=at.total or None
         )
+
+
+@contextlib.contextmanager
+def rate_bar(what: str, total: int | None, *, in_bytes: bool = False) -> Iterator[Any]:
+    """Show how fast it goes and how long it will take, where a person looks on.
+
+    Yields ``report(count)``; with ``in_bytes``, where ``total`` is a file's, ``report(count, at)``.
+    """
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[count]:,} objects, {task.fields[rate]:,.0f} a second"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    began = time.monotonic()
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=total or None, count=0, rate=0.0)
+
+        def report(count: int, at: int | None = None) -> None:
+            rate = count / max(time.monotonic() - began, 0.001)
+            done = at if in_bytes else count
+            bar.update(task, completed=done or 0, count=count, rate=rate)
+
+        yield report

@@ -1,0 +1,587 @@
+"""Buckets out and in, in bulk: poky export, import, verify, and taking over the original's."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from poky.store import Store, StoreError
+from poky.transfer import (
+    BadLine,
+    Loader,
+    Original,
+    Session,
+    compare,
+    compressed,
+    decompressed,
+    export,
+    exported_objects,
+    import_file,
+    stored_objects,
+)
+from tests.conftest import Cluster, Database
+from tests.fake_cache import FakeCache
+from tests.test_process import poky
+
+PAST = 1370314891
+
+
+@pytest.fixture
+def store(database: Database) -> Iterator[Store]:
+    with closing(Store(database.dsn_service)) as store:
+        yield store
+
+
+@pytest.fixture
+def other(store: Store, bucket_names: Callable[[], str]) -> str:
+    name = bucket_names()
+    store.ensure_bucket(name)
+    return name
+
+
+def exported(database: Database, bucket: str) -> bytes:
+    file = io.BytesIO()
+    with Session(database.dsn_service, "tests") as session:
+        export(session, bucket, file, "tests")
+    return file.getvalue()
+
+
+def imported(
+    database: Database, bucket: str, content: bytes, on_conflict: Any = "replace", **options: Any
+) -> tuple[Any, Loader, list[tuple[int, str]]]:
+    wrong: list[tuple[int, str]] = []
+    with Session(database.dsn_owner, "tests", as_owner=True) as session:
+        loader = Loader(session, on_conflict)
+        read = import_file(
+            decompressed(io.BufferedReader(io.BytesIO(content))),  # type: ignore[arg-type]
+            bucket,
+            loader,
+            1000,
+            lambda number, why: wrong.append((number, why)),
+            **options,
+        )
+    return read, loader, wrong
+
+
+def lines(content: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def differences(database: Database, one: str, another: str) -> list[tuple[str, str]]:
+    with (
+        Session(database.dsn_service, "tests") as left,
+        Session(database.dsn_service, "tests") as right,
+    ):
+        return [*compare(stored_objects(left, one), stored_objects(right, another))]
+
+
+def line(**fields: Any) -> bytes:
+    return json.dumps(fields).encode() + b"\n"
+
+
+def fill(store: Store, bucket: str) -> None:
+    store.put(bucket, "text", 'ä\n"\\\u2028'.encode(), "text/plain", PAST)
+    store.put(bucket, "bytes/all", bytes(range(256)), "application/octet-stream")
+    store.put(bucket, "empty", b"", "text/x; charset=utf-8", content_encoding="gzip")
+    store.put(bucket, "nul", b"a\0b", "text/plain")
+    for number in range(30):
+        store.put(bucket, f"many/{number}", random.randbytes(number), "t/t")
+
+
+def test_an_export_has_everything(database: Database, store: Store, bucket: str) -> None:
+    fill(store, bucket)
+    head, *objects, end = lines(exported(database, bucket))
+    assert (head["poky_export"], head["bucket"], head["release"]) == (1, bucket, "tests")
+    assert end == {"end": True, "objects": 34, "cursor": None}
+    assert [each["key"] for each in objects] == sorted(each["key"] for each in objects)
+    for each in objects:
+        found = store.get(bucket, each["key"])
+        assert found is not None
+        value = each["data"].encode() if "data" in each else base64.b64decode(each["data_base64"])
+        assert value == bytes(found.value)
+        assert each["content_type"] == found.content_type
+        assert each.get("content_encoding") == found.content_encoding
+        assert each["etag"] == f'"{found.revision}-{found.hash}"'
+        assert (each["revision"], each["modified_at"]) == (found.revision, found.modified_at)
+        assert 0 <= each["written_at"] - each["created_at"] < 60
+
+
+def test_what_was_exported_comes_in_as_it_was_and_again_changes_nothing(
+    database: Database, store: Store, bucket: str, other: str
+) -> None:
+    fill(store, bucket)
+    content = exported(database, bucket)
+    read, loader, wrong = imported(database, other, content)
+    assert (read.lines, read.wrong, wrong, loader.stored) == (34, 0, [], (34, 0))
+    assert differences(database, bucket, other) == []
+    before = exported(database, other)
+    for on_conflict in ("keep", "replace", "newer"):
+        _, loader, _ = imported(database, other, content, on_conflict)
+        assert loader.stored == (0, 0)
+    assert lines(exported(database, other))[1:] == lines(before)[1:]
+    # Revisions are this store's own: an import is a change.
+    assert lines(before)[1]["revision"] > lines(content)[-2]["revision"]
+
+
+def test_an_export_is_of_one_moment(database: Database, store: Store, bucket: str) -> None:
+    """Pages of ten thousand; what is written while it runs is not in it, and stops nothing."""
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM (SELECT poky.put(%s, lpad(n::text, 6, '0'), 'old', 't')"
+            " FROM generate_series(1, 12000) AS n) AS x",
+            [bucket],
+        )
+        connection.commit()
+    done = []
+
+    def change(count: int) -> None:
+        if not done:
+            done.append(count)
+            store.put(bucket, "011999", b"new", "t")
+            store.delete(bucket, "012000")
+            store.put(bucket, "1", b"new", "t")
+
+    file = io.BytesIO()
+    with Session(database.dsn_service, "tests") as session:
+        end = export(session, bucket, file, "tests", change)
+    objects = lines(file.getvalue())[1:-1]
+    assert (end.objects, len(objects), len(done)) == (12000, 12000, 1)
+    assert {each["data"] for each in objects} == {"old"}
+
+
+@pytest.mark.parametrize(
+    ("on_conflict", "date", "expected"),
+    [
+        ("keep", PAST + 1, b"here"),
+        ("replace", PAST - 1, b"file"),
+        ("newer", PAST - 1, b"here"),
+        ("newer", PAST, b"file"),
+        ("newer", PAST + 1, b"file"),
+    ],
+)
+def test_a_conflict_is_decided_as_it_was_said(
+    database: Database, store: Store, bucket: str, on_conflict: str, date: int, expected: bytes
+) -> None:
+    before = store.put(bucket, "k", b"here", "text/x", PAST)
+    content = line(key="k", data="file", modified_at=date) + line(key="l", data="new")
+    if on_conflict == "newer":
+        content = line(key="k", data="file", modified_at=date)
+    imported(database, bucket, content, on_conflict)
+    found = store.get(bucket, "k")
+    assert found is not None
+    assert bytes(found.value) == expected
+    if expected == b"here":
+        assert (found.revision, found.modified_at) == (before.revision, PAST)
+    else:
+        assert found.revision > before.revision
+        assert found.modified_at == date
+
+
+def test_a_line_without_a_date_leaves_the_objects_own(
+    database: Database, store: Store, bucket: str
+) -> None:
+    store.put(bucket, "k", b"here", "text/x", PAST)
+    content = line(key="k", data="file") + line(key="l", data_base64="AAE=") + line(key="", data="")
+    for _ in range(2):
+        _, loader, _ = imported(database, bucket, content)
+        found, new = store.get(bucket, "k"), store.get(bucket, "l")
+        assert found is not None
+        assert new is not None
+        assert (bytes(found.value), found.modified_at) == (b"file", PAST)
+        assert (bytes(new.value), new.content_type) == (b"\0\1", "text/plain; charset=utf-8")
+    assert loader.stored == (0, 0)
+
+
+def test_the_last_of_lines_with_one_key_counts(
+    database: Database, store: Store, bucket: str
+) -> None:
+    content = b"".join(line(key="k", data=f"{number}") for number in range(5))
+    imported(database, bucket, content)
+    found = store.get(bucket, "k")
+    assert found is not None
+    assert bytes(found.value) == b"4"
+
+
+WRONG = {
+    "no JSON": b"{\n",
+    "no object": b"[]\n",
+    "no key": line(data=""),
+    "an illegal key": line(key="a//b", data=""),
+    "no value": line(key="k"),
+    "two values": line(key="k", data="", data_base64=""),
+    "a value that is none": line(key="k", data=5),
+    "bad base 64": line(key="k", data_base64="*"),
+    "an unknown field": line(key="k", data="", datum=1),
+    "a bad content type": line(key="k", data="", content_type="ä"),
+    "a coding that is not known": line(key="k", data="", content_encoding="aws-chunked"),
+    "a date before 1970": line(key="k", data="", modified_at=-1),
+    "a date that is none": line(key="k", data="", modified_at="today"),
+    "a date too late": line(key="k", data="", expires_at=10**12),
+    "a large value": line(key="k", data="x" * 1001),
+    "a line that is too long": b'{"key": "k", "data": "' + b"x" * 30000 + b'"}\n',
+    "no UTF-8": b'{"key": "k", "data": "\xff"}\n',
+    "half a pair of surrogates": b'{"key": "k", "data": "\\ud800"}\n',
+    "a first line in the middle": b'{"poky_export":1,"bucket":"b","release":"","exported_at":0}\n',
+    "a form to come": b'{"poky_export":2,"bucket":"b"}\n',
+}
+
+
+def test_each_wrong_line_is_told_and_all_others_are_stored(
+    database: Database, store: Store, bucket: str
+) -> None:
+    content = b"".join(
+        line(key=f"good-{number}", data="") + b"\n" + bad
+        for number, bad in enumerate(WRONG.values())
+    )
+    read, loader, wrong = imported(database, bucket, content)
+    assert [number for number, _ in wrong] == [3 * n + 3 for n in range(len(WRONG))]
+    assert all(why for _, why in wrong)
+    assert (read.wrong, loader.stored) == (len(WRONG), (len(WRONG), 0))
+    keys = [each.key for each in store.list(bucket)]
+    assert keys == sorted(f"good-{number}" for number in range(len(WRONG)))
+
+
+def test_an_export_that_was_cut_off_is_told(
+    database: Database, store: Store, bucket: str, other: str
+) -> None:
+    fill(store, bucket)
+    content = exported(database, bucket)
+    parts = content.splitlines(keepends=True)
+    for damaged, count in (
+        (b"".join(parts[:-1]), 34),
+        (b"".join(parts[:-2])[:-5], 32),
+        (b"".join(parts[:5] + parts[6:]), 33),
+        (content + parts[3], 34),
+    ):
+        read, _, wrong = imported(database, other, damaged)
+        assert read.wrong >= 1
+        assert wrong
+        assert len(store.list(other)) == count
+        store.drop_bucket(other, keys=True)
+        store.ensure_bucket(other)
+
+
+@pytest.mark.parametrize("how", ["none", "gzip", "zstd"])
+def test_files_are_compressed_and_told_apart(how: Any) -> None:
+    content = b"some text\n" * 10000
+    file = io.BytesIO()
+    with compressed(file, how) as packed:
+        packed.write(content)
+    unpack = {"none": bytes, "gzip": gzip.decompress}
+    if how == "zstd":
+        assert zstandard.ZstdDecompressor().decompressobj().decompress(file.getvalue()) == content
+    else:
+        assert unpack[how](file.getvalue()) == content
+    reader = decompressed(io.BufferedReader(io.BytesIO(file.getvalue())))  # type: ignore[arg-type]
+    assert reader.read() == content
+
+
+def test_a_chunk_that_fails_leaves_what_was_stored_and_says_so(
+    database: Database, store: Store, bucket: str
+) -> None:
+    """The bucket is dropped while its objects come in: the count is of what was committed."""
+    with Session(database.dsn_owner, "tests", as_owner=True) as session:
+        loader = Loader(session, "replace")
+        file = [line(key=f"k{number}", data="") for number in range(10)]
+        objects = list(exported_objects(io.BufferedReader(io.BytesIO(b"".join(file))), 1000))  # type: ignore[arg-type]
+        for number, each in enumerate(objects[:5], start=1):
+            loader.add(bucket, each, number)
+        loader.finish()
+        assert (loader.done, loader.stored) == (5, (5, 0))
+        session.connection.close()
+        for number, each in enumerate(objects[5:], start=6):
+            loader.add(bucket, each, number)
+        with pytest.raises(StoreError):
+            loader.finish()
+        assert (loader.done, loader.stored) == (5, (5, 0))
+    assert len(store.list(bucket)) == 5
+
+
+def test_revisions_grow_beside_writers(database: Database, store: Store, bucket: str) -> None:
+    """Keys that others insert and delete meanwhile: no revision is below one that was there."""
+    stop = threading.Event()
+    seen: dict[str, int] = {}
+
+    def write() -> None:
+        while not stop.is_set():
+            for key in ("a", "b", "c"):
+                put = store.put(bucket, key, b"w", "t")
+                seen[key] = max(seen.get(key, 0), put.revision or 0)
+                store.delete(bucket, key)
+
+    threads = [threading.Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(20):
+            imported(
+                database,
+                bucket,
+                b"".join(line(key=key, data=f"{number}") for key in ("a", "b", "c")),
+            )
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    imported(database, bucket, b"".join(line(key=key, data="last") for key in "abc"))
+    for key in "abc":
+        found = store.get(bucket, key)
+        assert found is not None
+        assert found.revision > seen[key]
+
+
+def test_an_object_that_expires_does_so_where_it_came_in(
+    database: Database, store: Store, bucket: str
+) -> None:
+    content = (
+        line(key="soon", data="x", expires_at=4102444800)
+        + line(key="gone", data="x", expires_at=1000)
+        + line(key="never", data="x")
+    )
+    read, loader, _ = imported(database, bucket, content)
+    assert (read.expired, loader.stored) == (1, (2, 0))
+    objects = {each["key"]: each for each in lines(exported(database, bucket))[1:-1]}
+    assert set(objects) == {"soon", "never"}
+    assert objects["soon"]["expires_at"] == 4102444800
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM poky._expiry WHERE key = 'soon'")
+        assert cursor.fetchone()[0] >= 1
+
+
+def test_an_expired_object_is_none_to_an_import(
+    database: Database, store: Store, bucket: str
+) -> None:
+    imported(database, bucket, line(key="k", data="old", modified_at=PAST, expires_at=4102444800))
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE poky._object SET expires_at = now() WHERE key = 'k'")
+        connection.commit()
+    imported(database, bucket, line(key="k", data="new", modified_at=PAST - 9), "keep")
+    found = store.get(bucket, "k")
+    assert found is not None
+    assert (bytes(found.value), found.modified_at) == (b"new", PAST - 9)
+
+
+def test_caches_forget_once_and_the_sweeper_waits(own_database: Database, tmp_path: Path) -> None:
+    """One announcement for many chunks, renewed by each, and confirmed by the command."""
+    with closing(Store(own_database.dsn_service)) as store, FakeCache("n") as cache:
+        store.ensure_bucket("b")
+        store.register_node("n", cache.url)
+        store.reinstate_node("n", store.nodes()[0].generation)
+        generation = store.nodes()[0].generation
+        with Session(own_database.dsn_owner, "tests", as_owner=True) as session:
+            loader = Loader(session, "replace")
+            for number in range(3):
+                for each in exported_objects(
+                    io.BufferedReader(io.BytesIO(line(key="k", data=f"{number}"))),  # type: ignore[arg-type]
+                    1000,
+                ):
+                    loader.add("b", each)
+                loader.finish()
+            assert len(loader.outbox_ids) == 1
+            with closing(own_database.connect()) as connection, connection.cursor() as cursor:
+                cursor.execute("SELECT id, key FROM poky._outbox")
+                assert cursor.fetchall() == [(loader.outbox_ids["b"], "")]
+            assert store.unconfirmed(0, 9) == []
+        store.confirm([*loader.outbox_ids.values()])
+        file = tmp_path / "b.jsonl"
+        file.write_bytes(line(key="k", data="by the command"))
+        env = {"POKY_DSN": own_database.dsn_service, "POKY_OWNER_DSN": own_database.dsn_owner}
+        done = poky("import", "b", str(file), env=env)
+        assert done.returncode == 0, done.stderr
+        assert store.nodes()[0].generation != generation
+        with closing(own_database.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM poky._outbox")
+            assert cursor.fetchone() == (0,)
+
+
+def test_comparing_tells_what_is_missing_extra_and_different(
+    database: Database, store: Store, bucket: str, other: str
+) -> None:
+    fill(store, bucket)
+    imported(database, other, exported(database, bucket))
+    store.delete(other, "text")
+    store.put(other, "empty", b"", "text/x; charset=utf-8", content_encoding="br")
+    store.put(other, "more", b"", "t")
+    store.put(other, "many/3", b"other", "t/u")
+    assert differences(database, bucket, other) == [
+        ("empty", "content_encoding"),
+        ("many/3", "value, content_type"),
+        ("more", "extra"),
+        ("text", "missing"),
+    ]
+
+
+def test_a_file_that_is_compared_has_to_be_in_order() -> None:
+    content = line(key="b", data="") + line(key="a", data="")
+    with pytest.raises(BadLine, match="line 2"):
+        list(exported_objects(io.BufferedReader(io.BytesIO(content)), 1000))  # type: ignore[arg-type]
+
+
+def test_the_commands(database: Database, store: Store, bucket: str, tmp_path: Path) -> None:
+    fill(store, bucket)
+    env = {"POKY_DSN": database.dsn_service, "POKY_OWNER_DSN": database.dsn_owner}
+    file = tmp_path / "b.jsonl.zst"
+    assert poky("export", bucket, "-o", str(file), env=env).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["b.jsonl.zst"]
+    assert poky("verify", bucket, str(file), env=env).stdout == f"{bucket}: the same\n"
+    done = poky("import", f"{bucket}-copy", str(file), "--create", "--json", env=env)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["inserted"] == 34
+    assert differences(database, bucket, f"{bucket}-copy") == []
+    store.put(bucket, "text", b"changed", "text/plain")
+    done = poky("verify", bucket, str(file), "--json", env=env)
+    assert done.returncode == 1
+    assert json.loads(done.stdout) == {"key": "text", "what": "value"}
+    assert json.loads(done.stderr.splitlines()[-1])["code"] == "objects_differ"
+    done = subprocess.run(
+        [sys.executable, "-m", "poky", "import", bucket],
+        input='{"key":"a","data":""}\n{"key":"/"}\n',
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "line 2: " in done.stderr
+    assert "Error: 1 lines are wrong" in done.stderr
+    assert store.get(bucket, "a") is not None
+    done = poky("import", "absent", str(file), "--json", env=env)
+    if database.kind == "partitioned":
+        assert json.loads(done.stderr.splitlines()[-1])["code"] == "bucket_not_found"
+    done = poky("export", "absent", "-o", str(tmp_path / "absent.jsonl"), env=env)
+    assert (tmp_path / "absent.jsonl").exists() == (database.kind == "flat")
+
+
+# The original.
+
+FLAT = """
+CREATE TABLE poky (bucket varchar(256) NOT NULL, key varchar(1024) NOT NULL, data text,
+    created_at timestamptz DEFAULT now(), modified_at timestamptz DEFAULT now(),
+    PRIMARY KEY (bucket, key))
+"""
+CHILD = """
+CREATE TABLE poky_{0} (CHECK (bucket = '{0}'), PRIMARY KEY (bucket, key)) INHERITS (poky)
+"""
+
+
+@pytest.fixture(params=["flat", "partitioned"])
+def original(
+    request: pytest.FixtureRequest, cluster: Cluster, empty_database: Database
+) -> tuple[Database, Callable[[str], str]]:
+    """A database of the original, and in which table a bucket is."""
+    with closing(empty_database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(FLAT)
+        for bucket in ("b", "c"):
+            if request.param == "partitioned":
+                cursor.execute(CHILD.format(bucket))
+        connection.commit()
+    return empty_database, (lambda name: "poky" if request.param == "flat" else f"poky_{name}")
+
+
+def execute(database: Database, statement: str) -> None:
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        connection.commit()
+
+
+def test_the_original_is_followed_while_it_is_written_to(
+    original: tuple[Database, Callable[[str], str]], own_database: Database
+) -> None:
+    source, table = original
+    for bucket in ("b", "c"):
+        execute(
+            source,
+            f"INSERT INTO {table(bucket)} SELECT '{bucket}', 'k' || n, 'ä' || n,"
+            " '2013-06-04 03:01:31.7+00', '2013-06-04 03:01:31.7+00'"
+            " FROM generate_series(1, 500) AS n",
+        )
+    execute(source, f"INSERT INTO {table('b')} VALUES ('b', 'no key', 'x'), ('b', 'k0', NULL)")
+    wrong: list[str] = []
+    with (
+        closing(Store(own_database.dsn_service)) as store,
+        Session(source.dsn_owner, "tests") as theirs,
+        Session(own_database.dsn_owner, "tests", as_owner=True) as ours,
+    ):
+        for bucket in ("b", "c"):
+            store.ensure_bucket(bucket)
+        followed, loader = Original(theirs), Loader(ours, "replace")
+        assert followed.buckets() == ["b", "c"]
+
+        def follow() -> tuple[int, int]:
+            looked = followed.follow(loader, lambda name, why: wrong.append(name))
+            return looked.rows, looked.changed
+
+        assert follow() == (1002, 1000)
+        assert sorted(wrong) == ["b/k0", "b/no key"]
+        found = store.get("c", "k7")
+        assert found is not None
+        assert (bytes(found.value).decode(), found.modified_at) == ("ä7", PAST)
+        # Its modified_at stands still, as the original leaves it without If-Unmodified-Since.
+        execute(
+            source, f"UPDATE {table('b')} SET data = 'second' WHERE bucket = 'b' AND key = 'k1'"
+        )
+        with closing(source.connect()) as busy, busy.cursor() as cursor:
+            cursor.execute(
+                f"UPDATE {table('c')} SET data = 'open' WHERE bucket = 'c' AND key = 'k2'"
+            )
+            rows, changed = follow()
+            assert changed == 1
+            assert rows < 100
+            execute(source, f"INSERT INTO {table('c')} VALUES ('c', 'new/key', 'x')")
+            assert follow()[1] == 1
+            busy.commit()  # began before, and ends after others have been seen
+        assert follow()[1] == 1
+        assert follow()[1] == 0
+        for bucket, key, value in (
+            ("b", "k1", "second"),
+            ("c", "k2", "open"),
+            ("c", "new/key", "x"),
+        ):
+            found = store.get(bucket, key)
+            assert found is not None
+            assert bytes(found.value).decode() == value
+        assert [*followed.keys("c")] == [each.key for each in store.list("c", limit=1000)]
+
+
+def test_the_command_takes_over_and_says_when_to_switch(
+    original: tuple[Database, Callable[[str], str]], own_database: Database
+) -> None:
+    source, table = original
+    for bucket in ("b", "c"):
+        execute(
+            source,
+            f"INSERT INTO {table(bucket)} (bucket, key, data) SELECT '{bucket}', 'k' || n, n::text"
+            " FROM generate_series(1, 20) AS n",
+        )
+    env = {"POKY_DSN": own_database.dsn_service, "POKY_OWNER_DSN": own_database.dsn_owner}
+    command = ["import", "--from-poky1", source.dsn_owner, "--quiet", "1"]
+    done = poky(*command, "--once", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "copied: 40 rows" in done.stdout
+    execute(source, f"DELETE FROM {table('b')} WHERE bucket = 'b' AND key = 'k3'")
+    done = poky(*command, env=env)
+    assert done.returncode == 1
+    assert "b/k3: not in the original" in done.stderr
+    done = poky(*command, "--mirror", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "Stop what writes to it" in done.stdout
+    assert "its 39 objects are here: switch over" in done.stdout
+    with closing(Store(own_database.dsn_service)) as store:
+        assert len(store.list("b")) == 19
+    done = poky("import", "--from-poky1", own_database.dsn_owner, "--json", env=env)
+    assert json.loads(done.stderr.splitlines()[-1])["code"] == "schema_missing"
