@@ -936,7 +936,8 @@ def entry_points() -> Iterator[tuple[str, str, str]]:
         for role, tasks in re.findall(r"_role:\n\s+name: (.+)(?:\n\s+tasks_from: (\S+))?", text):
             roles = [role]
             if "{{" in role:
-                roles = [path.name for path in (ROOT / "roles").iterdir()]
+                given = (ROOT / "roles").glob(f"*/tasks/{tasks or 'main'}.yml")
+                roles = [path.parts[-3] for path in given]
             yield from ((playbook.stem, each, tasks or "main") for each in roles)
 
 
