@@ -37,6 +37,7 @@ ADMINISTRATION = {
     "tokens",
     "publish_bucket",
     "import_staged",
+    "keep_changes",
 }
 
 # Nothing in a test's database has to survive the machine.

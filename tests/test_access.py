@@ -89,6 +89,7 @@ REQUESTS: dict[tuple[str, str], tuple[str, str | None]] = {
     ("PUT", "/kv/<bucket>/<key>"): ("/kv/{b}/k", "value"),
     ("DELETE", "/kv/<bucket>/<key>"): ("/kv/{b}/k", None),
     ("GET", "/kv/<bucket>"): ("/kv/{b}", None),
+    ("GET", "/changes/<bucket>"): ("/changes/{b}", None),
     ("POST", "/multi/<bucket>"): ("/multi/{b}", '[{"key": "k"}]'),
     ("PUT", "/multi/<bucket>"): ("/multi/{b}", '[{"key": "k", "data": "v"}]'),
     ("DELETE", "/multi/<bucket>"): ("/multi/{b}", '[{"key": "k"}]'),
@@ -123,7 +124,8 @@ def test_the_table_of_requests_has_every_route() -> None:
 def test_each_route_needs_its_right_in_its_bucket(
     route: Any, client: Client, make: Maker, bucket: str
 ) -> None:
-    others = tuple(right for right in RIGHTS if right != route.right)
+    needed = route.right.split(",")
+    others = tuple(right for right in RIGHTS if right not in needed)
     tokens = {
         "exact": (make(f"{route.right}:{bucket}"), 200),
         "prefix": (make(f"{route.right}:{bucket[:-1]}*"), 200),
@@ -132,6 +134,8 @@ def test_each_route_needs_its_right_in_its_bucket(
         "other bucket": (make(f"{route.right}:{bucket}x"), 403),
         "longer prefix": (make(f"{route.right}:{bucket}x*"), 403),
     }
+    if len(needed) > 1:
+        tokens |= {right: (make(f"{right},{','.join(others)}:*"), 403) for right in needed}
     method = next(each for each in route.methods if each != "HEAD")
     path, body = REQUESTS[(method, route.path)]
     for what, (token, status) in tokens.items():

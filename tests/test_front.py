@@ -563,3 +563,53 @@ def test_an_address_that_asks_too_much_waits(tmp_path: Path) -> None:
         assert_problem(refused, 429, "too_many_requests")
         assert refused.headers["Retry-After"] == "1"
         wait_until(lambda: client.get("/status").status == 200, what="the address may ask again")
+
+
+# Changes.
+
+
+def test_a_change_comes_through_the_chain_at_once(chain: Chain) -> None:
+    chain.poky("bucket", "create", "followed")
+    chain.poky("bucket", "set", "followed", "--changes", "1d")
+    client = Client(chain.http_port)
+    begin = client.get("/changes/followed").json()["next"]
+    request = raw("GET /changes/followed?wait=60 HTTP/1.1", "Connection: close")
+    stream = raw("GET /changes/followed HTTP/1.1", "Accept: text/event-stream")
+    with (
+        closing(socket.create_connection(("127.0.0.1", chain.http_port), 20)) as waiting,
+        closing(socket.create_connection(("127.0.0.1", chain.http_port), 20)) as events,
+    ):
+        waiting.sendall(request)
+        events.sendall(stream)
+        text = b""
+        while b"\nid: " not in text:
+            text += events.recv(65536)
+        etags = []
+        for key in ("a", "b"):
+            etags.append(client.put(f"/kv/followed/{key}", "v").etag)
+            while f'"key":"{key}"'.encode() not in text:
+                received = events.recv(65536)
+                assert received, text
+                text += received
+        assert b"Content-Type: text/event-stream" in text
+        assert b"X-Cache: PASS" in text
+        response = http.client.HTTPResponse(waiting)
+        response.begin()
+        page = json.loads(response.read())
+    assert [(each["key"], each["etag"]) for each in page["changes"]] == [("a", etags[0])]
+    pages = client.get(f"/changes/followed?after={begin}").json()
+    assert [each["etag"] for each in pages["changes"]] == etags
+    assert client.get("/changes/b").code == "changes_off"
+    assert client.get(f"/changes/followed?after={begin}&limit=0").code == "bad_query"
+
+
+@pytest.mark.slow
+def test_a_wait_of_a_minute_is_no_timeout_of_the_chain(chain: Chain) -> None:
+    chain.poky("bucket", "create", "quiet")
+    chain.poky("bucket", "set", "quiet", "--changes", "1d")
+    client = Client(chain.http_port, timeout=90)
+    began = time.monotonic()
+    answered = client.get("/changes/quiet?wait=60")
+    assert answered.status == 200
+    assert answered.json()["changes"] == []
+    assert time.monotonic() - began >= 60

@@ -194,6 +194,12 @@ class Config:
         unit="bytes",
         at_least=0,
     )
+    max_followers: int = setting(
+        2000,
+        "Requests that wait for changes at once; beyond it the answer is 503.",
+        at_least=0,
+        at_most=100_000,
+    )
     max_future_seconds: int = setting(
         172_800, "How far ahead If-Unmodified-Since may be on a write.", unit="s", at_least=0
     )

@@ -34,6 +34,7 @@ from poky.api import (
 from poky.background import Background
 from poky.cache import Caches
 from poky.config import Config
+from poky.feed import Feed
 from poky.health import Health
 from poky.http import Budget, CannotListen, Server
 from poky.logs import Log, take_over
@@ -85,6 +86,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
     stages = Stages() if config.server_timing == "on" else None
     reads = Reads(store, config.threads, stages)
     writes = Writes(store, caches, config.threads, stages)
+    feed = Feed(house, background, config.max_followers)
     probe = Probe(house, writes, config)
 
     def after_turn(alone: bool) -> None:
@@ -103,6 +105,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
             **figures.of_shared("writes", writes.sizes),
             **caches.figures(),
             **background.figures(),
+            **feed.figures(),
             **probe.figures(),
         },
         Statsd(config.statsd_host, config.statsd_key_base) if config.statsd_host else None,
@@ -140,15 +143,15 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
             started_at=time.time(),
         ),
         house,
+        feed=feed,
     )
-    largest = max(config.max_value_bytes, config.max_batch_bytes)
     app = application(ROUTES, services, services.gate, origins=Origins(config.cors_origins))
     listeners = [
         Server(
             (config.listen, config.port),
             app,
             threads=max(config.threads, 2),
-            max_body_bytes=largest,
+            max_body_bytes=max(config.max_value_bytes, config.max_batch_bytes),
             shutdown_timeout=config.shutdown_timeout,
             check=app.check,
             budget=budget,

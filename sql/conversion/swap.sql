@@ -14,4 +14,5 @@ DROP FUNCTION poky._mirror_object;
 ALTER TABLE poky._partitioned RENAME TO _object;
 ALTER INDEX poky._partitioned_pkey RENAME TO _object_pkey;
 SELECT poky._drop_functions(0);
+SELECT poky._renew_recording(b.leaf) FROM poky.bucket AS b WHERE b.changes_kept IS NOT NULL;
 COMMENT ON TABLE poky._object IS 'The objects of all buckets.';

@@ -120,7 +120,9 @@ BEGIN
         -- The row stays: a writer may have read its id already.
         DELETE FROM poky._object WHERE bucket_id = v_bucket.id;
         v_has_keys := FOUND;
-        UPDATE poky.bucket SET declared = false WHERE id = v_bucket.id;
+        -- The triggers stay until another bucket's recording begins or ends.
+        UPDATE poky.bucket SET declared = false, changes_kept = NULL, changes_since = NULL
+        WHERE id = v_bucket.id;
     END IF;
     IF v_has_keys AND EXISTS (SELECT FROM poky.cache_node) THEN
         RETURN poky._announce(p_bucket, '', nextval('poky.revision'));
@@ -133,7 +135,7 @@ COMMENT ON FUNCTION poky.drop_bucket IS
 
 CREATE OR REPLACE FUNCTION poky.buckets(
     OUT name text, OUT kind text, OUT estimated_rows bigint, OUT bytes bigint,
-    OUT default_ttl integer
+    OUT default_ttl integer, OUT changes_kept integer
 )
 RETURNS SETOF record
 LANGUAGE plpgsql SECURITY DEFINER  -- volatile: EXPLAIN asks for it
@@ -149,6 +151,7 @@ BEGIN
             CONTINUE WHEN NOT poky._has_keys(v_bucket);
         END IF;
         name := v_bucket.name;
+        changes_kept := v_bucket.changes_kept;
         default_ttl := v_bucket.default_ttl;
         IF v_bucket.leaf IS NOT NULL THEN
             kind := 'partitioned';

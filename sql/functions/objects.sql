@@ -77,7 +77,8 @@ AS $$
 DECLARE
     v_revision bigint;
 BEGIN
-    UPDATE poky._object SET revision = nextval('poky.revision')
+    -- created_at: for poky._record_redrawn.
+    UPDATE poky._object SET revision = nextval('poky.revision'), created_at = created_at
     WHERE bucket_id = p_id AND key = p_key
     RETURNING revision INTO v_revision;
     RETURN v_revision;

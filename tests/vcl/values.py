@@ -43,6 +43,7 @@ def values(
     small_room: int = 900_000,
     lease_timeout: float = 2,
     write_timeout: float = 15,
+    followers: int = 10,
     probe: bool = True,
 ) -> str:
     """Return the text of poky_values.vcl for backends on the loopback's ports."""
@@ -67,6 +68,7 @@ def values(
         _varnish_small_room=small_room,
         varnish_lease_timeout=lease_timeout,
         varnish_write_timeout=write_timeout,
+        varnish_followers=followers,
     )
     if not probe:
         text = re.sub(r"probe poky_status \{.*?\}|\.probe = poky_status;", "", text, flags=re.S)
@@ -98,6 +100,7 @@ def main() -> None:
     parser.add_argument("--largest-kept", type=int, default=32_000_000)
     parser.add_argument("--lease-timeout", type=float, default=2)
     parser.add_argument("--write-timeout", type=float, default=15)
+    parser.add_argument("--followers", type=int, default=10)
     parser.add_argument("--probe", action="store_true")
     arguments = vars(parser.parse_args())
     into, sabotage = arguments.pop("into"), arguments.pop("sabotage")

@@ -198,6 +198,9 @@ sub poky_fetch_pass {
     if (bereq.method != "GET" && bereq.method != "HEAD") {
         call poky_value_write_timeout;
         call poky_fetch_size;
+    } elseif (bereq.url ~ "^/changes/") {
+        # These may wait for a minute: connections of their own, so that they use up no others.
+        set bereq.backend = poky_follow.backend();
     }
 }
 

@@ -9,7 +9,7 @@ import vsthrottle;
 sub vcl_recv {
     # What has no decision of its own in the cache: the service would be asked.
     if (local.socket != "purge" && ((req.method != "GET" && req.method != "HEAD") ||
-        req.url !~ "^/kv/[^/?]+/[^?]+$") && req.url ~ "^/(?:kv|multi|buckets)") {
+        req.url !~ "^/kv/[^/?]+/[^?]+$") && req.url ~ "^/(?:kv|multi|buckets|changes)") {
         call poky_failures_check;
     }
 }

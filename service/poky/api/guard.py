@@ -21,7 +21,13 @@ Handler = Callable[..., Answer | Later]
 
 
 def guarded(handler: Handler, right: str, gate: Gate) -> Handler:
-    """The handler behind a gate: 401 without a valid token, 403 without the right."""
+    """The handler behind a gate: 401 without a valid token, 403 without the right.
+
+    Several rights, joined by commas, are needed all.
+    """
+    first, _, others = right.partition(",")
+    if others:
+        return guarded(guarded(handler, others, gate), first, gate)
 
     def guarding(services: Services, environ: Environ, **names: Any) -> Answer | Later:
         bucket = names.get("bucket")
@@ -44,6 +50,9 @@ def guarded(handler: Handler, right: str, gate: Gate) -> Handler:
 
 def asked_ahead(handler: Handler, right: str, gate: Gate, lane: Lane) -> Handler:
     """The guarded handler, called once the gate has granted the right: until then a lane asks."""
+    first, _, others = right.partition(",")
+    if others:
+        return asked_ahead(asked_ahead(handler, others, gate, lane), first, gate, lane)
 
     def asking(services: Services, environ: Environ, **names: Any) -> Answer | Later:
         place = environ.get("HTTP_AUTHORIZATION", ""), right, names.get("bucket")

@@ -39,6 +39,15 @@ def _answer(environ: Environ, show: Callable[[Any], Answer], outcome: Any) -> An
         return problem(500, "internal_error", "Try again, and tell the operator if it fails again.")
 
 
+def show_failure(error: Exception, environ: Environ) -> Answer:
+    """The answer for whatever kept a request from being answered."""
+
+    def fail(_: object) -> Answer:
+        raise error
+
+    return _answer(environ, fail, None)
+
+
 def in_lane(lane: Lane, handler: Callable[..., Any], environ: Environ, **names: str) -> Later:
     """Have a lane's thread call the handler; if it returns None, the request is tried again."""
 
@@ -59,6 +68,10 @@ def show_store_error(error: StoreError, environ: Environ) -> Answer:
         detail += "poky bucket create NAME."
     elif error.code == "bucket_not_empty":
         detail += " Add ?keys=drop to drop it with its keys."
+    elif error.code == "changes_off":
+        detail += " The operator can switch that on: poky bucket set NAME --changes 7d."
+    elif error.code == "changes_gone":
+        detail += " Read the bucket anew (GET /kv/{bucket}), and follow from now on."
     headers = []
     if error.unknown:
         environ["poky.outcome"] = "unknown"

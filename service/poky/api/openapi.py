@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from poky import __version__
-from poky.api import admin, batches, buckets, lease, objects, welcome
+from poky.api import admin, batches, buckets, changes, lease, objects, welcome
 from poky.api.codes import CODES
 from poky.api.items import OBJECTS
 from poky.api.names import BUCKET, KEY, KEY_LENGTH, MOST_TTL
@@ -140,6 +140,8 @@ def _array(items: Json, **more: Any) -> Json:
 _STRING: Json = {"type": "string"}
 _INTEGER: Json = {"type": "integer"}
 _TEXT_OR_NULL: Json = {"type": ["string", "null"]}
+_LIMIT: Json = {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
+_CURSOR: Json = {"type": "string", "pattern": "^[0-9._-]*$"}
 _TAG: Json = {"type": "string", "examples": ['"17-2cf24dba"']}
 _DATE: Json = {"type": "string", "examples": ["Tue, 04 Jun 2013 03:01:31 GMT"]}
 _TAG_LIST: Json = {
@@ -255,11 +257,31 @@ def _details(config: Config) -> dict[Any, _Details]:
                 _query("prefix", _STRING, "Only keys that start with it."),
                 _query("after", _STRING, "The next of the page before."),
                 _query("delimiter", {"enum": ["/"]}, "Show keys up to the next slash only."),
+                _query("limit", _LIMIT, "How many at most."),
+            ],
+        ),
+        changes.get_changes: _Details(
+            {
+                "200": {
+                    "description": "The page, or a stream of server-sent events, each a change.",
+                    "content": {
+                        "application/json": {"schema": _CHANGES},
+                        "text/event-stream": {"schema": _STRING},
+                    },
+                },
+                "404": _problem("No such bucket, or its changes are not recorded."),
+                "410": _problem("The changes after the cursor are not kept any more."),
+            },
+            parameters=[
+                _query("after", _CURSOR, "The next of the page before; 0: the oldest kept."),
+                _query("prefix", _STRING, "Only of keys that start with it."),
+                _query("limit", _LIMIT, "How many at most."),
                 _query(
-                    "limit",
-                    {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
-                    "How many at most.",
+                    "wait",
+                    {"type": "number", "minimum": 0, "maximum": changes.MOST_WAIT, "default": 0},
+                    "How many seconds to wait for a change if there is none.",
                 ),
+                _header("Last-Event-ID", _CURSOR, "Of a stream: after which event to go on."),
             ],
         ),
         batches.get_many: _Details(
@@ -344,6 +366,19 @@ _PAGE = _object(
     ),
     next=_TEXT_OR_NULL,
     prefixes=_array(_STRING, description="With a delimiter: what further keys begin with."),
+)
+_CHANGES = _object(
+    "changes next",
+    changes=_array(
+        _object(
+            "key result",
+            key=_STRING,
+            result={"enum": ["put", "delete", "expire"]},
+            etag=_TAG,
+            modified_at=_DATE,
+        )
+    ),
+    next=_STRING,
 )
 _OBJECT = _object(
     "key",

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from poky.api import admin, batches, buckets, lease, objects, page, welcome
+from poky.api import admin, batches, buckets, changes, lease, objects, page, welcome
 from poky.http import Answer, Later
 
-Right = Literal["read", "write", "delete", "list", "admin", "none"]
+Right = Literal["read", "write", "delete", "list", "admin", "none", "list,read"]
 
 
 class Route(NamedTuple):
@@ -76,6 +76,15 @@ ROUTES = (
         "200 400 404",
         "a page of keys in order",
         lane="batch",
+    ),
+    Route(
+        GET,
+        "/changes/<bucket>",
+        changes.get_changes,
+        "list,read",
+        "changes: ?after= &prefix= &limit= &wait=",
+        "200 400 404 410",
+        "changes after a cursor, as they come",
     ),
     Route(
         ("POST",),

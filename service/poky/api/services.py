@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from poky.access import Gate
 from poky.config import Config
+from poky.feed import Feed
 from poky.health import Health
 from poky.logs import Event
 from poky.metrics import Sample
@@ -73,6 +74,7 @@ class Services(NamedTuple):
     house: Store = None  # type: ignore[assignment]  # connections of its own, for the page
     help: str = ""  #: the routes of the listener, for people
     document: Mapping[str, Any] | None = None  #: the same as OpenAPI
+    feed: Feed = None  # type: ignore[assignment]
 
     def latest(self) -> int:
         """The latest date that a write may carry: one dated 9999 would lock its key."""

@@ -14,6 +14,7 @@ import click
 from poky import __version__, schema
 from poky.cli.buckets import bucket
 from poky.cli.caches import cache
+from poky.cli.changes import changes
 from poky.cli.context import as_json, load_config
 from poky.cli.migrate import migrate
 from poky.cli.output import print_json, print_table
@@ -62,7 +63,17 @@ def version(as_json: bool) -> None:
         click.echo("works with schemas {schema_min} to {schema_max}".format(**versions))
 
 
-for command in (serve, migrate, bucket, cache, token, export_bucket, import_bucket, verify):
+for command in (
+    serve,
+    migrate,
+    bucket,
+    cache,
+    changes,
+    token,
+    export_bucket,
+    import_bucket,
+    verify,
+):
     poky.add_command(command)
 
 

@@ -3,6 +3,7 @@
 import click
 
 from poky.cli.context import Failed, as_json, dsn_option, open_caches, open_store
+from poky.cli.durations import Duration, show_duration
 from poky.cli.output import print_json, print_table, show_pairs
 from poky.store import StoreError
 
@@ -40,7 +41,8 @@ def list_buckets(dsn: str | None, as_json: bool) -> None:
     """List buckets with PostgreSQL's estimate of rows and the bytes on disk.
 
     public is what the bucket allows without a token: read, or none. ttl: the seconds after which
-    objects expire that are written without a ttl of their own.
+    objects expire that are written without a ttl of their own. changes: for how long changes are
+    kept, to be followed.
     """
     with open_store(dsn) as store:
         buckets, public = store.buckets(), {*store.public_buckets()}
@@ -51,7 +53,7 @@ def list_buckets(dsn: str | None, as_json: bool) -> None:
         print_json(rows)
         return
     print_table(
-        ["bucket", "schema", "rows (about)", "bytes", "public", "ttl"],
+        ["bucket", "schema", "rows (about)", "bytes", "public", "ttl", "changes"],
         [
             [
                 each["name"],
@@ -60,6 +62,7 @@ def list_buckets(dsn: str | None, as_json: bool) -> None:
                 f"{each['bytes']:,}",
                 each["public"],
                 "-" if each["default_ttl"] is None else str(each["default_ttl"]),
+                show_duration(each["changes_kept"]),
             ]
             for each in rows
         ],
@@ -91,7 +94,7 @@ def drop_bucket(name: str, keys: bool, dsn: str | None, as_json: bool) -> None:
 @bucket.command(
     "set",
     epilog="\b\nExamples:\n  poky bucket set tooltips --public read\n"
-    "  poky bucket set sessions --ttl 3600",
+    "  poky bucket set sessions --ttl 3600\n  poky bucket set tooltips --changes 7d",
 )
 @click.argument("name")
 @click.option(
@@ -104,19 +107,33 @@ def drop_bucket(name: str, keys: bool, dsn: str | None, as_json: bool) -> None:
     type=_TTL,
     help="Seconds after which objects expire that are written from now on; 0: never.",
 )
+@click.option(
+    "--changes",
+    type=Duration(),
+    help="For how long its changes are kept, to be followed: 7d, 12h, 30m. none: not at all.",
+)
 @dsn_option
 @as_json
 def set_bucket(
-    name: str, public: str | None, ttl: int | None, dsn: str | None, as_json: bool
+    name: str,
+    public: str | None,
+    ttl: int | None,
+    changes: int | None,
+    dsn: str | None,
+    as_json: bool,
 ) -> None:
     """Change a bucket; returns when the change holds at every instance and cache."""
-    if public is None and ttl is None:
-        raise click.UsageError("Say what to change: --public or --ttl.")
+    if public is None and ttl is None and changes is None:
+        raise click.UsageError("Say what to change: --public, --ttl or --changes.")
     done = []
-    with open_store(dsn, as_owner=public is not None) as store:
+    with open_store(dsn, as_owner=(public, changes) != (None, None)) as store:
         if ttl is not None:
             store.set_bucket_ttl(name, ttl)
             done.append(f"expires after {ttl} s" if ttl else "does not expire")
+        if changes is not None:
+            store.keep_changes(name, changes or None)
+            kept = f"keeps its changes for {show_duration(changes)}"
+            done.append(kept if changes else "keeps no changes")
         if public is not None:
             outbox_id = store.publish_bucket(name, public == "read")
             if outbox_id is not None:

@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
     status: str
     headers: Headers
-    body: bytes | memoryview = b""
+    body: Any = b""  #: bytes, a memoryview, or of an answer that comes later also a `Stream`
 
 
 class Refused(Exception):

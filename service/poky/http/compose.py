@@ -52,6 +52,22 @@ def compose(
     return head + b"\r\n", body, keep
 
 
+def compose_stream(status: str, headers: Headers, stamp: str, *, is_chunked: bool) -> bytes:
+    """The head of an answer whose length is not known; the connection ends with it.
+
+    Raises ValueError for one that cannot be framed.
+    """
+    parts = [_status_line(status)[1], stamp]
+    parts += [f"{name}: {value}\r\n" for name, value in headers if name.lower() not in _FRAMING]
+    if is_chunked:
+        parts.append("Transfer-Encoding: chunked\r\n")
+    parts.append("Connection: close\r\n")
+    head = "".join(parts).encode("latin-1")
+    if len(head) - len(head.translate(None, CONTROLS)) != 2 * len(parts) + 2:
+        raise ValueError("a control character in the head of the answer")
+    return head + b"\r\n"
+
+
 @lru_cache(maxsize=128)
 def _status_line(status: str) -> tuple[int, str]:
     """The number of a WSGI status, and its line in the answer."""

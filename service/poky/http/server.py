@@ -13,10 +13,10 @@ from typing import Any
 
 from cheroot import wsgi
 
-from poky.http.connection import Connection
 from poky.http.head import Environ
 from poky.http.host import Check, OnResponse
 from poky.http.memory import Budget, overload
+from poky.http.stream import StreamingConnection
 from poky.http.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Server(wsgi.Server):
     read. Status 499 means that the client closed first. It must be quick and must not raise.
     """
 
-    ConnectionClass = Connection
+    ConnectionClass = StreamingConnection
 
     def __init__(
         self,
@@ -96,8 +96,8 @@ class Server(wsgi.Server):
         self.check = check
         self.budget = budget or Budget()
         self.on_response = on_response
-        self.connections: set[Connection] = set()
-        self.busy: set[Connection] = set()  # head read, answer not yet sent
+        self.connections: set[StreamingConnection] = set()
+        self.busy: set[StreamingConnection] = set()  # head read, answer not yet sent
         self.closing = False
         self.refused = 0  #: connections above max_connections
         self.environ: Environ = {}
@@ -139,7 +139,7 @@ class Server(wsgi.Server):
             raise
         return bound
 
-    def process_conn(self, conn: Connection) -> None:
+    def process_conn(self, conn: StreamingConnection) -> None:
         """Register an accepted connection; 503 above `max_connections`."""
         excess = len(self.connections) - self.max_connections
         keep = excess <= 64  # beyond that, not even an answer
@@ -173,7 +173,7 @@ class Server(wsgi.Server):
         with suppress(BlockingIOError), listener:
             for _ in range(self.request_queue_size):
                 client, address = listener.accept()
-                conn = Connection(self, client)
+                conn = StreamingConnection(self, client)
                 if isinstance(address, tuple):
                     conn.remote_addr, conn.remote_port = address[:2]
                 self.process_conn(conn)

@@ -25,8 +25,9 @@ from collections.abc import Callable
 from typing import Final
 
 from poky.http.answers import Answer
-from poky.http.connection import CLOSED, Connection
+from poky.http.connection import CLOSED
 from poky.http.host import Host
+from poky.http.stream import StreamingConnection as Connection
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,14 @@ class Workers:
         elif taken is not None:  # the number of its descriptor has gone to another one
             self.put(taken)
 
+    def resume(self, conn: Connection) -> None:
+        """Send what was written to a stream, unless the thread that owns it will."""
+        taken = self._waiting.pop(conn.fd, None)
+        if taken is conn:
+            self.run(conn, Connection.send_pieces)
+        elif taken is not None:
+            self.put(taken)
+
     def stop(self, timeout: float = 5) -> None:
         """Finish the requests that have begun, close the rest, and end, all within `timeout`.
 
@@ -151,6 +160,8 @@ class Workers:
             if step(conn):
                 if conn.later is None:
                     self.put(conn)
+                    if conn.stream is not None and conn.has_pieces:  # written meanwhile
+                        self.resume(conn)
                     return
             else:
                 conn.close()

@@ -1,12 +1,14 @@
 """The store: every conversation of the running service with PostgreSQL.
 
 One method per function of schema ``poky``, same verb, same order of arguments: ``objects``,
-``buckets``, ``expiry``, ``nodes``, ``tokens`` and ``locks``, over the ``pool``. Knows psycopg2
-and SQLSTATEs (``errors``); knows nothing of HTTP headers, and builds no SQL beyond ``statements``.
+``buckets``, ``changes``, ``expiry``, ``nodes``, ``tokens`` and ``locks``, over the ``pool``. Knows
+psycopg2 and SQLSTATEs (``errors``); knows nothing of HTTP headers, and builds no SQL beyond
+``statements``.
 """
 
 from poky.store.activity import Activities, Activity
 from poky.store.buckets import Buckets
+from poky.store.changes import Changed, Changes, ChangesPage
 from poky.store.errors import CODES, BadDsn, PolicyChanged, StoreError
 from poky.store.expiry import Expiries
 from poky.store.literals import Value, is_utf8
@@ -39,6 +41,8 @@ __all__ = [
     "BadDsn",
     "Bucket",
     "Change",
+    "Changed",
+    "ChangesPage",
     "Credential",
     "Delete",
     "Expiry",
@@ -60,7 +64,7 @@ __all__ = [
 ]
 
 
-class Store(Shared, Objects, Buckets, Expiries, Nodes, Tokens, Locks, Activities):
+class Store(Shared, Objects, Buckets, Changes, Expiries, Nodes, Tokens, Locks, Activities):
     """The interface of schema ``poky`` over one pool of connections.
 
     Never hands out a connection that the server has closed; every wait is bounded; a statement

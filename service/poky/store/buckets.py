@@ -12,8 +12,8 @@ class Buckets(Pool):
     def buckets(self) -> list[Bucket]:
         """All buckets, by name."""
         rows = self._read(
-            "SELECT name, kind, estimated_rows, bytes, default_ttl FROM poky.buckets()"
-            " ORDER BY name",
+            "SELECT name, kind, estimated_rows, bytes, default_ttl, changes_kept"
+            " FROM poky.buckets() ORDER BY name",
             (),
         )
         return [Bucket(*row) for row in rows]

@@ -27,9 +27,11 @@ CODES = {
     "bad_bucket_name": "The bucket's name is not one.",
     "bad_cache_name": "The cache's name is not one.",
     "bad_cache_url": "The cache's URL is not http to a loopback or private address.",
+    "bad_cursor": "A cursor is none that this service gave.",
     "bad_grant": "A grant is no right with a pattern of bucket names.",
     "bad_key": "The key is not one.",
     "bad_lease": "A lease is for 0 to 300 seconds.",
+    "bad_retention": "Changes are kept for 1 second to 366 days.",
     "bad_text": "A text has a character that PostgreSQL cannot store.",
     "bad_ttl": "A ttl is 1 to 1000000000 seconds, or 0 for never.",
     "bad_token_name": "The token's name is not one.",
@@ -38,6 +40,8 @@ CODES = {
     "busy": "All connections to the database are in use. Try again shortly.",
     "cache_cut_off": "A cache is cut off, and enough changes wait for it. Try again shortly.",
     "cache_leased": "The cache may hold a lease: suspend it first.",
+    "changes_gone": "The changes after the cursor are not kept any more.",
+    "changes_off": "The bucket's changes are not recorded.",
     "database_failed": "PostgreSQL reported an unexpected error; nothing was changed.",
     "database_slow": "A statement or its wait for a lock took too long; nothing was changed.",
     "database_unavailable": "PostgreSQL cannot be reached or does not answer.",
@@ -47,6 +51,7 @@ CODES = {
     "schema_missing": "The database has no schema that suits this release: run poky migrate.",
     "token_exists": "There is a token of that name already.",
     "token_not_found": "There is no token of that name.",
+    "too_many_followers": "Too many requests wait for changes. Try again shortly.",
 }
 # For a function of an older release, which gives no code.
 _CODES_BY_STATUS = {400: "bad_text", 404: "bucket_not_found", 409: "bucket_not_empty"}

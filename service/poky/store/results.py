@@ -129,6 +129,7 @@ class Bucket(NamedTuple):
     """A bucket with PostgreSQL's estimate of its rows, and its bytes on disk.
 
     ``default_ttl``: seconds after which an object expires that is written without a ttl.
+    ``changes_kept``: seconds for which its changes are kept; None: they are not recorded.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Bucket(NamedTuple):
     estimated_rows: int
     bytes: int
     default_ttl: int | None
+    changes_kept: int | None
 
 
 class Node(NamedTuple):

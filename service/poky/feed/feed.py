@@ -1,0 +1,182 @@
+"""The feed: one thread looks for changes while requests wait for them, once for all of a bucket.
+
+It asks, rather than being notified: NOTIFY in the transaction of a change takes a lock that all
+commits of the cluster wait for, and halves the writes.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from poky.background import Background
+from poky.feed.cursors import Cursor
+from poky.metrics import Figure, Figures
+from poky.store import Changed, ChangesPage, Store, StoreError
+
+log = logging.getLogger("poky.feed")
+
+PERIOD: Final = 0.05  # seconds from one look to the next
+PAGE: Final = 1000  # changes that are read at a time
+TICK: Final = 0.25  # seconds from one tick of the followers to the next
+RENEW: Final = 600.0  # seconds from one renewal of the days to the next
+CHECK: Final = 1.0  # seconds after which a follower's token is looked at again
+
+
+class Follower:
+    """A request that waits for changes of a bucket, and has seen all up to its cursor.
+
+    The feed calls its methods, in one thread; none of them may raise.
+    """
+
+    #: Decides whether it may follow, under another policy than before or (None) because time has
+    #: passed: gives the policy of the decision, or raises. None: it always may.
+    check: Callable[[str | None], str] | None = None
+    policy: str | None = ""  #: of the latest decision
+
+    def __init__(self, bucket: str) -> None:
+        self.bucket = bucket
+        self.cursor: Cursor
+
+    def take(self, changes: list[Changed], page: Cursor) -> None:
+        """There may be changes, all of them unseen; ``page`` is where they end."""
+        raise NotImplementedError
+
+    def fail(self, error: Exception) -> None:
+        """There will be no more changes: the bucket is gone, or the right to follow it."""
+        raise NotImplementedError
+
+    def tick(self, now: float) -> None:
+        """Some time has passed; ``now`` is time.monotonic()."""
+        raise NotImplementedError
+
+
+class Feed:
+    """The followers of this process, ``most`` at a time."""
+
+    def __init__(self, store: Store, background: Background, most: int) -> None:
+        self._store = store
+        self._most = most
+        self._lock = threading.Lock()
+        self._admitted: set[Any] = set()
+        self._following: dict[Follower, None] = {}
+        self._running = False
+        self.statements = 0  #: that looked for changes
+        self._background = background
+        background.add("changes", store.renew_changes, period=RENEW, scope="fleet")
+
+    @property
+    def followers(self) -> int:
+        """Requests that wait for changes, or are sent some."""
+        return len(self._admitted)
+
+    def admit(self, who: object) -> None:
+        """Enter before waiting; raises StoreError 503 when too many wait already."""
+        with self._lock:
+            if len(self._admitted) >= self._most:
+                raise StoreError(
+                    503,
+                    "Too many requests wait for changes. Try again shortly.",
+                    code="too_many_followers",
+                )
+            self._admitted.add(who)
+
+    def release(self, who: object) -> None:
+        """Leave for good. May be called more than once."""
+        with self._lock:
+            self._admitted.discard(who)
+            self._following.pop(who, None)  # type: ignore[call-overload]
+
+    def join(self, follower: Follower) -> None:
+        """Have the follower told of what its cursor has not seen, unless it was released."""
+        with self._lock:
+            if follower not in self._admitted:
+                return
+            self._following[follower] = None
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="poky-feed", daemon=True).start()
+
+    def leave(self, follower: Follower) -> None:
+        """Tell the follower of nothing until it joins again."""
+        with self._lock:
+            self._following.pop(follower, None)
+
+    def figures(self) -> Figures:
+        """What to watch, by name."""
+        return {
+            "followers": Figure("Requests that wait for changes.", lambda: self.followers),
+            "changes_statements": Figure(
+                "Statements that looked for changes for them.", lambda: self.statements, "counter"
+            ),
+        }
+
+    def _run(self) -> None:
+        ticked = checked = 0.0
+        while True:
+            began = time.monotonic()
+            with self._lock:
+                following = list(self._following)
+                if not following or self._background.is_stopping:
+                    self._running = False
+                    return
+            buckets: dict[str, list[Follower]] = {}
+            for follower in following:
+                buckets.setdefault(follower.bucket, []).append(follower)
+            is_behind = False
+            try:
+                for bucket, group in buckets.items():
+                    is_behind |= self._look(bucket, group)
+                if began - ticked > TICK:
+                    ticked = began
+                    for follower in following:
+                        follower.tick(began)
+                if began - checked > CHECK:
+                    checked = began
+                    for follower in following:
+                        self._check(follower, None)
+            except Exception:
+                log.exception("looking for changes failed")
+            pause = 0 if is_behind else PERIOD + began - time.monotonic()
+            time.sleep(max(pause, PERIOD / 5))
+
+    def _look(self, bucket: str, group: list[Follower]) -> bool:
+        """Tell the followers of one bucket what is new; whether there is more already."""
+        oldest = min((follower.cursor for follower in group), key=Cursor.age_order)
+        self.statements += 1
+        try:
+            page = self._store.changes(bucket, str(oldest), "", PAGE)
+        except StoreError as error:
+            if error.status == 503:
+                log.info("changes will be looked for again: %s", error.detail)
+                time.sleep(1)
+                return False
+            for follower in group:
+                follower.fail(error)
+            return False
+        end = Cursor.parse(page.next)
+        for follower in group:
+            if self._check(follower, page.policy):
+                self._tell(follower, page, end)
+        return not page.is_last
+
+    def _tell(self, follower: Follower, page: ChangesPage, end: Cursor) -> None:
+        seen = follower.cursor
+        follower.take([each for each in page.changes if not seen.has(each)], end)
+
+    def _check(self, follower: Follower, policy: str | None) -> bool:
+        """Whether the follower may be told of what was read under this policy; None: looked at."""
+        if follower.check is None or follower.policy == policy:
+            return True
+        try:
+            follower.policy = follower.check(policy)
+        except StoreError as error:
+            if error.status == 503:  # not decided: nothing is told meanwhile
+                return False
+            follower.fail(error)
+            return False
+        except Exception as error:
+            follower.fail(error)
+            return False
+        return True

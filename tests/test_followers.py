@@ -1,0 +1,203 @@
+"""The proof of the feed: followers' copies equal the bucket, whatever happens at the same time.
+
+Eight writers and four followers, at two instances of which one is started anew, while connections
+to PostgreSQL are cut: no change of a key is missing, comes twice or out of order.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Database
+from tests.service import Client, Service, running, wait_until
+from tests.test_changes import query, record
+
+pytestmark = [pytest.mark.inside, pytest.mark.slow, pytest.mark.timeout(300)]
+
+KEYS = [f"k{number}" for number in range(12)]
+SECONDS = 8
+Change = tuple[str, str, str | None]  # key, result, etag
+
+
+class Run:
+    """What the threads share."""
+
+    def __init__(self, services: list[Service], bucket: str) -> None:
+        self.services = services
+        self.bucket = bucket
+        self.writing = threading.Event()
+        self.writing.set()
+        self.acknowledged: list[tuple[str, str]] = []  # key and tag of puts
+        self.failures: list[BaseException] = []
+
+    def client(self, random: random.Random) -> Client:
+        return random.choice(self.services).client(20)
+
+    def thread(self, work: Callable[..., None], *arguments: Any) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                work(self, *arguments)
+            except BaseException as error:
+                self.failures.append(error)
+
+        thread = threading.Thread(target=guarded)
+        thread.start()
+        return thread
+
+
+def write(run: Run, seed: int) -> None:
+    """Put, delete and batch, with and without a ttl; what fails may or may not have been done."""
+    dice = random.Random(seed)
+    while run.writing.is_set():
+        with suppress(OSError, HTTPException, ValueError), closing(run.client(dice)) as client:
+            for _ in range(20):
+                key = dice.choice(KEYS)
+                choice = dice.random()
+                if choice < 0.4:
+                    headers = {}
+                    if dice.random() < 0.3:
+                        key, headers = f"t{dice.randrange(100)}", {"poky_ttl": "1"}
+                    answer = client.put(f"/kv/{run.bucket}/{key}", str(dice.random()), **headers)
+                    if answer.status == 200:
+                        run.acknowledged.append((key, answer.etag))
+                elif choice < 0.6:
+                    client.delete(f"/kv/{run.bucket}/{key}")
+                else:
+                    items = [{"key": each, "data": "v"} for each in dice.sample(KEYS, 4)]
+                    answer = client.batch("PUT", run.bucket, items, "?atomic=true")
+                    if answer.status == 200:
+                        run.acknowledged += [(each["key"], each["etag"]) for each in answer.json()]
+
+
+def follow(run: Run, seed: int, found: list[Change]) -> None:
+    """Page by page, waiting or not, at any instance, now and then with a pause."""
+    dice = random.Random(seed)
+    after = "0"
+    while ("end", "put") not in {change[:2] for change in found[-200:]}:
+        if dice.random() < 0.1:
+            time.sleep(dice.random() / 2)
+        query = f"?after={after}&limit={dice.choice([1, 3, 10, 1000])}&wait={dice.choice([0, 1])}"
+        with suppress(OSError, HTTPException, ValueError), closing(run.client(dice)) as client:
+            answer = client.get(f"/changes/{run.bucket}{query}")
+            assert answer.status in (200, 503), answer.body
+            if answer.status == 200:
+                page = answer.json()
+                found += [
+                    (each["key"], each["result"], each.get("etag")) for each in page["changes"]
+                ]
+                after = page["next"]
+
+
+def stream(run: Run, seed: int, found: list[Change]) -> None:
+    """By events; a connection ends after some of them, or when the instance does."""
+    dice = random.Random(seed)
+    last = "0"
+    while ("end", "put") not in {change[:2] for change in found[-200:]}:
+        with suppress(OSError, HTTPException), closing(run.client(dice)) as client:
+            client._connection.request(
+                "GET",
+                f"/changes/{run.bucket}",
+                headers={"Accept": "text/event-stream", "Last-Event-ID": last},
+            )
+            answer = client._connection.getresponse()
+            assert answer.status in (200, 503), answer.read()
+            event: dict[str, str] = {}
+            for _ in range(dice.randrange(2000)):
+                line = answer.readline().decode().rstrip("\n")
+                if not line and not event:
+                    break
+                if line:
+                    name, _, value = line.partition(": ")
+                    event[name] = value
+                    continue
+                if "data" in event:
+                    each = json.loads(event["data"])
+                    found.append((each["key"], each["result"], each.get("etag")))
+                last, event = event.get("id", last), {}
+                if found and found[-1][0] == "end":
+                    break
+
+
+def reap(run: Run, database: Database) -> None:
+    while run.writing.is_set():
+        query(database, "UPDATE poky._expiry SET due_at = now() WHERE due_at > now()")
+        query(database, "SELECT poky.reap(100)")
+        time.sleep(0.2)
+
+
+def disturb(run: Run, database: Database) -> None:
+    """Cut connections to PostgreSQL, and start an instance anew."""
+    dice = random.Random(0)
+    while run.writing.is_set():
+        time.sleep(1)
+        query(
+            database,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND usename = 'poky_service' AND random() < 0.3",
+        )
+        if dice.random() < 0.5:
+            run.services[1].stop()
+            run.services[1].start()
+
+
+def by_key(changes: list[Change]) -> dict[str, list[tuple[str, str | None]]]:
+    found: dict[str, list[tuple[str, str | None]]] = {}
+    for key, result, etag in changes:
+        found.setdefault(key, []).append((result, etag))
+    return found
+
+
+def test_copies_of_followers_equal_the_bucket(
+    database: Database, bucket: str, tmp_path: Path
+) -> None:
+    record(database, bucket)
+    with (
+        running(database.dsn_service, tmp_path / "one") as one,
+        running(database.dsn_service, tmp_path / "two") as two,
+    ):
+        run = Run([one, two], bucket)
+        copies: list[list[Change]] = [[], [], [], []]
+        followers = [
+            run.thread(follow if number < 2 else stream, number, copy)
+            for number, copy in enumerate(copies)
+        ]
+        writers = [run.thread(write, 10 + number) for number in range(8)]
+        others = [run.thread(reap, database), run.thread(disturb, database)]
+        time.sleep(SECONDS)
+        run.writing.clear()
+        for thread in [*writers, *others]:
+            thread.join(60)
+        client = one.client()
+        wait_until(lambda: client.put(f"/kv/{bucket}/end", "v").status == 200)
+        for thread in followers:
+            thread.join(60)
+            assert not thread.is_alive(), "a follower did not come to the end"
+        assert not run.failures, run.failures
+        recorded = query(
+            database,
+            "SELECT c.key, c.result, '\"' || c.revision || '-' || c.hash || '\"'"
+            " FROM poky._change AS c JOIN poky.bucket AS b ON b.id = c.bucket_id"
+            " WHERE b.name = %s ORDER BY c.revision",
+            bucket,
+        )
+        expected = by_key(recorded)
+        assert len(recorded) > 200
+        assert {"put", "delete", "expire"} <= {result for _, result, _ in recorded}
+        assert {(key, etag) for key, _, etag in recorded} >= set(run.acknowledged)
+        for copy in copies:
+            assert by_key(copy) == expected
+        listed = client.get(f"/kv/{bucket}?limit=1000").json()["keys"]
+        last = {key: states[-1] for key, states in expected.items()}
+        present = {key: etag for key, (result, etag) in last.items() if result == "put"}
+        assert {each["key"]: each["etag"] for each in listed}.items() <= present.items()
+        assert {each["key"] for each in listed} >= {*present} & {*KEYS}
