@@ -10,6 +10,7 @@ import base64
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ from rich.table import Table
 
 from poky import embedded
 from poky.schema.migrate import migrate
+from poky.transfer import Session, stored_objects
 from tests.service import Client, running
 
 BATCH = 500
@@ -114,6 +116,33 @@ def update(client: Client, found: dict[str, bytes]) -> str:
     return f"{accepted} accepted, {rejected} with a stale tag refused"
 
 
+def poky(server: embedded.Embedded, *arguments: str) -> str:
+    """Run the command on the demo's database, and return what it says."""
+    dsns = {"POKY_DSN": server.dsn_service, "POKY_OWNER_DSN": server.dsn_owner}
+    done = subprocess.run(
+        [sys.executable, "-m", "poky", *arguments],
+        env={**os.environ, **dsns},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def export(server: embedded.Embedded, file: Path) -> str:
+    poky(server, "export", "demo", "-o", str(file))
+    with Session(server.dsn_service, "demo") as session:
+        count = sum(1 for _ in stored_objects(session, "demo"))
+    return f"{count:,} as {file.suffix}, {file.stat().st_size / 1e6:,.1f} MB"
+
+
+def load_export(server: embedded.Embedded, file: Path) -> str:
+    done = json.loads(poky(server, "import", "copy", str(file), "--create", "--json"))
+    assert poky(server, "verify", "copy", str(file)) == "copy: the same\n"
+    return f"{done['inserted']:,} by COPY, and verified"
+
+
 def main() -> None:
     what, found = records()
     digest = hashlib.sha256(json.dumps(sorted(found)).encode()).hexdigest()[:8]
@@ -131,6 +160,11 @@ def main() -> None:
                     ("read back by batches", compare),
                     ("list by prefix", enumerate_by_prefix),
                     ("compare and set", update),
+                    ("poky export", lambda *_: export(server, Path(folder) / "demo.zst")),
+                    (
+                        "poky import, verify",
+                        lambda *_: load_export(server, Path(folder) / "demo.zst"),
+                    ),
                 ]
                 for name, step in steps:
                     began = time.monotonic()

@@ -163,6 +163,41 @@ def test_an_export_is_of_one_moment(database: Database, store: Store, bucket: st
     assert {each["data"] for each in objects} == {"old"}
 
 
+def test_the_last_line_has_the_cursor_of_what_comes_after(
+    database: Database, store: Store, bucket: str, other: str
+) -> None:
+    """Nothing that the file has, and all else: also what was written while it was made."""
+    with closing(Store(database.dsn_owner)) as owner:
+        owner.keep_changes(bucket, 3600)
+        owner.keep_changes(other, 3600)
+    store.put(bucket, "before", b"1", "t")
+    wrote = []
+
+    def change(count: int) -> None:
+        if not wrote:
+            wrote.append(store.put(bucket, "meanwhile", b"2", "t"))
+
+    file = io.BytesIO()
+    with Session(database.dsn_service, "tests") as session:
+        end = export(session, bucket, file, "tests", change)
+    store.put(bucket, "after", b"3", "t")
+    assert wrote
+    assert [each["key"] for each in lines(file.getvalue())[1:-1]] == ["before"]
+    assert lines(file.getvalue())[-1]["cursor"] == end.cursor
+    assert followed(database, bucket, end.cursor) == ["meanwhile", "after"]
+    # And an import is followed like any change; what stays as it is, is none.
+    for _ in range(2):
+        read, _, _ = imported(database, other, file.getvalue())
+        assert read.cursor == end.cursor
+    assert followed(database, other, "0") == ["before"]
+
+
+def followed(database: Database, bucket: str, cursor: str | None) -> list[str]:
+    with closing(database.connect(as_service=True)) as connection, connection.cursor() as found:
+        found.execute("SELECT key FROM poky.changes(%s, %s, '', 100)", [bucket, cursor])
+        return [key for (key,) in found.fetchall() if key]
+
+
 @pytest.mark.parametrize(
     ("on_conflict", "date", "expected"),
     [

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import IO, Final
 
+from poky.store import StoreError
 from poky.store.rows import CopiedRows
 from poky.transfer.lines import End, Exported, Head, write_line, write_mark
 from poky.transfer.session import Session
@@ -24,6 +25,9 @@ _COLUMNS: Final = {
 _EXPORT: Final = (
     f"COPY (SELECT {', '.join(_COLUMNS)} FROM poky.export(%s, %s, %s)) TO STDOUT (FORMAT binary)"  # noqa: S608 - names of our own
 )
+
+# Without an object: what comes after this snapshot, which is the transaction's.
+_CURSOR: Final = "SELECT next FROM poky.changes(%s, '', '', 1) WHERE key IS NULL"
 
 
 def rows(session: Session, bucket: str, each: Callable[[Exported], object]) -> int:
@@ -80,4 +84,12 @@ def export(
 
 def _cursor(session: Session, bucket: str) -> str | None:
     """The cursor of the bucket's changes after this snapshot; None if they are not recorded."""
-    return None
+    session.run("SAVEPOINT before")
+    try:
+        cursor: str = session.run(_CURSOR, (bucket,))[0][0]
+    except StoreError as error:
+        if error.code != "changes_off":
+            raise
+        session.run("ROLLBACK TO before")
+        return None
+    return cursor
