@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from poky import cache, cli, sharing, store
+from poky.store import pool
 
 
 def slow_reads() -> None:
@@ -126,7 +127,7 @@ def no_purge_for_batches() -> None:
 
 def decisions_kept() -> None:
     """A decision is kept, and no statement asks whether it still holds."""
-    store.Store._guarded = lambda self, statement: statement  # type: ignore[method-assign]
+    pool._guarded = lambda policy, statement: statement
 
 
 def _forget_outbox(verb: str, chosen: Callable[[Any], bool]) -> None:

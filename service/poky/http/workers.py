@@ -216,7 +216,8 @@ class Workers:
         self._polling.add(me)
         rest = self._ready
         wait = 0 if self._completed or rest else SWEEP_SECONDS
-        rest.extend(fd for fd, _ in self._epoll.poll(wait, MOST_READY))
+        for fd, _ in self._epoll.poll(wait, MOST_READY):
+            rest.append(fd)
         self._polling.discard(me)
         self.heartbeat = now = time.monotonic()
         if now >= self._next_sweep:

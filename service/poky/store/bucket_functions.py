@@ -23,6 +23,7 @@ _MOST = {"get": 1000, "share": 1000, "update": 100, "delete": 100}
 # When a bucket's function fails as undefined: how long until its number is asked for again.
 _PAUSE_SECONDS = 1.0
 _FLAT = 0
+_MOST_STATEMENTS = 4000  # of buckets that are kept at a time
 
 
 class BucketFunctions(Pool):
@@ -32,6 +33,7 @@ class BucketFunctions(Pool):
         super().__init__(dsn, **limits)
         self._is_flat = False
         self._numbers: dict[str, int] = {}
+        self._own: dict[tuple[str, str], tuple[str, tuple[str, int]]] = {}  # by verb and bucket
         self._used: dict[str, set[int]] = {verb: set() for verb in BUCKET_EXECUTE}
         self._paused: dict[str, float] = {}  # until when, by bucket
 
@@ -53,22 +55,30 @@ class BucketFunctions(Pool):
         self, verb: str, bucket: str, parameters: Sequence[Any], *, is_write: bool
     ) -> Rows | None:
         """Rows of the bucket's ``verb``; None: it has none, or this process may not use it."""
-        number = self._number(verb, bucket)
-        if number is not None:
+        own = self._own.get((verb, bucket)) or self._find_own(verb, bucket)
+        if own is not None:
+            statement, function = own
             try:
                 return self._execute(
-                    BUCKET_EXECUTE[verb] % number,
-                    (bucket, *parameters),
-                    is_write=is_write,
-                    bucket_function=(verb, number),
+                    statement, (bucket, *parameters), is_write=is_write, bucket_function=function
                 )
             except psycopg2.Error as error:
                 if not is_undefined(error):
                     raise
                 # Dropped, or not made yet: it did nothing.
-                log.info("bucket %s: %s_%d: %s", bucket, verb, number, first_line(error))
-                self._forget(bucket, number)
+                log.info("bucket %s: %s_%d: %s", bucket, *function, first_line(error))
+                self._forget(bucket, function[1])
         return None
+
+    def _find_own(self, verb: str, bucket: str) -> tuple[str, tuple[str, int]] | None:
+        """The statement that calls the bucket's ``verb``, and what it calls."""
+        number = self._number(verb, bucket)
+        if number is None:
+            return None
+        if len(self._own) >= _MOST_STATEMENTS:
+            self._own.clear()
+        own = self._own[verb, bucket] = BUCKET_EXECUTE[verb] % number, (verb, number)
+        return own
 
     def _number(self, verb: str, bucket: str) -> int | None:
         """The number of the function to call; None: call the one for all buckets."""
@@ -94,6 +104,7 @@ class BucketFunctions(Pool):
         return number
 
     def _forget(self, bucket: str, number: int) -> None:
+        self._own.clear()
         self._is_flat = False
         self._numbers.pop(bucket, None)
         for used in self._used.values():

@@ -88,10 +88,6 @@ class Connection(psycopg2.extensions.connection):
         self.statement.execute(BUCKET_FUNCTIONS[verb].prepare(f"{verb}_{number}"))
         self.bucket_functions.add((verb, number))
 
-    def is_old(self) -> bool:
-        """Whether it is due for replacement."""
-        return time.monotonic() - self.born > _MAX_AGE
-
     def is_lost(self) -> bool:
         """Whether the server has closed it: a poll of the socket, 1 us."""
         return bool(self._poll.poll(0))
@@ -239,14 +235,6 @@ class Pool:
         """
         return _Under(self.guard, policy, renew, since)
 
-    def _guarded(self, statement: Any) -> Any:
-        """The statement behind the guard, in one message and one transaction."""
-        policy = self.guard.policy
-        if policy is None:
-            return statement
-        guard = f"EXECUTE poky_require_policy('{policy}');"  # a UUID
-        return guard.encode() + statement if isinstance(statement, bytes) else guard + statement
-
     # What follows a change (nodes, purges) must not fail because tokens have changed since.
 
     def _read_freely(self, statement: str, parameters: Sequence[Any]) -> Rows:
@@ -315,16 +303,13 @@ class Pool:
         copied: CopiedRows | None,
         extra: float,
     ) -> Rows:
-        patience = self._pool_timeout
-        if deadline is not None:
-            patience = min(patience, max(deadline - time.monotonic(), 0.01))
         try:
             self._places.get_nowait()
         except queue.Empty:
-            self._wait_for_place(patience)
+            self._wait_for_place(deadline)
         try:
-            connection = self._check_out(check_alive)
-            connection.deadline = deadline or time.monotonic() + self._patience + extra
+            connection = self._check_out(check_alive, deadline, extra)
+            policy = self.guard.policy
             is_fit = False
             try:
                 if connection.extra != extra:
@@ -335,13 +320,15 @@ class Pool:
                 if bucket_function and bucket_function not in connection.bucket_functions:
                     connection.prepare_bucket_function(*bucket_function)
                 if copied is None:
-                    connection.statement.execute(self._guarded(statement), parameters)
+                    connection.statement.execute(
+                        statement if policy is None else _guarded(policy, statement), parameters
+                    )
                     rows = connection.statement.fetchall()
                     is_fit = len(statement) <= _KEPT_BYTES
                 else:
                     copied.clear()
-                    if self.guard.policy is not None:
-                        connection.statement.execute(self._guarded(""))
+                    if policy is not None:
+                        connection.statement.execute(_guarded(policy, ""))
                     query = connection.statement.mogrify(statement, parameters)
                     connection.statement.copy_expert(query, copied)
                     rows = []
@@ -364,8 +351,11 @@ class Pool:
         finally:
             self._places.put(None)
 
-    def _wait_for_place(self, patience: float) -> None:
+    def _wait_for_place(self, deadline: float | None) -> None:
         began = time.monotonic()
+        patience = self._pool_timeout
+        if deadline is not None:
+            patience = min(patience, max(deadline - began, 0.01))
         try:
             self._places.get(timeout=patience)
         except queue.Empty:
@@ -406,15 +396,18 @@ class Pool:
     def _put_last(self, host: str) -> None:
         self._dsns = [*(each for each in self._dsns if each != host), host]
 
-    def _check_out(self, check_alive: bool) -> Connection:
+    def _check_out(self, check_alive: bool, deadline: float | None, extra: float) -> Connection:
         """An idle connection or a new one; the watchdog has its deadline."""
         while True:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                return self._connect()
-            if not connection.is_old() and not (check_alive and connection.is_lost()):
-                connection.deadline = time.monotonic() + self._patience
+                connection = self._connect()
+                connection.deadline = deadline or time.monotonic() + self._patience + extra
+                return connection
+            now = time.monotonic()
+            if now - connection.born <= _MAX_AGE and not (check_alive and connection.is_lost()):
+                connection.deadline = deadline or now + self._patience + extra
                 self._busy.add(connection)
                 return connection
             connection.close()
@@ -485,3 +478,9 @@ class Pool:
 def _extra(items: int, size: int = 0) -> float:
     """Seconds that a statement may take above the usual, for its items and their bytes."""
     return round(max(items - 1, 0) / _ITEMS_PER_SECOND + size / _BYTES_PER_SECOND, 1)
+
+
+def _guarded(policy: str, statement: Any) -> Any:
+    """The statement behind the guard, in one message and one transaction."""
+    guard = f"EXECUTE poky_require_policy('{policy}');"  # a UUID
+    return guard.encode() + statement if isinstance(statement, bytes) else guard + statement

@@ -72,11 +72,16 @@ class Shared(Objects):
 
     def get_small(self, bucket: str, key: str) -> Found:
         """The object, None when there is none, or ALONE: its value is large."""
-        rows = self._call("get", "get", bucket, (array((key,)),), is_write=False)
+        keys = array((key,))
+        rows = self._call_own("get", bucket, (keys,), is_write=False)
+        if rows is None:
+            rows = self._read(EXECUTE["get"], (bucket, keys))
         if not rows:
             return None
         *facts, value = rows[0]
-        return ALONE if value is None else Object._make((key, *facts, value.cast("B"), len(value)))
+        if value is None:
+            return ALONE
+        return tuple.__new__(Object, (key, *facts, value.cast("B"), len(value)))
 
     def _change_one(self, write: Write) -> Put:
         bucket, key, value, _, modified_at, if_match, if_none_match, *_ = write
