@@ -33,7 +33,7 @@ def store(database: Database) -> Iterator[Store]:
 def test_every_code_is_in_the_table_and_nothing_else_is() -> None:
     sql = "".join(file.read_text() for file in (ROOT / "sql/functions").glob("*.sql"))
     given = set(re.findall(r"HINT = '(.*?)'", sql))
-    for package in ("store", "cache"):
+    for package in ("store", "cache", "feed"):
         for file in (ROOT / "service/poky" / package).glob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.keyword) and node.arg == "code":
@@ -63,7 +63,7 @@ def test_every_refusal_of_the_database_has_a_code() -> None:
         ("drop_bucket", ("nowhere",), 404, "bucket_not_found"),
         ("ensure_bucket", ("no/name",), 400, "bad_bucket_name"),
         ("register_node", ("no/name", "http://127.0.0.1:1"), 400, "bad_cache_name"),
-        ("put", ("{bucket}", "no/key", b"", "text/plain"), 400, "bad_key"),
+        ("put", ("{bucket}", "no//key", b"", "text/plain"), 400, "bad_key"),
         ("put", ("{bucket}", "k\0", b"", "text/plain"), 400, "bad_text"),
     ],
 )
