@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -201,3 +203,43 @@ def test_copies_of_followers_equal_the_bucket(
         present = {key: etag for key, (result, etag) in last.items() if result == "put"}
         assert {each["key"]: each["etag"] for each in listed}.items() <= present.items()
         assert {each["key"] for each in listed} >= {*present} & {*KEYS}
+
+
+@pytest.mark.alone
+def test_two_thousand_who_wait_take_little_memory_and_no_threads(
+    database: Database, bucket: str, tmp_path: Path
+) -> None:
+    record(database, bucket)
+    with running(database.dsn_service, tmp_path / "log") as service, ExitStack() as clients:
+        assert service.process
+        status = Path(f"/proc/{service.process.pid}/status")
+
+        def number(name: str) -> int:
+            return int(re.findall(rf"(?m)^{name}:\s+(\d+)", status.read_text())[0])
+
+        def figure() -> int:
+            text = service.admin().get("/metrics").body.decode()
+            return int(float(re.findall(r"(?m)^poky_followers (.+)$", text)[0]))
+
+        threads = number("Threads")
+        begin = service.client().get(f"/changes/{bucket}").json()["next"]
+        waiting = []
+        for each in range(2000):
+            client = clients.enter_context(
+                socket.create_connection(("127.0.0.1", service.port), 60)
+            )
+            accept = "text/event-stream" if each % 2 else "application/json"
+            head = f"GET /changes/{bucket}?after={begin}&wait=60 HTTP/1.1\r\nHost: h"
+            client.sendall(f"{head}\r\nAccept: {accept}\r\n\r\n".encode())
+            waiting.append(client)
+        wait_until(lambda: figure() == 2000, 50)
+        assert number("VmRSS") < 200_000, "kB"
+        assert number("Threads") <= threads + 8
+        assert service.client().put(f"/kv/{bucket}/k", "v").status == 200
+        for client in waiting:
+            text = b""
+            while b'"key":"k"' not in text:
+                received = client.recv(65536)
+                assert received, text
+                text += received
+        assert number("VmRSS") < 200_000, "kB"

@@ -127,6 +127,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         stages,
         {
             "batch": Lane("batch", max(config.threads // 2, 1)),
+            "changes": Lane("changes", max(config.threads // 2, 1), 30),
             "status": Lane("status", 2),
             "admin": Lane("admin", 2),
             "page": Lane("page", 2),

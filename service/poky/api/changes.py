@@ -123,7 +123,11 @@ class _Waiting(Follower):
             except Exception as error:
                 self.fail(error)
 
-        self._services.lanes["batch"].submit(work, self.fail)
+        self._services.lanes["changes"].submit(work, self._busy)
+
+    def _busy(self, error: Exception) -> None:
+        """The lane has no thread for it in time."""
+        self.fail(error)
 
     def _page(self, limit: int) -> ChangesPage:
         """The next page, under the policy that the request was decided under."""
@@ -219,6 +223,7 @@ class _Events(_Waiting):
         self._state = self._READING
         self._stream: Stream | None = None
         self._is_stopping = False
+        self._is_caught_up = False  # whether nothing followed after what was read last
         self._next_comment = 0.0
 
     def _is_waiting(self) -> bool:
@@ -227,7 +232,7 @@ class _Events(_Waiting):
     def _read(self) -> None:
         while True:
             page = self._page(self._limit)
-            self._after = page.next
+            self._after, self._is_caught_up = page.next, page.is_last
             if self._stream is None or page.changes:
                 break
             if page.is_last:
@@ -264,7 +269,17 @@ class _Events(_Waiting):
             if self._state != self._SENDING:
                 return
             self._state = self._READING
-        self._submit()
+        if self._is_caught_up:
+            self._follow(self._after)
+        else:
+            self._submit()
+
+    def _busy(self, error: Exception) -> None:
+        """The lane is busy: what has begun tries again."""
+        if self._stream is None:
+            self.fail(error)
+        else:
+            self._submit()
 
     def _follow(self, cursor: str) -> None:
         with self._lock:
@@ -284,7 +299,7 @@ class _Events(_Waiting):
                 return
             if matching and self._stream.unsent:
                 self._state = self._SENDING
-                self._after = str(self.cursor)
+                self._after, self._is_caught_up = str(self.cursor), False
                 self._services.feed.leave(self)
                 return
             before, self.cursor = self.cursor, self.cursor.after(page)

@@ -125,14 +125,15 @@ class Feed:
             for follower in following:
                 buckets.setdefault(follower.bucket, []).append(follower)
             is_behind = False
+            is_due = began - checked > CHECK
             try:
                 for bucket, group in buckets.items():
-                    is_behind |= self._look(bucket, group)
+                    is_behind |= self._look(bucket, group, is_due=is_due)
                 if began - ticked > TICK:
                     ticked = began
                     for follower in following:
                         follower.tick(began)
-                if began - checked > CHECK:
+                if is_due:
                     checked = began
                     for follower in following:
                         self._check(follower, None)
@@ -141,8 +142,11 @@ class Feed:
             pause = 0 if is_behind else PERIOD + began - time.monotonic()
             time.sleep(max(pause, PERIOD / 5))
 
-    def _look(self, bucket: str, group: list[Follower]) -> bool:
-        """Tell the followers of one bucket what is new; whether there is more already."""
+    def _look(self, bucket: str, group: list[Follower], *, is_due: bool) -> bool:
+        """Tell the followers of one bucket what is new; whether there is more already.
+
+        Where nothing is, their cursors are moved on when it is due.
+        """
         oldest = min((follower.cursor for follower in group), key=Cursor.age_order)
         self.statements += 1
         try:
@@ -155,6 +159,8 @@ class Feed:
             for follower in group:
                 follower.fail(error)
             return False
+        if not page.changes and not is_due:
+            return not page.is_last
         end = Cursor.parse(page.next)
         for follower in group:
             if self._check(follower, page.policy):
