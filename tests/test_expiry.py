@@ -13,6 +13,9 @@ from typing import Any
 import psycopg2
 import pytest
 
+from poky.background import Background
+from poky.reaper import Reaper
+from poky.store import Store
 from tests.conftest import Database
 from tests.service import Client, Service, wait_until
 from tests.test_access import command
@@ -607,3 +610,71 @@ def test_release_0_1_0_gives_no_cache_what_expires(
     with pytest.raises(psycopg2.Error) as caught:
         sql(own_database, read, name, "key")
     assert caught.value.pgcode == "PK503"
+
+
+# The reaper.
+
+
+@pytest.fixture
+def background(own_database: Database) -> Iterator[tuple[Store, Background]]:
+    with closing(Store(own_database.dsn_service, pool_size=2)) as store:
+        background = Background(store)
+        yield store, background
+        background.stop()
+
+
+def filled(database: Database, name: str, count: int) -> None:
+    """A bucket with so many expired objects, and one that stays."""
+    sql(database, "SELECT poky.ensure_bucket(%s)", name)
+    store(database, name, "stays", 6000)
+    sql(
+        database,
+        "SELECT outcome FROM generate_series(1, %s) AS n,"
+        " poky.put(%s, 'k' || n, 'v', 't', NULL, NULL, NULL, NULL, '{\"expires_at\": 1}')",
+        count,
+        name,
+    )
+
+
+@pytest.mark.inside
+def test_the_reaper_removes_in_several_transactions(
+    own_database: Database,
+    background: tuple[Store, Background],
+    bucket_names: Callable[[], str],
+) -> None:
+    reaper = Reaper(*background)
+    assert not reaper._is_needed()
+    name = bucket_names()
+    filled(own_database, name, 2500)
+    reaper.start(period=0.05)
+    wait_until(lambda: not reaper._is_needed())
+    assert rows(own_database, name) == (["stays"], ["stays"])
+    figures = reaper.figures()
+    wait_until(lambda: figures["expired_objects"].read() == 2500)
+    assert figures["expired_lag_seconds"].read() == 0
+    (task,) = background[1].status()
+    assert (task["name"], task["scope"], task["errors"]) == ("reap", "fleet", 0)
+
+
+@pytest.mark.inside
+def test_one_reaper_of_the_fleet_removes(
+    own_database: Database,
+    background: tuple[Store, Background],
+    bucket_names: Callable[[], str],
+) -> None:
+    name = bucket_names()
+    filled(own_database, name, 3)
+    reaper = Reaper(*background)
+    with background[0].try_lock("poky reap"):
+        reaper.start(period=0.01)
+        time.sleep(0.3)  # any number of turns
+        assert len(rows(own_database, name)[0]) == 4
+        assert reaper.figures()["expired_lag_seconds"].read() > 0
+    wait_until(lambda: rows(own_database, name)[0] == ["stays"])
+
+
+@pytest.mark.inside
+def test_the_service_reaps_without_caches(client: Client, url: str, database: Database) -> None:
+    bucket = url.split("/")[2]
+    put(client, url, 1)
+    wait_until(lambda: rows(database, bucket) == ([], []), 60)

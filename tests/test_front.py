@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import test_ranges as ranges
 from tests.service import Client, Response, free_ports, wait_until
 from tests.support import roles
 from tests.support.chain import Chain
@@ -161,6 +162,20 @@ def test_what_is_no_plain_range_is_ignored(client: Client, path: str, range: str
     whole = client.get(path)
     response = client.request("GET", path, headers={"Range": range})
     assert (response.status, response.body) == (200, whole.body)
+
+
+def test_the_service_answers_ranges_as_the_chain_does(chain: Chain, client: Client) -> None:
+    client.put(KEY, ranges.DIGITS)
+    service = Client(chain.instances[0].port)
+    for range in (*ranges.PARTS, *ranges.BEYOND, *ranges.IGNORED):
+        from_cache, from_service = (each.get(KEY, range=range) for each in (client, service))
+        for show in (
+            lambda answer: (answer.status, answer.body),
+            lambda answer: [
+                answer.headers[name] for name in ("Content-Range", "Content-Type", "Accept-Ranges")
+            ],
+        ):
+            assert show(from_cache) == show(from_service), range
 
 
 def test_all_spellings_of_a_key_share_one_copy_and_one_purge(client: Client) -> None:

@@ -291,6 +291,28 @@ def test_a_bucket_is_as_public_as_it_is_declared(releases: ModuleType) -> None:
     assert (again["publish"], again["unpublish"]) == ([], [])
 
 
+def test_objects_of_a_bucket_live_as_long_as_it_is_declared(releases: ModuleType) -> None:
+    declared = [
+        {"name": "new", "ttl": 60},
+        {"name": "other", "ttl": "60"},
+        {"name": "same", "ttl": 5},
+        {"name": "closed"},
+        {"name": "never", "ttl": 0},
+        {"name": "old", "state": "absent", "ttl": 7},
+        {"name": "of-an-older-release", "ttl": 9},
+    ]
+    found = ["other", "same", "closed", "never", "old", "x", "of-an-older-release"]
+    ttls = {"other": 5, "same": 5, "closed": 5, "never": None, "old": 5, "x": 5}
+    plan = releases.poky_bucket_plan(found, declared, {}, "_smoke", (), ttls)
+    assert plan["expire"] == [
+        {"name": "new", "ttl": 60},
+        {"name": "other", "ttl": 60},
+        {"name": "closed", "ttl": 0},
+    ]
+    assert "~ new: objects written from now on expire after 60 s" in plan["lines"]
+    assert "~ closed: objects written from now on do not expire" in plan["lines"]
+
+
 # Tokens.
 
 SECRET = "poky_abcdefghijkl_" + "S" * 32
@@ -728,7 +750,9 @@ def test_the_table_marks_what_needs_somebody(releases: ModuleType) -> None:
         },
         "b": None,
     }
-    plan = releases.poky_bucket_plan(["x", "tips"], [{"name": "tips"}], {}, "_smoke", ["tips"])
+    plan = releases.poky_bucket_plan(
+        ["x", "tips"], [{"name": "tips"}], {}, "_smoke", ["tips"], {"tips": 5}
+    )
     seen_tokens = {"changes": {"ci": "created"}, "undeclared": ["old"]}
     tokens = releases.poky_token_plan(DECLARED, seen_tokens, "_smoke-")
     rows = report.poky_status(hosts, plan, "warn", None, tokens, "warn")
@@ -981,6 +1005,7 @@ SECRETS = {
         ("buckets", {"poky_buckets": "a"}, "poky_buckets"),
         ("buckets", {"poky_buckets_undeclared": "forbid"}, "warn, fail, ignore, got: forbid"),
         ("buckets", {"poky_buckets": [{"name": "a", "public": "write"}]}, "read, none, got: write"),
+        ("buckets", {"poky_buckets": [{"name": "a", "ttl": "1h"}]}, "unable to convert to int"),
         ("tokens", {"poky_tokens": [{"name": "a", "grant": ["read:b"]}]}, "poky_tokens.grant"),
         ("tokens", {"poky_tokens": [{"name": "a", "grants": ["reed:b"]}]}, "“reed:b” is no grant"),
         (
@@ -1075,12 +1100,12 @@ def test_playbooks_make_tokens_and_buckets_what_is_declared(
         "machine_image": "",
         "poky_address": "127.0.0.1",
         "poky_tokens": DECLARED,
-        "poky_buckets": [{"name": "tips", "public": "read"}],
+        "poky_buckets": [{"name": "tips", "public": "read", "ttl": 3600}],
         "_poky_home": str(tmp_path),
         "_poky_as_owner": ["env", *dsns],
         "_poky_as_service": ["env", *dsns],
     }
-    for playbook, line in (("tokens", "+ create web"), ("buckets", "+ publish tips")):
+    for playbook, line in (("tokens", "+ create web"), ("buckets", "tips: objects written")):
         command = (f"playbooks/{playbook}.yml", "-i", here, "-e", json.dumps(given), "-vvv")
         for options, is_planned, is_changed in (
             (("--check",), True, True),

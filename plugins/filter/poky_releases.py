@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 Entry = dict[str, Any]
@@ -206,15 +207,17 @@ def _recorded(
 
 def poky_bucket_plan(
     found: Collection[str],
-    declared: Iterable[Mapping[str, str]],
+    declared: Iterable[Mapping[str, Any]],
     asked: Mapping[str, str],
     own: str,
     public: Collection[str] = (),
-) -> dict[str, list[str]]:
+    ttls: Mapping[str, int | None] = MappingProxyType({}),
+) -> dict[str, Any]:
     """What to do so that the buckets are those that are wanted.
 
     ``declared`` is the inventory's list, ``asked`` one bucket from the command line (it wins),
-    ``own`` the bucket of the smoke test, ``public`` those that are read without a token.
+    ``own`` the bucket of the smoke test, ``public`` those that are read without a token, ``ttls``
+    the seconds after which objects expire, None for never, of those found whose release says so.
     ``lines`` says the same in words.
     """
     declared = list(declared)
@@ -230,7 +233,18 @@ def poky_bucket_plan(
     open_names = {bucket["name"] for bucket in kept if bucket.get("public") == "read"}
     publish = sorted(open_names - set(public))
     unpublish = sorted({bucket["name"] for bucket in kept} & set(public) - open_names)
+    found_ttls = dict.fromkeys(create, 0) | {name: ttls[name] or 0 for name in ttls}
+    expire = {
+        bucket["name"]: ttl
+        for bucket in kept
+        if (ttl := int(bucket.get("ttl") or 0)) != found_ttls.get(bucket["name"], ttl)
+    }
     lines = [f"+ create {name}" for name in create] + [f"- drop {name}" for name in drop]
+    lines += [
+        f"~ {name}: objects written from now on "
+        + (f"expire after {ttl} s" if ttl else "do not expire")
+        for name, ttl in expire.items()
+    ]
     lines += [f"+ publish {name}: it is read without a token" for name in publish]
     lines += [f"- unpublish {name}: it needs a token" for name in unpublish]
     lines += [f"~ {name} is undeclared" for name in undeclared]
@@ -242,6 +256,7 @@ def poky_bucket_plan(
         "drop": drop,
         "publish": publish,
         "unpublish": unpublish,
+        "expire": [{"name": name, "ttl": ttl} for name, ttl in expire.items()],
         "undeclared": undeclared,
         "lines": lines,
     }

@@ -13,7 +13,7 @@ Row = list[Any]
 
 def poky_status(
     reports: Mapping[str, Any],
-    buckets: Mapping[str, list[str]],
+    buckets: Mapping[str, Any],
     policy: str,
     lock: Mapping[str, Any] | None,
     tokens: Mapping[str, Any] | None = None,
@@ -58,6 +58,9 @@ def poky_status(
     for name in buckets["publish"] + buckets["unpublish"]:
         wrong = "not public" if name in buckets["publish"] else "public"
         rows.append(["", f"bucket {name}", wrong, "playbooks/buckets.yml", True])
+    for bucket in buckets["expire"]:
+        wrong = f"ttl is not {bucket['ttl']}" if bucket["ttl"] else "has a ttl"
+        rows.append(["", f"bucket {bucket['name']}", wrong, "playbooks/buckets.yml", True])
     rows += _token_rows(tokens, tokens_policy) if tokens else []
     if lock:
         detail = f"{lock['what']}, step “{lock['step']}”, last seen {lock.get('seen')}"

@@ -30,6 +30,7 @@ class Task:
     run: Callable[[], object]
     period: float  #: seconds from the end of a run to the next
     scope: Scope
+    is_needed: Callable[[], bool]  #: asked before each run; if not, that was a good one
     runs: int = 0  #: that ended well
     errors: int = 0
     ended_at: float | None = None  #: when the last good run ended, in seconds since 1970
@@ -58,18 +59,29 @@ class Background:
         """Whether a task that is at work should end early."""
         return self._stopping.is_set()
 
+    def rest(self, seconds: float) -> bool:
+        """Pause a task that is at work; whether it may go on, rather than end early."""
+        return not self._stopping.wait(seconds)
+
     def add(
-        self, name: str, run: Callable[[], object], *, period: float, scope: Scope = "instance"
+        self,
+        name: str,
+        run: Callable[[], object],
+        *,
+        period: float,
+        scope: Scope = "instance",
+        is_needed: Callable[[], bool] = lambda: True,
     ) -> None:
         """Run a task from now on, the first time after one period; does nothing if it is there.
 
         Scope ``fleet``: while an instance runs it, the others skip their turns. A run must still
-        be safe beside another one, because a lock ends with its connection.
+        be safe beside another one, because a lock ends with its connection. ``is_needed`` is
+        asked first, without the lock: a run that is not needed costs no connection.
         """
         with self._adding:
             if name in self._tasks or self.is_stopping:
                 return
-            task = Task(name, run, period, scope)
+            task = Task(name, run, period, scope, is_needed)
             task.thread = threading.Thread(
                 target=self._keep_running, args=(task,), name=f"poky-{name}", daemon=True
             )
@@ -136,7 +148,9 @@ class Background:
     def _keep_running(self, task: Task) -> None:
         while not self._stopping.wait(task.period):
             try:
-                if task.scope == "fleet":
+                if not task.is_needed():
+                    pass
+                elif task.scope == "fleet":
                     with self._store.try_lock(f"poky {task.name}") as is_ours:
                         if not is_ours:  # another instance runs it
                             task.on_time_at = time.time()

@@ -40,6 +40,7 @@ from poky.http import Budget, CannotListen, Server
 from poky.logs import Log, take_over
 from poky.metrics import Metrics, Statsd
 from poky.probe import Probe
+from poky.reaper import Reaper
 from poky.sharing import BEGIN_SECONDS, Lane, Reads, Stages, Writes
 from poky.store import Store
 
@@ -107,6 +108,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
             **background.figures(),
             **feed.figures(),
             **probe.figures(),
+            **Reaper(house, background).start().figures(),
         },
         Statsd(config.statsd_host, config.statsd_key_base) if config.statsd_host else None,
         access_log=lines if config.log_level in ("debug", "info") else None,

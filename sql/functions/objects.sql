@@ -70,6 +70,32 @@ $$;
 COMMENT ON FUNCTION poky.get IS
 'The object, or no row. PK404: no such bucket. PK503: it expires, and an instance of release 0.1.0 asks, beside caches.';
 
+CREATE OR REPLACE FUNCTION poky.get_part(
+    p_bucket text, p_key text, p_revision bigint, p_begin integer, p_length integer
+)
+RETURNS bytea
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_id integer;
+    v_leaf text;
+    v_part bytea;
+BEGIN
+    SELECT id, leaf INTO v_id, v_leaf FROM poky.bucket WHERE name = p_bucket;
+    EXECUTE format(
+        -- PostgreSQL fetches only those pieces of the value that these bytes are in.
+        'SELECT substring(o.value FROM $4 + 1 FOR $5) FROM poky.%I AS o'
+        ' WHERE o.bucket_id = $1 AND o.key = $2 AND o.revision = $3'
+        ' AND (o.expires_at IS NULL OR o.expires_at > statement_timestamp())',
+        coalesce(v_leaf, '_object')
+    ) INTO v_part USING v_id, p_key, p_revision, p_begin, p_length;
+    RETURN v_part;
+END;
+$$;
+COMMENT ON FUNCTION poky.get_part IS
+'Bytes of an object''s value: p_length from p_begin, counted from 0; null unless it is there and has this revision.';
+
 CREATE OR REPLACE FUNCTION poky._draw_anew(p_id integer, p_key text) RETURNS bigint
 LANGUAGE plpgsql
 SET plan_cache_mode = force_custom_plan  -- one for all buckets would lock them all

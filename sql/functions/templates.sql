@@ -61,12 +61,13 @@ AS $template$
         value = p_value
     WHERE o.bucket_id = p_id AND o.key = p_key
         AND poky._matches(p_if_match, o.revision, o.hash, o.modified_at)
+        AND (o.expires_at IS NULL OR o.expires_at > clock_timestamp())
         AND (p_modified_at IS NULL OR p_modified_at >= o.modified_at)
         AND (
             p_if_none_match IS NULL
             OR NOT poky._matches(p_if_none_match, o.revision, o.hash, o.modified_at)
         )
-    -- expires_at is as it was: it is compared now that the row is locked.
+    -- expires_at is as it was: it is compared again now that the row is locked.
     RETURNING o.revision, o.modified_at, o.expires_at
     INTO v_revision, v_modified_at, v_expired_at;
     IF v_revision IS NULL THEN

@@ -10,6 +10,7 @@ from poky.api.conditions import format_date, format_tag
 from poky.api.expiry import EXPIRES, require_knowing_cache, show_expires, show_expiry
 from poky.api.later import later
 from poky.api.names import default_content_type, is_active
+from poky.api.ranges import NOTHING, Part, read_range, show_range
 from poky.api.request import (
     body_bytes,
     cacheability,
@@ -48,11 +49,40 @@ def get_object(services: Services, environ: Environ, bucket: str, key: str) -> A
             return _show_object(environ, found, if_match, if_none_match, origins)
     room, policy = environ["poky.memory"].need, services.store.held_policy()
     since = time.monotonic()
+
+    def select(found: Object) -> Part | None:
+        status, part = _decide(environ, found, if_match, if_none_match)
+        return None if status == 200 else part
+
     return later(
         environ,
-        lambda done: services.reads.add(Read(bucket, key, room, policy, since, done)),
+        lambda done: services.reads.add(Read(bucket, key, room, policy, since, done, select)),
         lambda found: _show_object(environ, found, if_match, if_none_match, origins),
     )
+
+
+def _decide(
+    environ: Environ, found: Object, if_match: str | None, if_none_match: str | None
+) -> tuple[int, Part]:
+    """The status by conditions and Range, and which bytes of the value are sent."""
+    facts = found.revision, found.hash, found.modified_at
+    if if_match is None:
+        is_true = not is_modified_since(environ, found.modified_at)
+    else:
+        is_true = conditions.matches(if_match, *facts)
+    if not is_true:
+        return 412, NOTHING
+    if if_none_match is None:
+        unchanged = is_unchanged(environ, found.unchanged_since)
+    else:
+        unchanged = conditions.matches(if_none_match, *facts)
+    if unchanged:
+        return 304, NOTHING
+    if "HTTP_RANGE" in environ:
+        part = read_range(environ, found.size, format_tag(found.revision, found.hash))
+        if part is not None:
+            return (206 if part.length else 416), part
+    return 200, NOTHING
 
 
 def _show_object(
@@ -66,24 +96,17 @@ def _show_object(
         return bare(412 if if_match == "*" else 404)
     if found.expires_at is not None:
         require_knowing_cache(environ)
-    facts = found.revision, found.hash, found.modified_at
-    if if_match is None:
-        is_true = not is_modified_since(environ, found.modified_at)
-    else:
-        is_true = conditions.matches(if_match, *facts)
-    if not is_true:
+    status, part = _decide(environ, found, if_match, if_none_match)
+    if status == 412:
         return bare(412)
     headers = [
         ("ETag", format_tag(found.revision, found.hash)),
         ("Last-Modified", format_date(found.modified_at)),
         ("Cache-Control", cacheability(environ)),
+        ("Accept-Ranges", "bytes"),
         *show_expiry(found),
     ]
-    if if_none_match is None:
-        unchanged = is_unchanged(environ, found.unchanged_since)
-    else:
-        unchanged = conditions.matches(if_none_match, *facts)
-    if unchanged:
+    if status == 304:
         return Answer("304 Not Modified", headers)
     if found.content_encoding is not None:
         headers.append(("Content-Encoding", found.content_encoding))
@@ -95,7 +118,15 @@ def _show_object(
     ]
     if is_active(found.content_type):
         headers.append(("Content-Security-Policy", "default-src 'none'; sandbox"))
-    return Answer("200 OK", headers, found.value)
+    if status == 200:
+        return Answer("200 OK", headers, found.value)
+    headers.append(("Content-Range", show_range(part, found.size)))
+    if status == 416:
+        return Answer("416 Range Not Satisfiable", headers)
+    value = found.value
+    if len(value) == found.size:  # a small one, or all of a large one
+        value = value[part.begin : part.begin + part.length]
+    return Answer("206 Partial Content", headers, value)
 
 
 def put_object(services: Services, environ: Environ, bucket: str, key: str) -> Later:

@@ -179,6 +179,9 @@ _VALIDATORS: Json = {
     "Last-Modified": {"schema": _DATE, "description": "The client's clock."},
     "Poky-Expires": {"schema": _DATE, "description": "From then on it is missing; else never."},
 }
+_CONTENT_RANGE: Json = {
+    "Content-Range": {"schema": _STRING, "description": "bytes first-last/size, or bytes */size."}
+}
 _WRITE_HEADERS = (
     _header("If-Match", _TAG_LIST, "Tags, quoted dates, or *: compare and set."),
     _header("If-None-Match", _TAG_LIST, "Tags, or *: create only."),
@@ -220,11 +223,19 @@ def _details(config: Config) -> dict[Any, _Details]:
                     "headers": _VALIDATORS,
                     "content": {"*/*": {}},
                 },
+                "206": {
+                    "description": "The part that Range asks for.",
+                    "headers": {**_VALIDATORS, **_CONTENT_RANGE},
+                    "content": {"*/*": {}},
+                },
                 "304": _empty("The client's copy is current.", _VALIDATORS),
                 "404": _MISSING,
                 "412": _empty("If-Match is false."),
+                "416": _empty("The value has none of these bytes.", _CONTENT_RANGE),
             },
             parameters=[
+                _header("Range", _STRING, "bytes=first-last, bytes=first- or bytes=-length."),
+                _header("If-Range", _STRING, "A tag: else the whole."),
                 _header("If-Match", _TAG_LIST, "Tags, quoted dates, or *."),
                 _header("If-None-Match", _TAG_LIST, "Tags, or *."),
                 _header("If-Modified-Since", _STRING, "304 only when that is certain."),

@@ -48,7 +48,12 @@ ROUTES = (
         "what this is and where to go on",
     ),
     Route(
-        GET, "/kv/<bucket>/<key>", objects.get_object, "read", "the object", "200 304 400 404 412"
+        GET,
+        "/kv/<bucket>/<key>",
+        objects.get_object,
+        "read",
+        "the object, or a part: Range",
+        "200 206 304 400 404 412 416",
     ),
     Route(
         ("PUT", "POST"),

@@ -30,6 +30,8 @@ class Read(NamedTuple):
     policy: Held | None  #: what Store.held_policy said when access was decided
     since: float  #: when the request came, by time.monotonic()
     done: Done
+    #: what Store.get asks which part of a large value is wanted
+    select: Callable[[Object], tuple[int, int] | None] = lambda found: None
 
 
 class Reads:
@@ -199,7 +201,7 @@ class Reads:
         try:
             policy, renew = read.policy or (None, None)
             with self._store.under(policy, renew, read.since):
-                found: Any = self._store.get(read.bucket, read.key, read.room)
+                found: Any = self._store.get(read.bucket, read.key, read.room, read.select)
         except Exception as error:
             if isinstance(error, StoreError) and error.code == "database_slow":
                 self._keep_apart(read.bucket, LOCKED_SECONDS, self._locked)

@@ -2,19 +2,21 @@
 
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from poky.store.bucket_functions import BucketFunctions
 from poky.store.errors import StoreError
 from poky.store.literals import LARGE, Value, array, unless_empty
 from poky.store.results import Delete, Expiry, Listed, Object, Outcome, Put
 from poky.store.rows import CopiedRows
-from poky.store.statements import COPIED, COPY_FACTOR, COPY_OBJECTS, EXECUTE
+from poky.store.statements import COPIED, COPY_FACTOR, COPY_OBJECTS, COPY_PART, EXECUTE
 
 # How often a large object may have grown between being measured and being fetched.
 _ATTEMPTS = 3
 _ANY_SIZE = 2**31 - 1
 
 Room = Callable[[int], None]
+Select = Callable[[Object], tuple[int, int] | None]  # from where, and how many bytes
 
 # Named here: within the class, "list" is the verb.
 Outcomes = list[Outcome]
@@ -26,10 +28,17 @@ class Objects(BucketFunctions):
 
     COPY_FACTOR = COPY_FACTOR
 
-    def get(self, bucket: str, key: str, room: Room = lambda size: None) -> Object | None:
+    def get(
+        self,
+        bucket: str,
+        key: str,
+        room: Room = lambda size: None,
+        select: Select = lambda found: None,
+    ) -> Object | None:
         """The object, or None when there is none.
 
         ``room(bytes)`` is called before a large value is fetched, with the memory that it takes.
+        Before that ``select`` may say which part of the value is wanted: then it is that part only.
         """
         for _ in range(_ATTEMPTS):
             rows = self._call("get", "get", bucket, (array((key,)),), is_write=False)
@@ -42,7 +51,16 @@ class Objects(BucketFunctions):
             rows = self._read(EXECUTE["get_many"], (bucket, array((key,))))
             if not rows:
                 return None
-            size = rows[0][-1]
+            found = Object._make(rows[0])
+            part = select(found)
+            if part is not None:
+                _, length = part
+                room(length * COPY_FACTOR)
+                value = self.get_part(bucket, key, found.revision, *part) if length else b""
+                if value is None:
+                    continue
+                return found._replace(value=value)
+            size = found.size
             room(size * COPY_FACTOR)
             copied: list[Object] = []
             self._copy_objects(bucket, (key,), size, copied.clear, copied.append, size)
@@ -51,6 +69,15 @@ class Objects(BucketFunctions):
         raise StoreError(
             503, "The object changes too often. Try again shortly.", code="database_slow"
         )
+
+    def get_part(
+        self, bucket: str, key: str, revision: int, begin: int, length: int
+    ) -> memoryview | None:
+        """``length`` bytes of the value; None unless the object is there and has this revision."""
+        parts: list[Any] = []
+        rows = CopiedRows(("bytea",), lambda row: parts.append(*row), parts.clear)
+        self._copy(COPY_PART, (bucket, key, revision, begin, length), rows, length)
+        return parts[0]  # type: ignore[no-any-return]
 
     def put(
         self,

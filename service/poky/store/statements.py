@@ -111,3 +111,4 @@ COPY_OBJECTS: Final = (
     " JOIN poky.get_many(%s, %s) USING (key) WHERE octet_length(value) <= %s ORDER BY ordinal)"
     " TO STDOUT (FORMAT binary)"
 )
+COPY_PART: Final = "COPY (SELECT poky.get_part(%s, %s, %s, %s, %s)) TO STDOUT (FORMAT binary)"
