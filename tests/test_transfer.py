@@ -35,6 +35,7 @@ from poky.transfer import (
 )
 from tests.conftest import Cluster, Database
 from tests.fake_cache import FakeCache
+from tests.service import wait_until
 from tests.test_process import poky
 
 PAST = 1370314891
@@ -346,37 +347,40 @@ def test_a_chunk_that_fails_leaves_what_was_stored_and_says_so(
     assert len(store.list(bucket)) == 5
 
 
-def test_revisions_grow_beside_writers(database: Database, store: Store, bucket: str) -> None:
-    """Keys that others insert and delete meanwhile: no revision is below one that was there."""
-    stop = threading.Event()
-    seen: dict[str, int] = {}
+def test_a_revision_that_was_drawn_before_its_key_was_free_is_drawn_again(
+    database: Database, store: Store, bucket: str
+) -> None:
+    """Another transaction inserts, changes and deletes the key while the import waits for it."""
+    with closing(database.connect()) as busy, busy.cursor() as cursor:
 
-    def write() -> None:
-        while not stop.is_set():
-            for key in ("a", "b", "c"):
-                put = store.put(bucket, key, b"w", "t")
-                seen[key] = max(seen.get(key, 0), put.revision or 0)
-                store.delete(bucket, key)
+        def put() -> int:
+            cursor.execute("SELECT revision FROM poky.put(%s, 'k', 'w', 't')", [bucket])
+            return int(cursor.fetchone()[0])
 
-    threads = [threading.Thread(target=write) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        for number in range(20):
-            imported(
-                database,
-                bucket,
-                b"".join(line(key=key, data=f"{number}") for key in ("a", "b", "c")),
-            )
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    imported(database, bucket, b"".join(line(key=key, data="last") for key in "abc"))
-    for key in "abc":
-        found = store.get(bucket, key)
-        assert found is not None
-        assert found.revision > seen[key]
+        put()
+        importing = threading.Thread(
+            target=imported, args=(database, bucket, line(key="k", data="in"))
+        )
+        importing.start()
+        with closing(database.connect()) as looking, looking.cursor() as found:
+            looking.autocommit = True
+
+            def is_waiting() -> bool:
+                found.execute(
+                    "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tests'"
+                    " AND datname = current_database() AND wait_event_type = 'Lock'"
+                )
+                return bool(found.fetchone()[0])
+
+            wait_until(is_waiting, 30, "the import waits for the key")
+        latest = put()
+        cursor.execute("SELECT poky.delete(%s, 'k')", [bucket])
+        busy.commit()
+        importing.join()
+    stored = store.get(bucket, "k")
+    assert stored is not None
+    assert bytes(stored.value) == b"in"
+    assert stored.revision > latest
 
 
 def test_an_object_that_expires_does_so_where_it_came_in(
