@@ -134,6 +134,8 @@ lock: $(VENV)/.dev ## Write the lock files again from pyproject.toml (UPGRADE=--
 	$(LOCK) pyproject.toml -o requirements.txt
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["embedded"], sep="\n")' \
 	  | $(LOCK) - -c requirements.txt -o requirements-embedded.txt
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["client"], sep="\n")' \
+	  | $(LOCK) - -c requirements-dev.txt -o requirements-client.txt
 	$(LOCK) --group build -c requirements.txt -o requirements-build.txt
 	$(LOCK) --group dev -c requirements.txt -c requirements-embedded.txt -c requirements-build.txt -o requirements-dev.txt
 	$(LOCK) requirements-deploy.in -o requirements-deploy.txt

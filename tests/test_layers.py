@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "service" / "poky"
 
 # What each package, or module beside the packages, may import of ours. Below comes first.
 LAYERS: dict[str, set[str]] = {
+    "client": set(),
     "config": set(),
     "embedded": set(),
     "http": set(),
@@ -68,6 +69,7 @@ LIBRARIES = {
     "prometheus_client": {"metrics"},
     "psycopg2": {"schema", "store", "transfer"},
     "rich": {"cli"},
+    "urllib3": {"client"},
 }
 
 

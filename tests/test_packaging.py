@@ -147,6 +147,7 @@ def test_locks_hold_versions_and_hashes_and_no_address(lock_file: Path) -> None:
     ("lock_file", "wanted"),
     [
         ("requirements.txt", PROJECT["project"]["dependencies"]),
+        ("requirements-client.txt", PROJECT["project"]["optional-dependencies"]["client"]),
         ("requirements-embedded.txt", PROJECT["project"]["optional-dependencies"]["embedded"]),
         ("requirements-build.txt", PROJECT["dependency-groups"]["build"]),
         ("requirements-dev.txt", PROJECT["dependency-groups"]["dev"]),

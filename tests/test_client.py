@@ -1,0 +1,260 @@
+"""The client in Python against a real service, and what it does when answers are lost."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from poky.client import Bucket, Client, ConditionFailed, Error, OutcomeUnknown, Unavailable
+from tests.conftest import Database
+from tests.service import Service, free_ports, running
+from tests.test_access import Maker
+from tests.test_changes import record
+
+pytestmark = pytest.mark.inside
+
+
+@pytest.fixture(scope="module")
+def service(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(database.dsn_service, tmp_path_factory.mktemp("client") / "log") as service:
+        yield service
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Client]:
+    with Client(service.url, cache=2) as client:
+        yield client
+
+
+@pytest.fixture
+def tips(client: Client, database: Database, bucket: str) -> Bucket:
+    record(database, bucket)
+    return client.bucket(bucket)
+
+
+class Lossy:
+    """Passes requests on to the service, and loses the first answers to some of them."""
+
+    def __init__(self, service: Service, lose: int) -> None:
+        self.port = free_ports(1)[0]
+        self.requests: list[bytes] = []
+        self._service = service
+        self._lose = lose
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            with client, socket.create_connection(("127.0.0.1", self._service.port)) as service:
+                request = client.recv(65536)
+                while b"\r\n\r\n" not in request:
+                    request += client.recv(65536)
+                head, _, body = request.partition(b"\r\n\r\n")
+                lengths = [
+                    int(line.split(b":")[1])
+                    for line in head.lower().split(b"\r\n")
+                    if line.startswith(b"content-length:")
+                ]
+                while len(body) < sum(lengths):
+                    body += client.recv(65536)
+                self.requests.append(head.split(b" ")[0])
+                service.sendall(head + b"\r\nConnection: close\r\n\r\n" + body)
+                answer = b""
+                while received := service.recv(65536):
+                    answer += received
+                if self._lose:
+                    self._lose -= 1
+                else:
+                    client.sendall(answer)
+
+
+def test_objects(tips: Bucket) -> None:
+    assert tips.get("k") is None
+    assert tips.delete("k") is False
+    when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    tag = tips.put("a/k", b"\x00value", modified_at=when)
+    found = tips.get("a/k")
+    assert found
+    assert (found.value, found.etag, found.modified_at) == (b"\x00value", tag, when)
+    assert found.content_type == "application/octet-stream"
+    assert tips.put("a/k", "text", if_match=tag) != tag
+    with pytest.raises(ConditionFailed):
+        tips.put("a/k", "other", if_match=tag)
+    with pytest.raises(ConditionFailed):
+        tips.put("a/k", "other", if_none_match="*")
+    changed = tips.get("a/k")
+    assert changed
+    assert (changed.value, changed.content_type) == (b"text", "text/plain; charset=utf-8")
+    with pytest.raises(ConditionFailed):
+        tips.delete("a/k", if_match=tag)
+    assert tips.delete("a/k", if_match=changed.etag)
+    assert tips.get("a/k") is None
+    with pytest.raises(Error) as refused:
+        tips.put("no key", b"")
+    assert (refused.value.status, refused.value.code) == (400, "bad_key")
+
+
+def test_objects_that_are_kept_are_asked_for(tips: Bucket, service: Service) -> None:
+    tips.put("k", "one")
+    first = tips.get("k")
+    assert tips.get("k") is first
+    assert "status=304" in service.log.read_text() or wait_for(service, "status=304")
+    service.client().put(f"/kv/{tips.name}/k", "two")
+    second = tips.get("k")
+    assert second
+    assert second.value == b"two"
+
+
+def wait_for(service: Service, text: str) -> bool:
+    end = time.monotonic() + 10
+    while text not in service.log.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return True
+
+
+def test_batches_and_lists(tips: Bucket) -> None:
+    values: dict[str, bytes | str] = {f"k{number:04}": f"v{number}" for number in range(1200)}
+    assert {each.result for each in tips.put_many({**values, "bytes": b"\xff"})} == {"inserted"}
+    assert [each.key for each in tips.list()] == sorted([*values, "bytes"])
+    assert [each.key for each in tips.list("k000")] == [f"k000{number}" for number in range(10)]
+    found = tips.get_many([*values, "bytes", "missing"])
+    assert found["bytes"].value == b"\xff"
+    assert {key: each.value for key, each in found.items() if key != "bytes"} == {
+        key: str(value).encode() for key, value in values.items()
+    }
+    assert [each.result for each in tips.delete_many(["bytes", "missing"])] == [
+        "deleted",
+        "missing",
+    ]
+    assert [each.result for each in tips.put_many({"x": "1", "y": "2"}, atomic=True)] == [
+        "inserted",
+        "inserted",
+    ]
+
+
+def test_changes_go_on_after_any_of_them(tips: Bucket, service: Service) -> None:
+    begin = tips.cursor()
+    tips.put_many({f"k{number}": "v" for number in range(5)})
+    tips.delete("k0")
+    shown = [(each.key, each.result) for each in tips.changes(begin)]
+    assert shown == [*((f"k{number}", "put") for number in range(5)), ("k0", "delete")]
+    for seen in range(1, 6):
+        following = tips.follow(begin)
+        found = [next(following) for _ in range(seen)]
+        resumed = tips.follow(found[-1].cursor)
+        found += [next(resumed) for _ in range(6 - seen)]
+        assert [(each.key, each.result) for each in found] == shown
+    assert found[0].etag
+    waiting = tips.follow()
+    threading.Timer(0.3, service.client().put, (f"/kv/{tips.name}/later", "v")).start()
+    assert next(waiting).key == "later"
+
+
+def test_following_outlives_the_instance(database: Database, bucket: str, tmp_path: Path) -> None:
+    record(database, bucket)
+    with running(database.dsn_service, tmp_path / "log") as service:
+        tips = Client(service.url).bucket(bucket)
+        following = tips.follow(tips.cursor())
+        tips.put("before", "v")
+        assert next(following).key == "before"
+        service.stop()
+        service.start()
+        tips.put("after", "v")
+        assert next(following).key == "after"
+
+
+def test_what_will_not_pass_ends_the_following(client: Client, bucket: str) -> None:
+    with pytest.raises(Error) as refused:
+        next(client.bucket(bucket).follow("17.3.3."))
+    assert refused.value.status == 404
+
+
+def test_a_write_in_doubt_is_not_repeated(service: Service, tips: Bucket) -> None:
+    lossy = Lossy(service, 1)
+    with Client(lossy.url) as client:
+        with pytest.raises(OutcomeUnknown):
+            client.bucket(tips.name).put("k", "v")
+        assert lossy.requests == [b"PUT"]
+        lossy._lose = 1
+        with pytest.raises(OutcomeUnknown):
+            client.bucket(tips.name).delete("k")
+        lossy._lose = 1
+        with pytest.raises(OutcomeUnknown):
+            client.bucket(tips.name).put_many({"k": "v"})
+        assert lossy.requests == [b"PUT", b"DELETE", b"PUT"]
+    lossy.close()
+
+
+def test_a_conditional_write_in_doubt_is_found_out(service: Service, tips: Bucket) -> None:
+    """The first try was done: the second is refused, and is no failure."""
+    lossy = Lossy(service, 1)
+    with Client(lossy.url) as client:
+        bucket = client.bucket(tips.name)
+        tag = bucket.put("k", "v", if_none_match="*")
+        assert tips.get("k").etag == tag  # type: ignore[union-attr]
+        assert lossy.requests == [b"PUT", b"PUT", b"GET"]
+        lossy._lose = 1
+        tag = bucket.put("k", "w", if_match=tag)
+        assert tips.get("k").etag == tag  # type: ignore[union-attr]
+        lossy._lose = 1
+        assert bucket.delete("k", if_match=tag)
+        # Another's is not taken for ours.
+        tag = tips.put("k", "theirs")
+        for write in (
+            lambda: bucket.put("k", "v", if_none_match="*"),
+            lambda: bucket.delete("k", if_match='"1-00000000"'),
+        ):
+            lossy._lose = 1
+            with pytest.raises(OutcomeUnknown):
+                write()
+        assert tips.get("k").etag == tag  # type: ignore[union-attr]
+    lossy.close()
+
+
+def test_reads_are_repeated(service: Service, tips: Bucket) -> None:
+    tips.put("k", "v")
+    lossy = Lossy(service, 2)
+    with Client(lossy.url) as client:
+        assert client.bucket(tips.name).get("k").value == b"v"  # type: ignore[union-attr]
+    assert lossy.requests == [b"GET"] * 3
+    lossy.close()
+
+
+def test_what_nobody_answers_is_unavailable() -> None:
+    with Client(f"http://127.0.0.1:{free_ports(1)[0]}", tries=2) as client:
+        began = time.monotonic()
+        with pytest.raises(Unavailable):
+            client.bucket("b").put("k", "v")  # it was never sent, so it was tried again
+        assert time.monotonic() - began > 0.05
+
+
+def test_a_token_is_sent(database: Database, bucket: str, tmp_path: Path) -> None:
+    record(database, bucket)
+    token = Maker(database)(f"read,write,list:{bucket}")
+    with running(database.dsn_service, tmp_path / "log", access="tokens") as service:
+        with Client(service.url, token=token) as client:
+            client.bucket(bucket).put("k", "v")
+            assert [each.key for each in client.bucket(bucket).list()] == ["k"]
+            assert [each["name"] for each in client.buckets()] == [bucket]
+            assert next(client.bucket(bucket).follow("0")).key == "k"
+        with Client(service.url) as client, pytest.raises(Error) as refused:
+            client.bucket(bucket).get("k")
+        assert refused.value.status == 401
