@@ -26,7 +26,7 @@ def admin(service: Service) -> Iterator[Client]:
     client.close()
 
 
-@pytest.mark.parametrize("path", ["/kv", "/kv/", "/kv/b/", "/kv//k", "/kv/b/k/x", "/none"])
+@pytest.mark.parametrize("path", ["/kv", "/kv/", "/kv/b/", "/kv//k", "/multi/b/k", "/none"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
 def test_an_unknown_path_is_404(client: Client, method: str, path: str) -> None:
     answer = client.request(method, path, "x" if method == "PUT" else None)
