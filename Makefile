@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEPLOY_VENV := .venv-deploy
 
-TEST_PACKAGES := postgresql varnish varnish-modules nginx wrk chromium ccache gcc
+TEST_PACKAGES := postgresql varnish varnish-modules nginx wrk chromium prometheus ccache gcc
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

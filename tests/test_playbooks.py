@@ -1054,7 +1054,7 @@ def test_a_misspelt_group_is_an_error(here: Path) -> None:
     done = play("playbooks/given.yml", "-i", here)
     assert done.returncode != 0, done.stdout
     assert "No host is in the group “cache”. There is a group “cahce”: did you mean" in done.stdout
-    assert "groups database, service, cache, web." in done.stdout
+    assert "groups database, service, cache, web, monitoring." in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -1063,13 +1063,14 @@ def test_a_misspelt_group_is_an_error(here: Path) -> None:
         ({}, 0),
         ({"rack1": ["a", "b"]}, 0),
         ({"database": []}, 0),
+        ({"monitoring": []}, 0),
         ({"databases": ["a"]}, 1),
         ({"web": []}, 1),
         ({"all": ["a", "b", "c"], "rack1": ["c"]}, 1),
     ],
 )
 def test_groups_are_those_that_playbooks_deploy_to(groups: dict[str, Any], faults: int) -> None:
-    known = ["database", "service", "cache", "web"]
+    known = ["database", "service", "cache", "web", "monitoring"]
     right = {name: ["a"] for name in known}
     right |= {"all": ["a", "b"], "service": ["b"], "ungrouped": []}
     said = plugin("filter.poky_variables").poky_group_faults({**right, **groups}, known)

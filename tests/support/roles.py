@@ -51,8 +51,15 @@ def _environment(kind: type[jinja2.Environment]) -> jinja2.Environment:
         mandatory=_mandatory,
         poky_setting=lambda known, name: known.get(name) or variables("poky")[name],
         quote=lambda text: text,
+        dict2items=lambda given: [{"key": key, "value": value} for key, value in given.items()],
+        items2dict=lambda items: {each["key"]: each["value"] for each in items},
+        extract=lambda name, given, *rest: _extract(given[name], *rest),
     )
     return environment
+
+
+def _extract(given: Any, *names: str) -> Any:
+    return _extract(given[names[0]], *names[1:]) if names else given
 
 
 def _human_to_bytes(text: str) -> int:

@@ -1,0 +1,172 @@
+"""Monitoring: rules that fire, each with a paragraph on what to do, and only metrics that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import roles
+from tests.test_exported import documented
+
+ROOT = roles.ROOT
+FILES = ROOT / "roles" / "monitoring" / "files"
+ALERTS = [
+    rule
+    for group in yaml.safe_load((FILES / "poky_alerts.yml").read_text())["groups"]
+    for rule in group["rules"]
+]
+DASHBOARD = json.loads((FILES / "poky_dashboard.json").read_text())
+QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+
+# What Debian's exporters have, of what is named here; not every host runs all of them.
+_EXPORTERS = {
+    *("node_filesystem_avail_bytes", "pg_up", "pg_stat_replication_pg_wal_lsn_diff"),
+    *("pg_stat_archiver_failed_count", "varnish_main_client_req", "varnish_main_backend_req"),
+    *("up", "process_cpu_seconds_total"),
+}
+
+
+def promtool(*arguments: str | Path) -> str:
+    program = shutil.which("promtool")
+    assert program, "promtool is missing: make packages"
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_alert_fires_for_what_it_is_about_and_for_nothing_else() -> None:
+    promtool("test", "rules", ROOT / "tests" / "monitoring" / "alerts.yml")
+
+
+def test_every_alert_is_tried() -> None:
+    wrong = yaml.safe_load((ROOT / "tests/monitoring/alerts.yml").read_text())["tests"][1]
+    fired = re.findall(r'alertname="(\w+)"', json.dumps(wrong).replace('\\"', '"'))
+    assert sorted(fired) == sorted(rule["alert"] for rule in ALERTS)
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+def test_every_alert_has_a_paragraph_that_says_what_to_do(rule: dict[str, Any]) -> None:
+    document, _, anchor = rule["annotations"]["runbook"].partition("#")
+    assert anchor == rule["alert"].lower()
+    text = (ROOT / document).read_text()
+    paragraph = re.search(rf"^### {rule['alert']}\n\n(.+?)(?=^##)", text, re.M | re.S)
+    assert paragraph, rule["alert"]
+    assert len(paragraph[1]) > 80
+    assert rule["labels"]["severity"] in ("warning", "critical")
+    assert rule["annotations"]["summary"].endswith(".")
+
+
+@pytest.mark.parametrize("query", [*(rule["expr"] for rule in ALERTS), *QUERIES])
+def test_queries_name_metrics_that_exist_and_their_labels(query: str) -> None:
+    bare = re.sub(r'"[^"]*"', "", query)
+    names = set(re.findall(r"\b((?:poky|pg|node|varnish|nginx|process)_\w+|up)\b(?!\()", bare))
+    assert names
+    page = documented()
+    text = (ROOT / "docs/metrics.md").read_text()
+    for name in names:
+        base = re.sub("_(?:bucket|sum|count)$", "", name)
+        ours = page.get(name) or (page.get(base) if base != name else None)
+        if ours and base != name:
+            assert ours[0] == "histogram" or name in page, name
+        assert ours or name in _EXPORTERS or f"`{name}`" in text, name
+
+
+def test_queries_can_be_parsed(tmp_path: Path) -> None:
+    rules = [
+        {"record": f"panel:{number}", "expr": query.replace("$__rate_interval", "5m")}
+        for number, query in enumerate(QUERIES)
+    ]
+    file = tmp_path / "rules.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    assert f"{len(QUERIES)} rules found" in promtool("check", "rules", file)
+
+
+def test_panels_fit_beside_each_other() -> None:
+    places = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        places.add((place["x"], place["y"]))
+        assert panel["datasource"]["uid"] == "${datasource}"
+    assert len(places) == len(DASHBOARD["panels"])
+
+
+# What Prometheus and the exporters are told, on one host and on several.
+
+_HOSTS = {
+    "one": {"poky_address": "192.0.2.1"},
+    "two": {"poky_address": "192.0.2.2", "poky_admin_listen": "192.0.2.2", "poky_ports": [8081]},
+    "eye": {"poky_address": "192.0.2.9"},
+}
+
+
+def _inventory(*, alone: bool) -> dict[str, Any]:
+    hosts = ["one"] if alone else ["one", "two"]
+    groups = dict.fromkeys(("service", "cache", "web"), hosts)
+    eye = ["one"] if alone else ["eye"]
+    everything = sorted({*hosts, *eye})
+    return {
+        "groups": {**groups, "database": ["one"], "monitoring": eye, "all": everything},
+        "hostvars": {name: _HOSTS[name] for name in everything},
+        "inventory_hostname": "one",
+        "poky_address": "192.0.2.1",
+        "group_names": ["service", "cache", "web", "database"],
+    }
+
+
+def test_prometheus_on_the_only_host_asks_by_loopback(tmp_path: Path) -> None:
+    text = roles.render("monitoring", "prometheus.yml.j2", **_inventory(alone=True))
+    file = tmp_path / "prometheus.yml"
+    file.write_text(text.replace("/etc/prometheus", str(FILES)))
+    promtool("check", "config", file)
+    jobs = {
+        each["job_name"]: each["static_configs"] for each in yaml.safe_load(text)["scrape_configs"]
+    }
+    assert set(jobs) == {"node", "postgres", "varnish", "nginx", "poky"}
+    targets = [target for each in jobs["poky"] for target in each["targets"]]
+    assert targets == ["127.0.0.1:9081", "127.0.0.1:9082"]
+    assert all(
+        target.startswith("127.0.0.1:")
+        for each in jobs.values()
+        for config in each
+        for target in config["targets"]
+    )
+
+
+def test_prometheus_elsewhere_asks_by_address_and_refuses_loopback(tmp_path: Path) -> None:
+    inventory = _inventory(alone=False)
+    text = roles.render(
+        "monitoring", "prometheus.yml.j2", **inventory, monitoring_alertmanagers=["192.0.2.8:9093"]
+    )
+    file = tmp_path / "prometheus.yml"
+    file.write_text(text.replace("/etc/prometheus", str(FILES)))
+    promtool("check", "config", file)
+    found = {
+        (job["job_name"], config["labels"]["host"]): config["targets"]
+        for job in yaml.safe_load(text)["scrape_configs"]
+        for config in job["static_configs"]
+    }
+    assert found["poky", "two"] == ["192.0.2.2:9081"]
+    assert found["node", "eye"] == ["127.0.0.1:9100"]
+    assert found["postgres", "one"] == ["192.0.2.1:9187"]
+    assert ("postgres", "two") not in found
+    unreachable = roles.value("monitoring", "_monitoring_unreachable", **inventory)
+    assert unreachable == ["one"]
+
+
+def test_exporters_answer_prometheus_alone() -> None:
+    given = _inventory(alone=False)
+    exporters = roles.value("monitoring", "_monitoring_here", **given)
+    assert set(exporters) == {"node", "postgres", "varnish", "nginx"}
+    for name, exporter in exporters.items():
+        item = {"key": name, "value": exporter}
+        unit = roles.render("monitoring", "exporter.conf.j2", **given, item=item)
+        assert f"={given['poky_address']}:{exporter['port']} " in unit
+        assert "IPAddressDeny=any\nIPAddressAllow=localhost 192.0.2.9\n" in unit
