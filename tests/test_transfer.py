@@ -470,6 +470,7 @@ def test_a_file_that_is_compared_has_to_be_in_order() -> None:
         list(exported_objects(io.BufferedReader(io.BytesIO(content)), 1000))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_commands(database: Database, store: Store, bucket: str, tmp_path: Path) -> None:
     fill(store, bucket)
     env = {"POKY_DSN": database.dsn_service, "POKY_OWNER_DSN": database.dsn_owner}
@@ -597,6 +598,8 @@ def test_the_original_is_followed_while_it_is_written_to(
         assert [*followed.keys("c")] == [each.key for each in store.list("c", limit=1000)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["partitioned"])
 def test_the_command_takes_over_and_says_when_to_switch(
     original: tuple[Database, Callable[[str], str]], own_database: Database
 ) -> None:
