@@ -1,5 +1,6 @@
 """/multi: many objects of a bucket in one transaction."""
 
+import time
 from typing import Any
 
 from poky.api.found import (
@@ -19,11 +20,14 @@ from poky.api.request import (
     read_query,
     refuse_content_encoding,
     require_bucket,
+    require_prefix,
     require_whole,
 )
 from poky.api.services import Services
 from poky.http import Answer, Environ, Refused, json, refuse, text
 
+_PREFIX_OBJECTS = 1000  # in one transaction
+_PREFIX_SECONDS = 4.0  # for one request: proxies wait ten
 # Conditions in the head would hold for no item.
 _IN_ITEMS = {
     "HTTP_IF_MATCH": "if_match",
@@ -139,6 +143,13 @@ def _read_body(services: Services, environ: Environ, bucket: str) -> bytes:
 def _answer(
     services: Services, environ: Environ, bucket: str, keys: list[str], outcomes: Any, atomic: bool
 ) -> Answer:
+    _tell_caches(services, bucket, keys, outcomes)
+    rejected = sum(outcome.outcome == "rejected" for outcome in outcomes)
+    environ["poky.outcome"] = f"{len(keys) - rejected}/{len(keys)}"
+    return json(show_outcomes(keys, outcomes), status=412 if atomic and rejected else 200)
+
+
+def _tell_caches(services: Services, bucket: str, keys: list[str], outcomes: Any) -> None:
     # An item that changed nothing tells of another change, which caches may not know yet.
     told = [
         key
@@ -148,6 +159,40 @@ def _answer(
     if told:
         ids = [outcome.outbox_id for outcome in outcomes if outcome.outbox_id]
         services.caches.purge(bucket, told, ids)
-    rejected = sum(outcome.outcome == "rejected" for outcome in outcomes)
-    environ["poky.outcome"] = f"{len(keys) - rejected}/{len(keys)}"
-    return json(show_outcomes(keys, outcomes), status=412 if atomic and rejected else 200)
+
+
+def delete_prefix(services: Services, environ: Environ, bucket: str) -> Answer:
+    """Delete the objects whose key begins with a prefix, a thousand in a transaction.
+
+    After a few seconds it answers that more remain: the same request goes on.
+    """
+    require_bucket(bucket)
+    query = read_query(environ, "prefix", "confirm")
+    prefix = query.get("prefix")
+    if prefix is None:
+        raise refuse(400, "bad_query", "prefix says which keys are deleted; empty: all.")
+    require_prefix(prefix, "prefix")
+    if query.get("confirm") != (prefix or bucket):
+        raise refuse(
+            400,
+            "not_confirmed",
+            "Repeat the prefix as confirm, or the bucket's name for all keys: nothing was deleted.",
+        )
+    for name in _IN_ITEMS:
+        if name in environ:
+            raise refuse(400, "bad_condition", "A delete by prefix has no conditions.")
+    deadline = time.monotonic() + _PREFIX_SECONDS
+    deleted, after, more = 0, "", True
+    while more and time.monotonic() < deadline:
+        page = services.store.list(bucket, prefix, after, _PREFIX_OBJECTS)
+        keys = [each.key for each in page]
+        none = [None] * len(keys)
+        if keys:
+            with services.caches.admit():
+                outcomes = services.store.delete_many(bucket, keys, none, none, none, False)
+                _tell_caches(services, bucket, keys, outcomes)
+            deleted += sum(outcome.outcome == "deleted" for outcome in outcomes)
+            after = keys[-1]
+        more = len(page) == _PREFIX_OBJECTS
+    environ["poky.outcome"] = f"deleted {deleted}"
+    return json({"deleted": deleted, "more": more})

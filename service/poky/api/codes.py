@@ -22,6 +22,7 @@ CODES = {
     "method_not_allowed": "The path has no such method: see Allow.",
     "object_not_found": "There is no such object.",
     "objects_hidden": "The admin listener's pages do not show keys and values.",
+    "not_confirmed": "A delete by prefix does not repeat the prefix.",
     "partial_write": "Content-Range on a write: only whole values are stored.",
     "path_not_found": "There is nothing at this path.",
     "right_needed": "The token does not grant this right in this bucket.",

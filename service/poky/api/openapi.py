@@ -316,6 +316,18 @@ def _details(config: Config) -> dict[Any, _Details]:
         batches.delete_many: _Details(
             _outcomes("deleted", "missing", "rejected"), [atomic], _batch(config, _KEY_ITEM)
         ),
+        batches.delete_prefix: _Details(
+            {
+                "200": _json(
+                    "How many; more: send it again.",
+                    _object("deleted more", deleted=_INTEGER, more={"type": "boolean"}),
+                )
+            },
+            parameters=[
+                _query("prefix", _STRING, "Keys that begin with it; empty: all."),
+                _query("confirm", _STRING, "The prefix again; for all keys the bucket's name."),
+            ],
+        ),
         buckets.get_buckets: _Details({"200": _json("By name.", _BUCKETS)}),
         admin.get_status: _Details(
             {

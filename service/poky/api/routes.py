@@ -83,6 +83,16 @@ ROUTES = (
         lane="batch",
     ),
     Route(
+        ("DELETE",),
+        "/kv/<bucket>",
+        batches.delete_prefix,
+        "delete",
+        "delete by prefix: ?prefix= &confirm=",
+        "200 400 404",
+        "delete keys by prefix",
+        lane="batch",
+    ),
+    Route(
         GET,
         "/changes/<bucket>",
         changes.get_changes,

@@ -4,7 +4,7 @@ import click
 
 from poky.cli.context import Failed, as_json, dsn_option, open_caches, open_store
 from poky.cli.durations import Duration, show_duration
-from poky.cli.output import print_json, print_table, show_pairs
+from poky.cli.output import print_json, print_table, rate_bar, show_pairs
 from poky.store import StoreError
 
 
@@ -13,6 +13,7 @@ def bucket() -> None:
     """Create, list and drop buckets."""
 
 
+_CLEARED = 1000  # in one transaction
 _TTL = click.IntRange(0, 1_000_000_000)
 
 
@@ -67,6 +68,50 @@ def list_buckets(dsn: str | None, as_json: bool) -> None:
             for each in rows
         ],
     )
+
+
+@bucket.command(
+    "clear",
+    epilog="\b\nExamples:\n  poky bucket clear builds --prefix 2026/11/ --confirm 2026/11/\n"
+    "  poky bucket clear builds --confirm builds",
+)
+@click.argument("name")
+@click.option("--prefix", default="", help="Only keys that begin with it. Default: all.")
+@click.option("--confirm", help="The prefix again, or the bucket's name for all keys.")
+@dsn_option
+@as_json
+def clear_bucket(
+    name: str, prefix: str, confirm: str | None, dsn: str | None, as_json: bool
+) -> None:
+    """Delete a bucket's keys, a thousand in a transaction; the bucket stays.
+
+    What is deleted stays so when the command is interrupted: the same command goes on.
+    """
+    if confirm != (prefix or name):
+        raise Failed(
+            f"This deletes {f'keys that begin with {prefix}' if prefix else 'all keys'}:"
+            f" say --confirm {prefix or name} to do so.",
+            code="not_confirmed",
+        )
+    deleted, after, more = 0, "", True
+    with open_store(dsn) as store, open_caches(store) as caches:
+        rows = {each.name: each.estimated_rows for each in store.buckets()}
+        with rate_bar("delete", None if prefix else rows.get(name)) as report:
+            while more:
+                keys = [each.key for each in store.list(name, prefix, after, _CLEARED)]
+                none = [None] * len(keys)
+                outcomes = store.delete_many(name, keys, none, none, none, False) if keys else []
+                if ids := [each.outbox_id for each in outcomes if each.outbox_id]:
+                    caches.purge_keys(name, keys)
+                    store.confirm(ids)
+                deleted += sum(each.outcome == "deleted" for each in outcomes)
+                report(deleted)
+                more = len(keys) == _CLEARED
+                after = keys[-1] if keys else after
+    if as_json:
+        print_json({"deleted": deleted})
+    else:
+        click.echo(f"{name}: {deleted:,} deleted")
 
 
 @bucket.command("drop", epilog="\b\nExample:\n  poky bucket drop tooltips --keys")
