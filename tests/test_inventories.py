@@ -34,8 +34,8 @@ def variables() -> ModuleType:
     return importlib.import_module("plugins.filter.poky_variables")
 
 
-def test_there_are_three_environments() -> None:
-    assert NAMES == ["development", "production", "qa"]
+def test_there_are_four_environments() -> None:
+    assert NAMES == ["cluster", "development", "production", "qa"]
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS[1:], ids=NAMES[1:])
@@ -54,7 +54,7 @@ def test_environments_have_equal_settings(environment: Path) -> None:
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=NAMES)
 def test_environments_have_equal_groups_and_host_variables(environment: Path) -> None:
     inventory = read(environment / "hosts.yml")["all"]
-    groups = ["database", "service", "cache", "web", "monitoring"]
+    groups = ["database", "etcd", "service", "cache", "web", "monitoring"]
     assert list(inventory["children"]) == groups
     assert list(inventory["vars"]) == ["ansible_user", "ansible_ssh_common_args"]
 

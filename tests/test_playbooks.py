@@ -894,7 +894,7 @@ def test_the_syntax_of_every_playbook_holds() -> None:
 
 
 @pytest.mark.parametrize("word", ["deploy", "rollback", "buckets", "tokens", "status"])
-@pytest.mark.parametrize("environment", ["development", "qa", "production"])
+@pytest.mark.parametrize("environment", ["cluster", "development", "qa", "production"])
 def test_a_verb_and_an_environment_are_a_command_from_the_top_folder(
     word: str, environment: str
 ) -> None:
@@ -954,8 +954,8 @@ def test_a_playbook_runs_from_any_folder(here: Path) -> None:
 
 
 def entry_points() -> Iterator[tuple[str, str, str]]:
-    """(playbook, role, entry point) of all that playbooks include of roles."""
-    for playbook in PLAYBOOKS:
+    """(file, role, entry point) of all that playbooks and roles include of roles."""
+    for playbook in (*PLAYBOOKS, *ROOT.glob("roles/*/tasks/**/*.yml")):
         text = playbook.read_text()
         for role, tasks in re.findall(r"_role:\n\s+name: (.+)(?:\n\s+tasks_from: (\S+))?", text):
             roles = [role]
@@ -1054,7 +1054,7 @@ def test_a_misspelt_group_is_an_error(here: Path) -> None:
     done = play("playbooks/given.yml", "-i", here)
     assert done.returncode != 0, done.stdout
     assert "No host is in the group “cache”. There is a group “cahce”: did you mean" in done.stdout
-    assert "groups database, service, cache, web, monitoring." in done.stdout
+    assert "groups database, etcd, service, cache, web, monitoring." in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -1064,13 +1064,15 @@ def test_a_misspelt_group_is_an_error(here: Path) -> None:
         ({"rack1": ["a", "b"]}, 0),
         ({"database": []}, 0),
         ({"monitoring": []}, 0),
+        ({"etcd": []}, 0),
+        ({"etdc": ["a"]}, 1),
         ({"databases": ["a"]}, 1),
         ({"web": []}, 1),
         ({"all": ["a", "b", "c"], "rack1": ["c"]}, 1),
     ],
 )
 def test_groups_are_those_that_playbooks_deploy_to(groups: dict[str, Any], faults: int) -> None:
-    known = ["database", "service", "cache", "web", "monitoring"]
+    known = ["database", "etcd", "service", "cache", "web", "monitoring"]
     right = {name: ["a"] for name in known}
     right |= {"all": ["a", "b"], "service": ["b"], "ungrouped": []}
     said = plugin("filter.poky_variables").poky_group_faults({**right, **groups}, known)

@@ -34,6 +34,7 @@ def poky_status(
         report["seen"]["current"] for report in reports.values() if report and report["seen"]
     }
     rows: list[Row] = []
+    told: list[tuple[str, list[Mapping[str, Any]]]] = []
     for host, report in reports.items():
         if report is None:
             rows.append([host, "host", "unreachable", "", True])
@@ -44,8 +45,11 @@ def poky_status(
         for daemon in report["daemons"]:
             for file, end in daemon.get("certificates", {}).items():
                 rows.append(_certificate_row(host, file, end, time.time()))
+        for daemon in report["daemons"]:
+            told.append((host, daemon.get("members", [])))
         if report["maintenance"]:
             rows.append([host, "maintenance", "on", "clients are answered 503", True])
+    rows += _member_rows(told)
     rows.append(["", "buckets", len(buckets["found"]), _some(buckets["found"]), False])
     for name in buckets["create"] + buckets["drop"]:
         wrong = "missing" if name in buckets["create"] else "not dropped"
@@ -66,6 +70,27 @@ def poky_status(
         detail = f"{lock['what']}, step “{lock['step']}”, last seen {lock.get('seen')}"
         state = "failed" if lock.get("failed") else f"held by {lock['by']}"
         rows.append(["", "deploy lock", state, detail, bool(lock.get("failed"))])
+    return rows
+
+
+def _member_rows(told: Iterable[tuple[str, list[Mapping[str, Any]]]]) -> list[Row]:
+    """PostgreSQL's cluster as the first member that knows it sees it: who leads, who has all."""
+    members = next((members for _, members in told if members), [])
+    rows: list[Row] = []
+    for member in members:
+        role, state = member["Role"], member["State"]
+        detail = f"timeline {member.get('TL', '?')}"
+        if role != "Leader":
+            detail += f", {member.get('Lag in MB', '?')} MB behind"
+        waits = member.get("Pending restart")
+        detail += ", waits for a restart: deploy" if waits else ""
+        ill = state not in ("running", "streaming") or bool(waits)
+        rows.append([member["Member"], f"PostgreSQL: {role}", state, detail, ill])
+    roles = [member["Role"] for member in members]
+    if members and "Leader" not in roles:
+        rows.append(["", "PostgreSQL", "no leader", "docs/failover.md", True])
+    if members and "Sync Standby" not in roles:
+        rows.append(["", "PostgreSQL", "no synchronous standby", "writes wait for one", True])
     return rows
 
 

@@ -4,6 +4,7 @@ Reads only. Varnish can show the VCL that it has loaded; nginx cannot, so its wo
 whether a file is newer; PostgreSQL knows which settings wait for a restart.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -95,6 +96,23 @@ def stale_postgresql() -> list[str]:
     return output("runuser", "-u", "postgres", "--", "psql", "-XAtc", query).splitlines()
 
 
+def members() -> list[dict[str, Any]]:
+    """The members of PostgreSQL's cluster, as this one's Patroni sees them; none: unknown."""
+    said = output("patronictl", "--config-file", "/etc/patroni/config.yml", "list", "-f", "json")
+    found: list[dict[str, Any]] = json.loads(said) if said.startswith("[") else []
+    return found
+
+
+def ill_etcd() -> list[str]:
+    """Whether this member of etcd finds a quorum."""
+    tls = "/etc/etcd/tls"
+    said = output(
+        *("etcdctl", f"--cacert={tls}/ca.pem", f"--cert={tls}/member.pem"),
+        *(f"--key={tls}/member.key", "--endpoints=https://127.0.0.1:2379", "endpoint", "health"),
+    )
+    return [] if said or not Path(tls).is_dir() else ["it does not find a quorum"]
+
+
 def matching(pattern: str) -> list[str]:
     """The units of a pattern that systemd knows; the pattern itself if there are none."""
     listed = output("systemctl", "list-units", "--all", "--plain", "--no-legend", pattern)
@@ -107,6 +125,7 @@ def observe(unit: str) -> dict[str, Any]:
     shown = output("systemctl", "show", unit, *(f"-p{name}" for name in names))
     said = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
     active = said.get("ActiveState", "unknown")
+    found: list[dict[str, Any]] = []
     stale = ["unit files not loaded"] if said.get("NeedDaemonReload") == "yes" else []
     if active == "active":
         if unit.startswith("varnish"):
@@ -115,8 +134,14 @@ def observe(unit: str) -> dict[str, Any]:
             stale += stale_nginx(said["MainPID"])
         elif unit.startswith("postgresql"):
             stale += stale_postgresql()
+        elif unit.startswith("patroni"):
+            found = members()
+            stale += [] if found else ["it does not know its cluster"]
+        elif unit.startswith("etcd"):
+            stale += ill_etcd()
     ends = certificates() if unit.startswith("nginx") else {}
-    return {"unit": unit, "active": active, "stale": stale, "certificates": ends}
+    seen = {"unit": unit, "active": active, "stale": stale, "certificates": ends}
+    return {**seen, "members": found} if found else seen
 
 
 def main() -> None:
