@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.roles import value
 from tests.test_playbooks import ROOT, SECRETS, play, plugin
 
 A, B, C, X, Y, Z = "abcxyz"
@@ -170,3 +171,19 @@ def test_a_value_that_breaks_a_promise_is_refused(
     done = play(playbook, "-i", inventory_of(tmp_path / "hosts.yml"))
     assert done.returncode != 0, done.stdout
     assert sentence in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("service", "here", "neighbours"),
+    [
+        (["x"], "x", []),
+        (["x", "y"], "x", ["x", "y"]),  # by its address, as the other caches know it
+        (["x", "y"], "w", ["x", "y"]),
+    ],
+)
+def test_a_cache_and_the_instances_of_its_host_reach_each_other(
+    service: list[str], here: str, neighbours: list[str]
+) -> None:
+    groups = {"service": service, "web": [here]}
+    found = value("varnish", "_varnish_neighbours", groups=groups, inventory_hostname=here)
+    assert found == neighbours
