@@ -97,8 +97,8 @@ class Deployment:
             text=True,
         )
         found = json.loads(listed.stdout)
-        groups = ("database", "service", "cache", "web")
-        self.groups = {group: found[group]["hosts"] for group in groups}
+        groups = ("database", "etcd", "service", "cache", "web")
+        self.groups = {group: found.get(group, {}).get("hosts", []) for group in groups}
 
     def start(self, playbook: str, *arguments: str, **variables: Any) -> Run:
         """Play, without waiting. ``variables`` are for this run, ``settings`` for every run."""
