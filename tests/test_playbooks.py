@@ -313,6 +313,30 @@ def test_objects_of_a_bucket_live_as_long_as_it_is_declared(releases: ModuleType
     assert "~ closed: objects written from now on do not expire" in plan["lines"]
 
 
+def test_changes_are_kept_as_long_as_it_is_declared(releases: ModuleType) -> None:
+    declared = [
+        {"name": "new", "changes": "7d"},
+        {"name": "other", "changes": "12h"},
+        {"name": "same", "changes": "1d"},
+        {"name": "closed"},
+        {"name": "never", "changes": "none"},
+        {"name": "old", "state": "absent", "changes": "7d"},
+        {"name": "of-an-older-release", "changes": "7d"},
+    ]
+    found = ["other", "same", "closed", "never", "old", "x", "of-an-older-release"]
+    kept = {"other": 5, "same": 86400, "closed": 60, "never": None, "old": 5, "x": 5}
+    plan = releases.poky_bucket_plan(found, declared, {}, "_smoke", (), {}, kept)
+    assert plan["follow"] == [
+        {"name": "new", "changes": "7d"},
+        {"name": "other", "changes": "12h"},
+        {"name": "closed", "changes": "none"},
+    ]
+    assert "~ new: its changes are kept for 7d, to be followed" in plan["lines"]
+    assert "~ closed: its changes are not recorded" in plan["lines"]
+    with pytest.raises(ValueError, match="“7” is none of 7d, 12h"):
+        releases.poky_bucket_plan([], [{"name": "b", "changes": 7}], {}, "_smoke")
+
+
 # Tokens.
 
 SECRET = "poky_abcdefghijkl_" + "S" * 32

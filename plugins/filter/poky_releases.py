@@ -7,6 +7,7 @@ host has a copy; a host that was added later has a shorter one, so they are merg
 import dataclasses
 import importlib
 import json
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -212,12 +213,14 @@ def poky_bucket_plan(
     own: str,
     public: Collection[str] = (),
     ttls: Mapping[str, int | None] = MappingProxyType({}),
+    changes: Mapping[str, int | None] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """What to do so that the buckets are those that are wanted.
 
     ``declared`` is the inventory's list, ``asked`` one bucket from the command line (it wins),
     ``own`` the bucket of the smoke test, ``public`` those that are read without a token, ``ttls``
-    the seconds after which objects expire, None for never, of those found whose release says so.
+    the seconds after which objects expire, None for never, of those found whose release says so,
+    ``changes`` those for which changes are kept, None for not at all.
     ``lines`` says the same in words.
     """
     declared = list(declared)
@@ -239,11 +242,23 @@ def poky_bucket_plan(
         for bucket in kept
         if (ttl := int(bucket.get("ttl") or 0)) != found_ttls.get(bucket["name"], ttl)
     }
+    found_changes = dict.fromkeys(create, 0) | {name: changes[name] or 0 for name in changes}
+    follow = {
+        bucket["name"]: text
+        for bucket in kept
+        if (seconds := _seconds(text := str(bucket.get("changes") or "none")))
+        != found_changes.get(bucket["name"], seconds)
+    }
     lines = [f"+ create {name}" for name in create] + [f"- drop {name}" for name in drop]
     lines += [
         f"~ {name}: objects written from now on "
         + (f"expire after {ttl} s" if ttl else "do not expire")
         for name, ttl in expire.items()
+    ]
+    lines += [
+        f"~ {name}: its changes are "
+        + ("not recorded" if text == "none" else f"kept for {text}, to be followed")
+        for name, text in follow.items()
     ]
     lines += [f"+ publish {name}: it is read without a token" for name in publish]
     lines += [f"- unpublish {name}: it needs a token" for name in unpublish]
@@ -257,9 +272,19 @@ def poky_bucket_plan(
         "publish": publish,
         "unpublish": unpublish,
         "expire": [{"name": name, "ttl": ttl} for name, ttl in expire.items()],
+        "follow": [{"name": name, "changes": text} for name, text in follow.items()],
         "undeclared": undeclared,
         "lines": lines,
     }
+
+
+def _seconds(text: str) -> int:
+    """A duration as ``poky bucket set --changes`` takes it: 7d, 12h, 30m, 90s, or none."""
+    if text == "none":
+        return 0
+    if not re.fullmatch("[1-9][0-9]{0,8}[dhms]", text):
+        raise ValueError(f"poky_buckets: changes: “{text}” is none of 7d, 12h, 30m, 90s, none.")
+    return int(text[:-1]) * {"d": 86400, "h": 3600, "m": 60, "s": 1}[text[-1]]
 
 
 def poky_token_plan(

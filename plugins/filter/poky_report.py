@@ -65,6 +65,9 @@ def poky_status(
     for bucket in buckets["expire"]:
         wrong = f"ttl is not {bucket['ttl']}" if bucket["ttl"] else "has a ttl"
         rows.append(["", f"bucket {bucket['name']}", wrong, "playbooks/buckets.yml", True])
+    for bucket in buckets["follow"]:
+        wrong = f"changes are not {bucket['changes']}"
+        rows.append(["", f"bucket {bucket['name']}", wrong, "playbooks/buckets.yml", True])
     rows += _token_rows(tokens, tokens_policy) if tokens else []
     if lock:
         detail = f"{lock['what']}, step “{lock['step']}”, last seen {lock.get('seen')}"
