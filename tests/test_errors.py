@@ -39,7 +39,7 @@ def test_an_unknown_path_is_404(client: Client, method: str, path: str) -> None:
     ("path", "allowed"),
     [
         ("/kv/b/k", {"GET", "HEAD", "PUT", "POST", "DELETE"}),
-        ("/kv/b", {"GET", "HEAD"}),
+        ("/kv/b", {"GET", "HEAD", "DELETE"}),
         ("/multi/b", {"POST", "PUT", "DELETE"}),
         ("/status", {"GET", "HEAD"}),
         ("/buckets", {"GET", "HEAD"}),

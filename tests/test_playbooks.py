@@ -1114,6 +1114,7 @@ def test_every_verb_is_in_the_manual() -> None:
         assert f"playbooks/{playbook.name}" in manual, playbook.name
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.slow
 def test_playbooks_make_tokens_and_buckets_what_is_declared(
     own_database: Database, here: Path, tmp_path: Path
