@@ -89,6 +89,7 @@ REQUESTS: dict[tuple[str, str], tuple[str, str | None]] = {
     ("PUT", "/kv/<bucket>/<key>"): ("/kv/{b}/k", "value"),
     ("DELETE", "/kv/<bucket>/<key>"): ("/kv/{b}/k", None),
     ("GET", "/kv/<bucket>"): ("/kv/{b}", None),
+    ("DELETE", "/kv/<bucket>"): ("/kv/{b}?prefix=k&confirm=k", None),
     ("GET", "/changes/<bucket>"): ("/changes/{b}", None),
     ("POST", "/multi/<bucket>"): ("/multi/{b}", '[{"key": "k"}]'),
     ("PUT", "/multi/<bucket>"): ("/multi/{b}", '[{"key": "k", "data": "v"}]'),
