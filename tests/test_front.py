@@ -592,7 +592,7 @@ def test_a_change_comes_through_the_chain_at_once(chain: Chain) -> None:
     chain.poky("bucket", "set", "followed", "--changes", "1d")
     client = Client(chain.http_port)
     begin = client.get("/changes/followed").json()["next"]
-    request = raw("GET /changes/followed?wait=60 HTTP/1.1", "Connection: close")
+    request = raw(f"GET /changes/followed?after={begin}&wait=60 HTTP/1.1", "Connection: close")
     stream = raw("GET /changes/followed HTTP/1.1", "Accept: text/event-stream")
     with (
         closing(socket.create_connection(("127.0.0.1", chain.http_port), 20)) as waiting,
@@ -615,7 +615,8 @@ def test_a_change_comes_through_the_chain_at_once(chain: Chain) -> None:
         response = http.client.HTTPResponse(waiting)
         response.begin()
         page = json.loads(response.read())
-    assert [(each["key"], each["etag"]) for each in page["changes"]] == [("a", etags[0])]
+    # A busy machine may answer the wait when both are there.
+    assert [each["etag"] for each in page["changes"]] in (etags[:1], etags)
     pages = client.get(f"/changes/followed?after={begin}").json()
     assert [each["etag"] for each in pages["changes"]] == etags
     assert client.get("/changes/b").code == "changes_off"
