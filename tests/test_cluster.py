@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -187,3 +188,10 @@ def test_a_cache_and_the_instances_of_its_host_reach_each_other(
     groups = {"service": service, "web": [here]}
     found = value("varnish", "_varnish_neighbours", groups=groups, inventory_hostname=here)
     assert found == neighbours
+
+
+def test_what_a_role_registers_is_private() -> None:
+    """Any other name would be one that an operator has misspelt, from the next playbook on."""
+    for path in ROOT.glob("roles/*/tasks/**/*.yml"):
+        names = re.findall(r"^\s+register: (\S+)", path.read_text(), re.MULTILINE)
+        assert all(name.startswith("_") for name in names), path
