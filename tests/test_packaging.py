@@ -129,7 +129,14 @@ PROJECT_VERSION = re.compile(r'__version__ = "(.+)"')
 IMPORT_EVERY_MODULE = """
 import importlib, pkgutil, poky
 for module in pkgutil.iter_modules(poky.__path__):
-    if module.name != "__main__":
+    if module.name == "client":
+        try:
+            importlib.import_module("poky.client")
+        except ImportError as error:  # it is an extra
+            assert "pip install 'poky[client]'" in str(error)
+        else:
+            raise AssertionError("urllib3 is there without the extra client")
+    elif module.name != "__main__":
         importlib.import_module(f"poky.{module.name}")
 """
 

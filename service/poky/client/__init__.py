@@ -4,6 +4,13 @@ Needs the extra ``client`` (urllib3). Knows the contract (docs/http-api.md) and 
 service. docs/client.md shows how it is used.
 """
 
+try:
+    import urllib3  # noqa: F401
+except ImportError:
+    raise ImportError(
+        "poky.client needs urllib3: install the extra, pip install 'poky[client]'."
+    ) from None
+
 from poky.client.buckets import Bucket, Change, Listed, Object, Result
 from poky.client.client import Client
 from poky.client.wire import ConditionFailed, Error, OutcomeUnknown, Unavailable
