@@ -201,7 +201,7 @@ SABOTAGES = {
     "denied-lease-refuses": Sabotage(
         "The service's no to a lease is given to a client, whose read it is not about.",
         ((" && !resp.http.Poky-Internal", ""),),
-        "80-",
+        "84-",
         "poky_access_tokens.vcl",
     ),
     "decision-for-any-bucket": Sabotage(
