@@ -123,7 +123,8 @@ def test_metrics_move_with_what_happens(
     )
     client.put("/kv/b/k", "2")
     confirmed = {"node": "one", "outcome": "confirmed"}
-    assert value(admin, "poky_cache_purge_seconds_count", **confirmed) >= 1
+    # Counted when the exchange is over, which may be just after the answer.
+    wait_until(lambda: value(admin, "poky_cache_purge_seconds_count", **confirmed) >= 1)
     lease = Client(service.lease_port)
     assert lease.get("/lease", poky_node="one").status == 200
     assert lease.get("/lease", poky_node="unknown").status == 403
