@@ -48,25 +48,35 @@ END;
 $$;
 COMMENT ON FUNCTION poky.ensure_bucket IS 'Create a bucket unless it is there; true if created. PK400.';
 
-CREATE OR REPLACE FUNCTION poky._lock_leaf(p_leaf text) RETURNS void
+CREATE OR REPLACE FUNCTION poky._lock_patiently(p_locks text, p_tries integer) RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    FOR v_try IN 1..10 LOOP
+    FOR v_try IN 1 .. p_tries LOOP
         BEGIN
-            -- Writers of all buckets queue behind the first lock, so it is never kept for long.
+            -- Requests queue behind such a lock, so no try waits for long.
             PERFORM set_config('lock_timeout', '100ms', true);
-            LOCK TABLE ONLY poky._object IN ACCESS EXCLUSIVE MODE;
-            EXECUTE format('LOCK TABLE poky.%I IN ACCESS EXCLUSIVE MODE', p_leaf);
+            EXECUTE p_locks;
             RETURN;
         EXCEPTION WHEN lock_not_available THEN
-            IF v_try = 10 THEN
+            IF v_try = p_tries THEN
                 RAISE;
             END IF;
         END;
         PERFORM pg_sleep(0.1 * random());
     END LOOP;
 END;
+$$;
+COMMENT ON FUNCTION poky._lock_patiently IS
+'Execute LOCK TABLE statements, all or none, in tries of 0.1 s. 55P03.';
+
+CREATE OR REPLACE FUNCTION poky._lock_leaf(p_leaf text) RETURNS void
+LANGUAGE sql
+AS $$
+    SELECT poky._lock_patiently(format(
+        'LOCK TABLE ONLY poky._object IN ACCESS EXCLUSIVE MODE;'
+        ' LOCK TABLE poky.%I IN ACCESS EXCLUSIVE MODE', p_leaf
+    ), 10)
 $$;
 COMMENT ON FUNCTION poky._lock_leaf IS
 'Lock a partition to drop it: the parent first, as an insert does, or they would deadlock.';

@@ -75,28 +75,6 @@ $$;
 COMMENT ON FUNCTION poky._renew_recording IS
 'Give a table of objects the triggers for those of its buckets that record changes, or none.';
 
-CREATE OR REPLACE FUNCTION poky._lock_table(p_table text) RETURNS void
-LANGUAGE plpgsql
-AS $$
-BEGIN
-    FOR v_try IN 1 .. 20 LOOP
-        BEGIN
-            -- Requests queue behind this, so it never waits for long.
-            PERFORM set_config('lock_timeout', '100ms', true);
-            EXECUTE format('LOCK TABLE poky.%I IN ACCESS EXCLUSIVE MODE', p_table);
-            RETURN;
-        EXCEPTION WHEN lock_not_available THEN
-            IF v_try = 20 THEN
-                RAISE;
-            END IF;
-        END;
-        PERFORM pg_sleep(0.1 * random());
-    END LOOP;
-END;
-$$;
-COMMENT ON FUNCTION poky._lock_table IS
-'Lock a table of objects to change its triggers, in tries of 0.1 s. 55P03.';
-
 CREATE OR REPLACE FUNCTION poky.keep_changes(p_bucket text, p_seconds integer) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = poky, pg_temp
@@ -121,7 +99,9 @@ BEGIN
         -- Before the bucket's row, as poky.drop_bucket. All who wrote without the triggers are gone
         -- then, and a snapshot that is taken now tells what was recorded from what was not.
         v_table := coalesce(v_bucket.leaf, '_object');
-        PERFORM poky._lock_table(v_table);
+        PERFORM poky._lock_patiently(
+            format('LOCK TABLE poky.%I IN ACCESS EXCLUSIVE MODE', v_table), 20
+        );
         UPDATE poky.bucket SET
             changes_kept = p_seconds,
             changes_since = CASE WHEN p_seconds IS NOT NULL THEN poky._settled_snapshot() END
