@@ -24,7 +24,7 @@ import psycopg2
 import pytest
 
 from poky import embedded
-from tests.service import Deployed, Service, deployed, running
+from tests.service import Client, Deployed, Service, deployed, running
 
 KINDS = ("partitioned", "flat")
 
@@ -243,3 +243,19 @@ def service(
     # Patient: what is tested with it is not how long a busy machine takes.
     with running(database.dsn_service, log, statement_timeout="30") as service:
         yield service
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Client]:
+    """A client of the service."""
+    client = service.client()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def admin(service: Service) -> Iterator[Client]:
+    """A client of the service's admin listener."""
+    client = service.admin()
+    yield client
+    client.close()

@@ -9,7 +9,6 @@ import re
 import socket
 import subprocess
 from base64 import b64encode
-from collections.abc import Iterator
 
 import pytest
 
@@ -17,20 +16,6 @@ from poky import __version__
 from poky.api import ADMIN_ROUTES, LEASE_ROUTES, ROUTES, Route, openapi
 from poky.config import Config
 from tests.service import Client, Service
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    client = service.client()
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def admin(service: Service) -> Iterator[Client]:
-    client = service.admin()
-    yield client
-    client.close()
 
 
 def test_status_is_ok(client: Client) -> None:

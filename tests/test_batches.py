@@ -6,7 +6,6 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Iterator
 from email.utils import formatdate
 from typing import Any
 
@@ -17,13 +16,6 @@ from tests.service import Client, Service
 PAST = "Tue, 04 Jun 2013 03:01:31 GMT"
 LATER = "Tue, 04 Jun 2013 03:01:32 GMT"
 OBJECTS = "application/vnd.poky.objects+json"
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    client = service.client()
-    yield client
-    client.close()
 
 
 def results(answer: Any) -> list[str]:

@@ -2,25 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.service import Client, Service
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    client = service.client()
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def admin(service: Service) -> Iterator[Client]:
-    client = service.admin()
-    yield client
-    client.close()
+from tests.service import Client
 
 
 def test_buckets_are_listed_with_estimates(client: Client, bucket: str, kind: str) -> None:

@@ -7,19 +7,11 @@ import json
 import os
 import subprocess
 from base64 import b64encode
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.service import Client, Service
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    client = service.client()
-    yield client
-    client.close()
 
 
 @pytest.mark.inside

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from poky.api import batches
 from tests.conftest import Database
 from tests.fake_cache import FakeCache
-from tests.service import Client, Service, running, wait_until
+from tests.service import Client, running, wait_until
 from tests.test_access import command
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    client = service.client()
-    yield client
-    client.close()
 
 
 def fill(client: Client, bucket: str, *keys: str) -> None:

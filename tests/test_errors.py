@@ -5,25 +5,10 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from tests.service import Client, Service, wait_until
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    client = service.client()
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def admin(service: Service) -> Iterator[Client]:
-    client = service.admin()
-    yield client
-    client.close()
 
 
 @pytest.mark.parametrize("path", ["/kv", "/kv/", "/kv/b/", "/kv//k", "/multi/b/k", "/none"])

@@ -24,13 +24,6 @@ OBJECTS = "application/vnd.poky.objects+json"
 
 
 @pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    client = service.client()
-    yield client
-    client.close()
-
-
-@pytest.fixture
 def url(bucket: str) -> str:
     return f"/kv/{bucket}/key"
 

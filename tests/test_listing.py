@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.service import Client, Service
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    client = service.client()
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def admin(service: Service) -> Iterator[Client]:
-    client = service.admin()
-    yield client
-    client.close()
 
 
 def test_a_listing_shows_everything_but_the_value(client: Client, bucket: str) -> None:

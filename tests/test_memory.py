@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,6 @@ from tests.support.memory import high_water, resident
 
 MB = 1024 * 1024
 OBJECTS = "application/vnd.poky.objects+json"
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    client = service.client()
-    yield client
-    client.close()
 
 
 # The budget

@@ -9,7 +9,6 @@ import itertools
 import re
 import threading
 import time
-from collections.abc import Iterator
 from email.utils import formatdate, parsedate_to_datetime
 
 import pytest
@@ -19,13 +18,6 @@ from tests.service import Client, Service
 TAG = re.compile(r'"[0-9]+-[0-9a-f]{8}"')
 PAST = "Tue, 04 Jun 2013 03:01:31 GMT"
 LATER = "Tue, 04 Jun 2013 03:01:32 GMT"
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    client = service.client()
-    yield client
-    client.close()
 
 
 @pytest.fixture

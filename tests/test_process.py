@@ -25,6 +25,7 @@ from poky.process import why_not
 from poky.schema.migrate import migrate
 from tests.conftest import Database
 from tests.service import Client, Service, free_ports, running, wait_until
+from tests.support.databases import hung, processes_of
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -509,10 +510,7 @@ def test_a_database_that_hangs_is_given_up_and_taken_again(
     with running(own_server.dsn_service, log) as service:
         bucket = make_bucket(service)
         service.client().put(f"/kv/{bucket}/k", "1")
-        stopped = _backends_of(own_server)
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
-        try:
+        with hung(own_server):
             began = time.monotonic()
             assert service.client().get("/status").status == 503
             assert time.monotonic() - began < 1
@@ -523,9 +521,6 @@ def test_a_database_that_hangs_is_given_up_and_taken_again(
                 began = time.monotonic()
                 assert answer().status == 503
                 assert time.monotonic() - began < 7
-        finally:
-            for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
         wait_until(lambda: _status(service) == 200)
         assert service.client().put(f"/kv/{bucket}/k", "3").status == 200
 
@@ -554,28 +549,18 @@ def test_a_database_that_hangs_delays_every_request_by_five_seconds_at_most(
         for thread in threads:
             thread.start()
         wait_until(lambda: len(times) > 200)
-        stopped = _backends_of(own_server)
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            del times[:]
-            wait_until(lambda: sum(status == 503 for _, status in times) > 100, 40)
-        finally:
-            stopping.set()
-            for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
+        with hung(own_server):
+            try:
+                del times[:]
+                wait_until(lambda: sum(status == 503 for _, status in times) > 100, 40)
+            finally:
+                stopping.set()
         for thread in threads:
             thread.join(20)
         slowest = max(seconds for seconds, _ in times)
         assert slowest < 5.8, slowest  # five, and what a busy machine adds
         wait_until(lambda: _status(service) == 200)
         assert service.client().put(f"/kv/{bucket}/k", "3").status == 200
-
-
-def _backends_of(server: embedded.Embedded) -> list[int]:
-    """The server's processes, parent first: it must not start others meanwhile."""
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    return [server.pid, *map(int, children)]
 
 
 @pytest.mark.slow
@@ -651,7 +636,7 @@ def test_every_acknowledged_write_survives_kill_9_of_postgresql(
         with Writers(service, bucket) as writers:
             for _ in range(2):
                 writers.wait_for(100)
-                for pid in _backends_of(own_server):
+                for pid in processes_of(own_server):
                     os.kill(pid, signal.SIGKILL)
                 wait_until(lambda: _status(service) == 503, what="the service has noticed")
                 wait_until(lambda: _status(service) == 200, 60, what="PostgreSQL is back")

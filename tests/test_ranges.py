@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
 from poky.store import Store
 from tests.conftest import Database
-from tests.service import Client, Service, wait_until
+from tests.service import Client, wait_until
 
 DIGITS = b"0123456789"
 PARTS = {
@@ -47,13 +46,6 @@ IGNORED = [
     "bytes=" + "9" * 100 + "-",
     "bytes=" + ",".join(["0-0"] * 500),
 ]
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    client = service.client()
-    yield client
-    client.close()
 
 
 @pytest.fixture

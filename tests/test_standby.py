@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from poky.schema.migrate import migrate
 from poky.store import Store, StoreError
 from tests.conftest import HASTY
 from tests.service import running, wait_until
+from tests.support.databases import hung
 
 pytestmark = pytest.mark.slow
 
@@ -76,20 +75,6 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         leader._run("pg_basebackup", "-D", str(copy), "-d", source, "-R", "-c", "fast")
         with embedded.ensure_running(home, settings=settings) as standby:
             yield Pair(leader, standby)
-
-
-@contextmanager
-def hung(server: embedded.Embedded) -> Iterator[None]:
-    """Its processes exist and do nothing."""
-    tasks = Path(f"/proc/{server.pid}/task/{server.pid}/children")
-    pids = [server.pid, *map(int, tasks.read_text().split())]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 def open_connections(store: Store, count: int) -> None:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
-import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import psycopg2
 import pytest
 
-from poky import embedded
 from poky.store import CODES, Store, StoreError
 from poky.store.errors import refuse_unreplicated
 from tests.conftest import Cluster, Database
+from tests.support.databases import hung
 
 ROOT = Path(__file__).parent.parent
 
@@ -129,20 +127,6 @@ def test_a_database_that_is_away_is_known_by_its_code() -> None:
     assert (refused.value.status, refused.value.code) == (503, "database_unavailable")
 
 
-@contextmanager
-def stopped(server: embedded.Embedded) -> Iterator[None]:
-    """A database that hangs: its processes exist and do nothing."""
-    tasks = Path(f"/proc/{server.pid}/task/{server.pid}/children")
-    pids = [server.pid, *map(int, tasks.read_text().split())]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-
-
 def test_a_read_of_a_database_that_hangs_takes_five_seconds_at_most(
     database: Database, cluster: Cluster, bucket: str
 ) -> None:
@@ -159,7 +143,7 @@ def test_a_read_of_a_database_that_hangs_takes_five_seconds_at_most(
 
     with closing(Store(database.dsn_service, pool_size=3)) as store:
         store.get(bucket, "k")  # one connection is made already
-        with stopped(cluster.server):
+        with hung(cluster.server):
             readers = [threading.Thread(target=read, args=(store,)) for _ in range(8)]
             for reader in readers:
                 reader.start()
