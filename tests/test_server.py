@@ -72,6 +72,18 @@ def test_too_many_connections_are_answered_503() -> None:
 # -- addresses
 
 
+def test_a_client_is_alone_from_its_second_request_on_until_another_comes() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"alone" if environ["poky.alone"] else b"among others"]
+
+    with serving(app) as service:
+        one, other = service.client(), service.client()
+        said = [client.ask(get()).body for client in (one, one, one, other, other, one)]
+        alone, among = b"alone", b"among others"
+        assert said == [among, alone, alone, among, alone, among]
+
+
 @pytest.mark.parametrize("family", ["ipv6", "unix"])
 def test_other_addresses(family: str, tmp_path: Any) -> None:
     bind = ("::1", 0) if family == "ipv6" else str(tmp_path / "socket")

@@ -14,7 +14,7 @@ import psycopg2.extensions
 import pytest
 
 from poky.sharing import Read, Reads, Writes, Writing
-from poky.store import Object, Put, Store, StoreError, Value, Write
+from poky.store import ALONE, Object, Put, Store, StoreError, Value, Write
 from tests.conftest import Database
 from tests.fake_cache import FakeCache
 from tests.service import Service, running, wait_until
@@ -73,6 +73,46 @@ def read(reads: Reads, wanted: list[tuple[str, str]]) -> list[Any]:
         reads.add(Read(bucket, key, anything, None, time.monotonic(), told.done(position)))
     reads.after_turn(False)
     return told.all()
+
+
+def test_a_lone_read_is_answered_at_once_unless_it_might_hold_up_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = Reads(store, THREADS)
+    write(
+        Writes(store, NoCaches(), THREADS),
+        [put_of("k", b"1"), put_of("large", b"1" * 300_000)],
+    )
+    found = reads.at_once("a", "k")
+    assert isinstance(found, Object)
+    assert (found.key, bytes(found.value), found.size) == ("k", b"1", 1)
+    assert found == read(reads, [("a", "k")])[0]
+    assert reads.at_once("a", "none") is None
+    assert reads.at_once("a", "large") is ALONE
+    assert reads.sizes.count == 4
+    if store.function_number("nowhere") is None:  # in the flat schema every bucket is there
+        with pytest.raises(StoreError, match="no bucket"):
+            reads.at_once("nowhere", "k")
+    # What is set apart goes its own way.
+    monkeypatch.setattr("poky.sharing.reads.LARGE_SECONDS", 60)
+    read(reads, [("a", "large")])
+    assert reads.at_once("a", "k") is ALONE
+
+
+def test_no_lone_read_begins_while_another_is_under_way(
+    store: Store, own_database: Database
+) -> None:
+    write(Writes(store, NoCaches(), THREADS), [put_of("k", b"1"), put_of("k", b"1", "b")])
+    with closing(own_database.connect()) as holder:
+        holder.cursor().execute("LOCK TABLE poky._object IN ACCESS EXCLUSIVE MODE")
+        reads = Reads(store, THREADS)
+        waiting = threading.Thread(target=lambda: read(reads, [("a", "k")]))
+        waiting.start()
+        wait_until(lambda: store.connections[0] == 1)
+        assert reads.at_once("b", "k") is ALONE
+        holder.rollback()
+        waiting.join(10)
+    assert isinstance(reads.at_once("b", "k"), Object)
 
 
 def write(writes: Writes, wanted: list[Write]) -> list[Any]:
