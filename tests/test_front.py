@@ -141,6 +141,7 @@ def test_many_header_lines_are_431(chain: Chain, client: Client, count: int) -> 
         response = answer(chain.http_port, raw(f"{line} HTTP/1.1", *fields, "Content-Length: 0"))
         assert_problem(response, 431, "head_too_large")
     # A read that a cache may answer does not carry them on, and is answered.
+    wait_until(lambda: client.get(KEY).headers["X-Cache"] == "HIT", what="the cache has a lease")
     response = answer(chain.http_port, raw(f"GET {KEY} HTTP/1.1", *fields))
     assert (response.status, response.body) == (200, b"value")
 

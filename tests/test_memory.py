@@ -146,6 +146,8 @@ FOUND = st.builds(
     unchanged_since=st.just(9),
     content_type=st.just("text/plain"),
     content_encoding=st.none(),
+    expires_at=st.none() | st.integers(1, 253_402_300_799),  # to the end of the year 9999
+    milliseconds_left=st.none(),
     value=st.binary(max_size=5) | TEXTS.map(str.encode),
     size=st.just(0),
 )
