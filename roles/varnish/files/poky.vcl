@@ -198,7 +198,13 @@ sub poky_fetch_pass {
     if (bereq.method != "GET" && bereq.method != "HEAD") {
         call poky_value_write_timeout;
         call poky_fetch_size;
-    } elseif (bereq.url ~ "^/changes/") {
+        return;
+    }
+    # A read has no body: that of a restarted request is gone, and the service would wait for its length.
+    unset bereq.body;
+    unset bereq.http.Content-Length;
+    unset bereq.http.Transfer-Encoding;
+    if (bereq.url ~ "^/changes/") {
         # These may wait for a minute: connections of their own, so that they use up no others.
         set bereq.backend = poky_follow.backend();
     }
