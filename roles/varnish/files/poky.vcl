@@ -201,9 +201,10 @@ sub poky_fetch_pass {
         return;
     }
     # A read has no body: that of a restarted request is gone, and the service would wait for its length.
+    # (VCL may not unset these two by name from Varnish 7.6 on.)
     unset bereq.body;
-    unset bereq.http.Content-Length;
-    unset bereq.http.Transfer-Encoding;
+    header.regsub(bereq, "(?i)^(?:Content-Length|Transfer-Encoding):.*$", "Poky-Dropped: 1");
+    unset bereq.http.Poky-Dropped;
     if (bereq.url ~ "^/changes/") {
         # These may wait for a minute: connections of their own, so that they use up no others.
         set bereq.backend = poky_follow.backend();
