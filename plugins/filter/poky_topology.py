@@ -6,7 +6,7 @@ A variable that a host does not set has the default of role poky, which is writt
 import functools
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +19,9 @@ _PRIVATE = (
     *("::1/128", "fc00::/7"),
 )
 _LOCAL_DOMAINS = (".internal", ".local", ".lan", ".localdomain", ".home.arpa")
+
+# Where exporters listen (role monitoring).
+_EXPORTERS = (9100, 9113, 9131, 9187)
 
 HostVars = Mapping[str, Mapping[str, Any]]
 
@@ -101,6 +104,90 @@ def poky_targets(hosts: Iterable[str], hostvars: HostVars) -> list[str]:
     return sorted({f"cp{one['major']}{one['minor']}-{machine}" for one, machine in versions})
 
 
+def poky_accepts(
+    host: str,
+    groups: Mapping[str, Sequence[str]],
+    hostvars: HostVars,
+    ssh: Iterable[int],
+    further: Iterable[Mapping[str, Any]] = (),
+) -> list[str]:
+    """What the groups of a host need others to reach there, as rules of nft.
+
+    ``ssh``: the ports of SSH. ``further``: {ports, from} of each further rule.
+    """
+    known = hostvars[host]
+
+    def given(name: str, default: int) -> int:
+        return int(known.get(name) or default)
+
+    def addresses(group: str) -> list[str]:
+        return [_address(hostvars[each], each) for each in groups.get(group, []) if each != host]
+
+    rules: list[tuple[Iterable[int], Sequence[str] | None]] = [(ssh, None)]
+    if host in groups.get("web", []):
+        rules.append(([given("nginx_http_port", 80), given("nginx_https_port", 443)], None))
+    if host in groups.get("cache", []):
+        rules.append(([given("varnish_port", 6081)], addresses("web")))
+        rules.append(([given("varnish_purge_port", 6091)], addresses("service")))
+    if host in groups.get("service", []):
+        ports = [int(port) for port in poky_setting(known, "poky_ports")]
+        rules.append((ports + [port + 2000 for port in ports], addresses("cache")))
+    if host in groups.get("database", []):
+        rules.append(([5432], addresses("service")))
+    if len(groups.get("database", [])) > 1 and host in {
+        *groups["database"],
+        *groups.get("etcd", []),
+    }:
+        # A cluster: PostgreSQL and Patroni to each other and for haproxy, etcd for all of them.
+        members = [*addresses("database"), *addresses("etcd"), *addresses("service")]
+        rules.append(([2379, 2380, 5432, 8008], list(dict.fromkeys(members))))
+    if others := addresses("monitoring"):
+        ports = [int(port) + 1000 for port in poky_setting(known, "poky_ports")]
+        rules.append((sorted({*_EXPORTERS, *ports}), others))
+    rules += [(each["ports"], each.get("from") or None) for each in further]
+    return list(
+        dict.fromkeys(line for ports, sources in rules for line in _accepts(ports, sources))
+    )
+
+
+def _accepts(ports: Iterable[int], sources: Sequence[str] | None) -> list[str]:
+    """Rules of nft; None: for all, and none for an empty list."""
+    accepted = "tcp dport { " + ", ".join(str(int(port)) for port in ports) + " } accept"
+    if sources is None:
+        return [accepted]
+    lines = []
+    for family, version in (("ip", 4), ("ip6", 6)):
+        networks = [
+            each for each in sources if ipaddress.ip_network(each, strict=False).version == version
+        ]
+        if networks:
+            lines.append(f"{family} saddr {{ {', '.join(networks)} }} {accepted}")
+    return lines
+
+
+def poky_ip_allow(
+    groups: Mapping[str, Sequence[str]], hostvars: HostVars, names: Iterable[str]
+) -> list[str]:
+    """Whom the service talks with, itself by its address, if all have one; else nothing.
+
+    ``names``: of databases and statsd, with or without a port.
+    """
+    hosts = dict.fromkeys(
+        host for group in ("service", "cache", "web", "database") for host in groups.get(group, [])
+    )
+    found = [_address(hostvars[host], host) for host in hosts]
+    found += [re.sub(r"^([^:]+):\d+$", r"\1", name) for name in names if name]
+    return ["localhost", *dict.fromkeys(found)] if all(map(_is_address, found)) else []
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _address(known: Mapping[str, Any], host: str) -> str:
     default = known.get("ansible_facts", {}).get("default_ipv4", {}).get("address")
     return known.get("poky_address") or default or host
@@ -120,6 +207,8 @@ class FilterModule:
                 poky_addresses,
                 poky_purge_listeners,
                 poky_outside,
+                poky_accepts,
+                poky_ip_allow,
                 poky_targets,
             )
         }

@@ -73,9 +73,17 @@ def stale_nginx(pid: str) -> list[str]:
     ]
 
 
-def certificates() -> dict[str, str]:
-    """When the certificates of nginx end: {file: the openssl's date, or "" if it is unreadable}."""
-    names = re.findall(r"\bssl_certificate\s+([^;\s]+)", output("nginx", "-T"))
+def certificates(unit: str) -> dict[str, str]:
+    """When its certificates end: {file: the openssl's date, or "" if it is unreadable}."""
+    names: list[str] = []
+    if unit.startswith("nginx"):
+        names = re.findall(r"\bssl_certificate\s+([^;\s]+)", output("nginx", "-T"))
+    elif unit.startswith("postgresql"):  # but not Debian's, which no client verifies
+        query = (
+            "SELECT setting FROM pg_settings WHERE name = 'ssl_cert_file' "
+            "AND setting NOT LIKE '%snakeoil%' AND current_setting('ssl') = 'on'"
+        )
+        names = output("runuser", "-u", "postgres", "--", "psql", "-XAtc", query).split()
     ends = {}
     for name in dict.fromkeys(names):
         said = output("openssl", "x509", "-noout", "-enddate", "-in", name)
@@ -139,7 +147,7 @@ def observe(unit: str) -> dict[str, Any]:
             stale += [] if found else ["it does not know its cluster"]
         elif unit.startswith("etcd"):
             stale += ill_etcd()
-    ends = certificates() if unit.startswith("nginx") else {}
+    ends = certificates(unit)
     seen = {"unit": unit, "active": active, "stale": stale, "certificates": ends}
     return {**seen, "members": found} if found else seen
 

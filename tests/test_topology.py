@@ -1,0 +1,74 @@
+"""What role hosts lets through, by the groups of an inventory (plugins/filter/poky_topology.py)."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import pytest
+
+GROUPS = {"web": ["edge"], "cache": ["edge"], "service": ["app1", "app2"], "database": ["data"]}
+ADDRESSES = {
+    **{"edge": "192.0.2.1", "app1": "192.0.2.2", "app2": "192.0.2.3"},
+    "data": "2001:db8::4",
+}
+HOSTVARS = {name: {"poky_address": address} for name, address in ADDRESSES.items()}
+SSH = "tcp dport { 22 } accept"
+
+
+@pytest.fixture(scope="module")
+def topology() -> ModuleType:
+    return importlib.import_module("plugins.filter.poky_topology")
+
+
+@pytest.mark.parametrize(
+    ("host", "rules"),
+    [
+        (
+            "edge",
+            [
+                SSH,
+                "tcp dport { 80, 443 } accept",
+                "ip saddr { 192.0.2.2, 192.0.2.3 } tcp dport { 6091 } accept",
+            ],
+        ),
+        ("app1", [SSH, "ip saddr { 192.0.2.1 } tcp dport { 8081, 8082, 10081, 10082 } accept"]),
+        ("data", [SSH, "ip saddr { 192.0.2.2, 192.0.2.3 } tcp dport { 5432 } accept"]),
+    ],
+)
+def test_a_host_lets_through_what_others_need(
+    topology: ModuleType, host: str, rules: list[str]
+) -> None:
+    """What it asks itself comes by loopback; nobody reaches a port for which nobody is left."""
+    assert topology.poky_accepts(host, GROUPS, HOSTVARS, [22]) == rules
+
+
+def test_monitoring_reaches_exporters_and_metrics(topology: ModuleType) -> None:
+    groups = {**GROUPS, "monitoring": ["app2"]}
+    rule = "ip saddr { 192.0.2.3 } tcp dport { 9081, 9082, 9100, 9113, 9131, 9187 } accept"
+    assert topology.poky_accepts("data", groups, HOSTVARS, [22])[-1] == rule
+    assert rule not in topology.poky_accepts("app2", groups, HOSTVARS, [22])
+
+
+def test_further_rules_are_for_whom_they_name(topology: ModuleType) -> None:
+    further = [
+        {"ports": [9081], "from": ["198.51.100.0/24", "2001:db8::/32"]},
+        {"ports": [7], "from": []},
+    ]
+    assert topology.poky_accepts("none", GROUPS, {"none": {}}, [22, 2222], further) == [
+        "tcp dport { 22, 2222 } accept",
+        "ip saddr { 198.51.100.0/24 } tcp dport { 9081 } accept",
+        "ip6 saddr { 2001:db8::/32 } tcp dport { 9081 } accept",
+        "tcp dport { 7 } accept",
+    ]
+    bad = [{"ports": [7], "from": ["all of them"]}]
+    with pytest.raises(ValueError, match="all of them"):
+        topology.poky_accepts("none", GROUPS, {"none": {}}, [22], bad)
+
+
+def test_the_service_talks_with_what_has_an_address(topology: ModuleType) -> None:
+    known = ["localhost", "192.0.2.2", "192.0.2.3", "192.0.2.1", "2001:db8::4"]
+    assert topology.poky_ip_allow(GROUPS, HOSTVARS, ["", "192.0.2.1:8125"]) == known
+    assert topology.poky_ip_allow(GROUPS, HOSTVARS, ["2001:db8::9"]) == [*known, "2001:db8::9"]
+    # A name may have any address: then all are allowed.
+    assert topology.poky_ip_allow(GROUPS, HOSTVARS, ["statsd.example:8125"]) == []
