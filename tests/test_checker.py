@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.coherence.checker import check, zone_conflicts
 from tests.coherence.history import ABSENT, NEVER, UNKNOWN, History, Read, Recorder, Write
+from tests.coherence.tokens import NEVER as VALID
+from tests.coherence.tokens import Pass, Passes
+from tests.conftest import Database
 
 N1, N2 = 1, 2
 
@@ -195,3 +199,16 @@ def test_recorded_is_what_is_checked(tmp_path: Path) -> None:
     history.add(tmp_path)
     assert history.writes == [put(2, 1, 2), delete(3, 3)]
     assert history.reads == [read(2, 4, 5)]
+
+
+def test_a_pass_is_known_as_long_as_it_is_valid(database: Database, bucket: str) -> None:
+    """A public bucket whose pass was forgotten would be published and ended by another one."""
+    made: list[Pass] = []
+    with closing(Passes(database.dsn_owner, "known", 2, 0.5)) as passes:
+        for _ in range(300):
+            passes.turn(bucket, bucket)
+            made += [each for each in passes.current if each not in made]
+            valid = [each for each in made if each.ending == VALID and not each.is_void]
+            assert set(valid) <= set(passes.current)
+            assert sum(each.token is None for each in valid) <= 1
+            assert len(passes.current) <= 12

@@ -30,7 +30,7 @@ KEPT = 12  # passes in use, half of them ended
 _phases = itertools.count(1)
 
 
-@dataclass
+@dataclass(eq=False)
 class Pass:
     """A way in; times are those of time.monotonic()."""
 
@@ -71,13 +71,13 @@ class Result:
 class Passes:
     """Grants and ends passes, one at a time, and knows which to try."""
 
-    def __init__(self, stack: Stack, name: str) -> None:
-        self._store = Store(stack.database.dsn_owner, pool_size=2, statement_timeout=30)
+    def __init__(self, dsn: str, name: str, lease_seconds: float, purge_timeout: float) -> None:
+        self._store = Store(dsn, pool_size=2, statement_timeout=30)
         config = Config.from_env(
             {
-                "POKY_LEASE_SECONDS": str(stack.lease_seconds),
-                "POKY_PURGE_TIMEOUT": str(stack.purge_timeout),
-                "POKY_DSN": stack.database.dsn_owner,
+                "POKY_LEASE_SECONDS": str(lease_seconds),
+                "POKY_PURGE_TIMEOUT": str(purge_timeout),
+                "POKY_DSN": dsn,
             }
         )
         self._caches = Caches(self._store, config, Background(self._store))
@@ -131,7 +131,11 @@ class Passes:
         return True
 
     def _add(self, made: Pass) -> None:
-        self.current = [*(each for each in self.current if not each.is_void), made][-KEPT:]
+        """Keep all that are valid: one that is forgotten would stay so after its bucket's end."""
+        kept = [each for each in self.current if not each.is_void]
+        ended = [each for each in kept if each.ending != NEVER]
+        dropped = ended[: max(len(kept) + 1 - KEPT, 0)]
+        self.current = [*(each for each in kept if each not in dropped), made]
 
     def close(self) -> None:
         self._caches.stop()
@@ -156,7 +160,9 @@ def run(stack: Stack, fault: Fault, *, reads: int, seconds: float = 0) -> Result
     ]
     stopping = threading.Event()
     lock = threading.Lock()
-    with closing(Passes(stack, f"phase{phase}")) as passes:
+    with closing(
+        Passes(stack.database.dsn_owner, f"phase{phase}", stack.lease_seconds, stack.purge_timeout)
+    ) as passes:
 
         def change() -> None:
             while not stopping.is_set():
