@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.service import Service
+from tests.service import Client, Service
 
 
 @pytest.mark.timeout(600)
@@ -48,3 +49,25 @@ def test_the_service_conforms_to_its_document(service: Service, tmp_path: Path) 
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_the_document_allows_what_the_service_takes(client: Client, bucket: str) -> None:
+    """If-Match of every form; a key of a batch as in a path."""
+    document = client.get("/openapi.json").json()
+    (pattern,) = {
+        parameter["schema"]["pattern"]
+        for operation in document["paths"]["/kv/{bucket}/{key}"].values()
+        for parameter in (operation.get("parameters", []) if isinstance(operation, dict) else [])
+        if parameter["name"] == "If-Match"
+    }
+    date = "Sun, 06 Nov 1994 08:49:37 GMT"
+    for text in ("*", '"1-a"', f'"{date}"', f'"1-a", "{date}"', date):
+        assert re.fullmatch(pattern, text), text
+        assert client.get(f"/kv/{bucket}/none", if_match=text).status in (404, 412), text
+    assert not re.fullmatch(pattern, '"a b!"')
+    assert client.get(f"/kv/{bucket}/none", if_match='"a b!"').status == 400
+    in_path = document["paths"]["/kv/{bucket}/{key}"]["parameters"][1]["schema"]
+    for operation in ("put", "post", "delete"):
+        body = document["paths"]["/multi/{bucket}"][operation]["requestBody"]
+        item = body["content"]["application/json"]["schema"]["items"]
+        assert item["properties"]["key"] == in_path

@@ -144,15 +144,19 @@ _LIMIT: Json = {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100
 _CURSOR: Json = {"type": "string", "pattern": "^[0-9._-]*$"}
 _TAG: Json = {"type": "string", "examples": ['"17-2cf24dba"']}
 _DATE: Json = {"type": "string", "examples": ["Tue, 04 Jun 2013 03:01:31 GMT"]}
-_TAG_LIST: Json = {
-    "type": "string",
-    "pattern": r'^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$',
-}
-_HTTP_DATE: Json = {
-    "type": "string",
-    "pattern": "^(Mon|Tue|Wed|Thu|Fri|Sat|Sun), (0[1-9]|1[0-9]|2[0-8]) "
+# A part of all dates and tags, from which programs can make some.
+_DATE_FORM = (
+    "(Mon|Tue|Wed|Thu|Fri|Sat|Sun), (0[1-9]|1[0-9]|2[0-8]) "
     "(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) (19[7-9]|20[0-2])[0-9] "
-    "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9] GMT$",
+    "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9] GMT"
+)
+_TAG_FORM = '(W/)?"[!#-~]*"'
+_HTTP_DATE: Json = {"type": "string", "pattern": f"^{_DATE_FORM}$"}
+_TAG_LIST: Json = {"type": "string", "pattern": rf"^(\*|{_TAG_FORM}( *, *{_TAG_FORM})*)$"}
+_TAG_OR_DATE = f'({_TAG_FORM}|"{_DATE_FORM}")'
+_TAGS_AND_DATES: Json = {
+    "type": "string",
+    "pattern": rf"^(\*|{_DATE_FORM}|{_TAG_OR_DATE}( *, *{_TAG_OR_DATE})*)$",
 }
 _PROBLEM = _object(
     "type title status code detail",
@@ -164,11 +168,12 @@ _PROBLEM = _object(
     detail=_STRING,
 )
 _DOTS: Json = {"enum": [".", ".."]}
+_KEY: Json = {"type": "string", "pattern": f"^{KEY.pattern}$", "maxLength": KEY_LENGTH}
 _NAMES = {
     "bucket": _name("bucket", {"type": "string", "pattern": f"^{BUCKET.pattern}$", "not": _DOTS}),
     "key": _name(
         "key",
-        {"type": "string", "pattern": f"^{KEY.pattern}$", "maxLength": KEY_LENGTH},
+        _KEY,
         # Parameters of a path that have slashes are not for OpenAPI 3.1 to tell.
         "Slashes belong to the key: send them as they are, never as %2F, which is 400. A generated"
         " client that escapes them serves keys without any.",
@@ -183,7 +188,7 @@ _CONTENT_RANGE: Json = {
     "Content-Range": {"schema": _STRING, "description": "bytes first-last/size, or bytes */size."}
 }
 _WRITE_HEADERS = (
-    _header("If-Match", _TAG_LIST, "Tags, quoted dates, or *: compare and set."),
+    _header("If-Match", _TAGS_AND_DATES, "Tags, quoted dates, or *: compare and set."),
     _header("If-None-Match", _TAG_LIST, "Tags, or *: create only."),
     _header("If-Unmodified-Since", _HTTP_DATE, "An HTTP-date."),
 )
@@ -236,7 +241,7 @@ def _details(config: Config) -> dict[Any, _Details]:
             parameters=[
                 _header("Range", _STRING, "bytes=first-last, bytes=first- or bytes=-length."),
                 _header("If-Range", _STRING, "A tag: else the whole."),
-                _header("If-Match", _TAG_LIST, "Tags, quoted dates, or *."),
+                _header("If-Match", _TAGS_AND_DATES, "Tags, quoted dates, or *."),
                 _header("If-None-Match", _TAG_LIST, "Tags, or *."),
                 _header("If-Modified-Since", _STRING, "304 only when that is certain."),
             ],
@@ -418,7 +423,7 @@ _OBJECT = _object(
 _KEY_ITEM = _object(
     "key",
     {"additionalProperties": False},
-    key=_STRING,
+    key=_KEY,
     modified_at=_TEXT_OR_NULL,
     if_match=_TEXT_OR_NULL,
     if_none_match=_TEXT_OR_NULL,
