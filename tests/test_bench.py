@@ -53,7 +53,7 @@ def test_rows_survive_being_saved(row: contest.Row, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("unit", "ratio", "is_worse"),
-    [("requests/s", 2.6, False), ("requests/s", 2.5, True), ("ms", 3.4, False), ("ms", 3.5, True)],
+    [("requests/s", 2.6, False), ("requests/s", 2.5, True), ("ms", 3.4, False), ("us", 3.5, True)],
 )
 def test_fifteen_percent_worse_is_a_regression(
     row: contest.Row, unit: str, ratio: float, is_worse: bool
@@ -66,6 +66,9 @@ def test_a_missed_goal_is_named(row: contest.Row) -> None:
     assert report.missed(row) == ""
     assert report.missed(replace(row, ratio=2.4)) == "ratio 2.5"
     assert report.missed(replace(row, service_us=101)) == "at most 100 us"
+    cost = replace(row, name="hit.tokens.cpu", yardstick="hit.open.cpu", unit="us")
+    assert report.missed(replace(cost, ratio=1.21)) == "ratio at most 1.2"
+    assert report.missed(replace(cost, ratio=1.2)) == ""
 
 
 def test_recording_keeps_the_page_and_the_rows_of_other_suites(

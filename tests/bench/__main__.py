@@ -46,7 +46,7 @@ def main(
     """Measure Poky side by side with its yardsticks.
 
     Suites: get put batch cache buckets keys start memory (those by default), sizes, clients,
-    peers (Redis, etcd and the previous release; installs packages), all.
+    access, peers (Redis, etcd and the previous release; installs packages), all.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the stack is taken down
     console = Console(width=None if sys.stdout.isatty() else 180)

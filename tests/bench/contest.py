@@ -60,7 +60,7 @@ class Row:
     @property
     def lower_is_better(self) -> bool:
         """Whether the figure is a cost: time or memory."""
-        return self.unit in ("ms", "MB")
+        return self.unit in ("ms", "MB", "us")
 
 
 def run(

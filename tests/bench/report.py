@@ -45,6 +45,13 @@ GOALS = {
     ("buckets-1000", "buckets-1"): 0.7,
     ("buckets-1000.flat", "buckets-1.flat"): 0.85,
     ("keys-1e7", "keys-1e5"): 0.8,
+    ("hit.tokens", "hit.open"): 0.8,
+}
+#: The same of costs, which are to be no higher.
+COST_GOALS = {
+    ("hit.tokens.cpu", "hit.open.cpu"): 1.2,
+    ("get.tokens.cpu", "get.open.cpu"): 1.05,
+    ("put.tokens.cpu", "put.open.cpu"): 1.05,
 }
 #: And of figures: at most.
 LIMITS = {"start": 500, "memory.idle": 60, "memory.loaded": 60}
@@ -85,6 +92,9 @@ def missed(row: Row) -> str:
     goal = GOALS.get((row.name, row.yardstick))
     if goal is not None and row.ratio < goal:
         return f"ratio {goal:g}"
+    most = COST_GOALS.get((row.name, row.yardstick))
+    if most is not None and row.ratio > most:
+        return f"ratio at most {most:g}"
     if row.name in LIMITS and row.value > LIMITS[row.name]:
         return f"at most {LIMITS[row.name]} {row.unit}"
     if row.name in SERVICE_US and row.service_us > SERVICE_US[row.name]:

@@ -153,6 +153,7 @@ class Stack:
         # A write to a database with caches waits for them: instances without need another one.
         self.cached = self._database("cached", "partitioned")
         self.cached_twice = self._database("cached_twice", "partitioned")
+        self.guarded = self._database("guarded", "partitioned")
         self.partitioned.execute(_TABLES)
 
     def __enter__(self) -> Stack:
@@ -180,11 +181,14 @@ class Stack:
         processes: int = PROCESSES,
         threads: int = THREADS,
         cache: str = "",
+        access: str = "open",
         program: Sequence[str] = (sys.executable, "-m", "poky"),
     ) -> Service:
         """Processes of ``poky serve``, each with ports and a CPU of its own, as the role has it."""
         commands = [
-            self.poky_command(database, *free_ports(3), threads=threads, cache=cache, cpu=cpu)
+            self.poky_command(
+                database, *free_ports(3), threads=threads, cache=cache, access=access, cpu=cpu
+            )
             for cpu in range(processes)
         ]
         return self._service(
@@ -200,6 +204,7 @@ class Stack:
         *,
         threads: int = THREADS,
         cache: str = "",
+        access: str = "open",
         cpu: int = -1,
     ) -> Command:
         """How to start one process."""
@@ -211,6 +216,7 @@ class Stack:
             "POKY_LEASE_PORT": str(lease_port),
             "POKY_THREADS": str(threads),
             "POKY_CACHES": cache,
+            "POKY_ACCESS": access,
             "POKY_CPU": str(cpu),
         }
         return Command(port, [sys.executable, "-m", "poky", "serve"], clean | settings, lease_port)
@@ -233,18 +239,20 @@ class Stack:
         (port,) = free_ports(1)
         return self._service([self._varnish("plain", port, vcl)])
 
-    def cached_poky(self, database: Database, nodes: int = 1) -> tuple[Service, Service]:
+    def cached_poky(
+        self, database: Database, nodes: int = 1, access: str = "open"
+    ) -> tuple[Service, Service]:
         """Nodes of Poky's own Varnish, and before them the service that knows of them."""
         names = [f"bench-{database.name}-{number}" for number in range(nodes)]
         ports, purges = free_ports(nodes), free_ports(nodes)
         caches = [
             f"{name}=http://127.0.0.1:{purge}" for name, purge in zip(names, purges, strict=True)
         ]
-        service = self.poky(database, cache=" ".join(caches))
+        service = self.poky(database, cache=" ".join(caches), access=access)
         folder = self.folder / f"vcl-{database.name}"
         folder.mkdir(exist_ok=True)
         # varnishd's worker has a user of its own, which may not enter a checkout in /root.
-        vcl = write(folder, values(service=service.ports, lease=service.lease_ports))
+        vcl = write(folder, values(service=service.ports, lease=service.lease_ports, access=access))
         commands = [
             self._varnish(name, port, vcl, purge, folder)
             for name, port, purge in zip(names, ports, purges, strict=True)

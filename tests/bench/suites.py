@@ -6,12 +6,18 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 
+from poky.access import RIGHTS, Token
+from poky.background import Background
+from poky.cache import Caches
+from poky.config import Config
+from poky.store import Store
 from tests.bench import machine
 from tests.bench import peers as other
 from tests.bench.contest import Contest, Contestant
 from tests.bench.load import Http, Mixed, Pgbench, Sample, watch
-from tests.bench.stack import PROCESSES, Command, Service, Stack, end
+from tests.bench.stack import PROCESSES, Command, Database, Service, Stack, end
 from tests.service import free_ports
 
 KB = 1024
@@ -66,6 +72,11 @@ class Stage:
     def cached(self) -> tuple[Service, Service]:
         """Poky's Varnish and the service behind it."""
         return self.once(self.stack.cached_poky, self.stack.cached)  # type: ignore[return-value]
+
+    @property
+    def guarded(self) -> tuple[Service, Service]:
+        """Poky's Varnish and the service behind it, where tokens decide."""
+        return self.once(self.stack.cached_poky, self.stack.guarded, 1, "tokens")  # type: ignore[return-value]
 
     @property
     def cached_twice(self) -> tuple[Service, Service]:
@@ -378,6 +389,98 @@ def _peers_of_caches(stage: Stage, redis: Service, bucket: str, keys: int) -> Co
     )
 
 
+def access(stage: Stage) -> Contests:
+    """With a token against open: hits, GET and PUT at the service; the time of a revocation."""
+    size, keys = KB, 10_000
+    bucket, value = stage.bucket(size, keys), stage.stack.value(KB)
+    stage.once(stage.stack.guarded.fill, bucket, keys, value.read_bytes())
+    stage.once(stage.stack.cached.fill, bucket, keys, value.read_bytes())
+    varnish, _ = stage.cached
+    guarded, _ = stage.guarded
+    asked: Service = stage.once(_asked, stage.stack)  # type: ignore[assignment]
+    put: dict[str, object] = {"method": "PUT", "value": value}
+    pairs = {
+        "hit": (guarded, stage.stack.guarded, varnish, 1000, {}),
+        "get": (asked, stage.stack.partitioned, stage.poky, keys, {}),
+        "put": (asked, stage.stack.partitioned, stage.poky, keys, put),
+    }
+    facts = {"clients": CLIENTS, "value_bytes": size}
+    for name, (service, database, yardstick, number, what) in pairs.items():
+        header = f"Authorization: Bearer {stage.once(_token, database)}"
+        loads = {
+            f"{name}.tokens": stage.http(service, bucket, number, headers=(header,), **what),
+            f"{name}.open": stage.http(yardstick, bucket, number, **what),
+        }
+        with_token, without = loads
+        yield Contest(dict(loads), [(with_token, without)], facts=facts, warm_up=(*loads,))
+        yield Contest(
+            {f"{each}.cpu": _Cpu(load) for each, load in loads.items()},
+            [(f"{with_token}.cpu", f"{without}.cpu")],
+            unit="us",
+            facts=facts,
+        )
+    yield Contest(
+        {
+            "revoke": _Revoke(stage.stack.guarded),
+            "revoke.no-cache": _Revoke(stage.stack.partitioned),
+        },
+        [("revoke", "revoke.no-cache")],
+        unit="ms",
+    )
+
+
+def _asked(stack: Stack) -> Service:
+    """The service alone, which asks for tokens."""
+    return stack.poky(stack.partitioned, access="tokens")
+
+
+def _token(database: Database) -> Token:
+    """A token that may do everything."""
+    made = Token.create()
+    database.execute(
+        "SELECT poky.create_token(%(id)s, %(name)s, %(hash)s, %(grants)s, NULL)",
+        id=made.id, name=made.id, hash=made.hash,
+        grants=[f"{right}:*" for right in RIGHTS],
+    )  # fmt: skip
+    return made
+
+
+@dataclass(frozen=True)
+class _Cpu:
+    """CPU time of a request, the service's (or cache's) and PostgreSQL's, in microseconds."""
+
+    load: Http
+
+    def run(self, seconds: int) -> Sample:
+        sample = self.load.run(seconds)
+        return replace(sample, rate=sample.service_us + sample.postgres_us)
+
+
+@dataclass(frozen=True)
+class _Revoke:
+    """From asking for a token's end to its acknowledgement, as ``poky token revoke`` does it."""
+
+    database: Database
+
+    def run(self, seconds: int) -> Sample:
+        """The median of those that fit into so many seconds."""
+        store = Store(self.database.owner, pool_size=1)
+        config = Config.from_env({"POKY_DSN": self.database.owner})
+        caches = Caches(store, config, Background(store))
+        times = []
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            token = _token(self.database)
+            began = time.monotonic()
+            outbox_id = store.revoke_token(token.id)
+            if outbox_id is not None:
+                caches.forget_policy(outbox_id)
+            times.append(time.monotonic() - began)
+        caches.stop()
+        store.close()
+        return Sample(median(times) * 1000)
+
+
 def buckets(stage: Stage) -> Contests:
     """A thousand buckets of a hundred keys against one of a hundred thousand, in both schemas."""
     many, keys, value = 1000, 100, stage.stack.value(100)
@@ -568,4 +671,4 @@ USUAL = {
     "start": start,
     "memory": memory,
 }
-LONGER = {"sizes": sizes, "clients": clients, "peers": peers}
+LONGER = {"sizes": sizes, "clients": clients, "access": access, "peers": peers}
