@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.abuse import memory, raw, slow
+from tests.abuse import http2, memory, raw, slow
 from tests.abuse.corpus import CASES
 from tests.abuse.report import CHAIN, DIRECT, Row
 from tests.conftest import Cluster
@@ -44,6 +44,8 @@ def test_no_raw_request_is_smuggled_stored_in_part_or_answered_otherwise(
     chain: tuple[Chain, str],
 ) -> None:
     assert_ok(raw.run(*chain, short=True))
+    if chain[1] == CHAIN:
+        assert_ok(http2.run(*chain, short=True))
 
 
 @pytest.mark.slow

@@ -5,6 +5,12 @@ others must not wait for (stalls). Each gives rows of a table: what was asked, w
 violations, of which there must be none. What is expected stands with each case as data.
 """
 
-from tests.abuse import memory, raw, slow, stalls
+from tests.abuse import http2, memory, raw, slow, stalls
 
-PARTS = {"raw": raw.run, "slow": slow.run, "stalls": stalls.run, "memory": memory.run}
+PARTS = {
+    "raw": raw.run,
+    "http2": http2.run,
+    "slow": slow.run,
+    "stalls": stalls.run,
+    "memory": memory.run,
+}

@@ -59,20 +59,21 @@ def run(chain: Chain, door: str, *, short: bool = False, only: str = "") -> list
 
 def fill(number: int, case: Case) -> bytes:
     """The bytes of a case, with its own key and its own next request."""
-    following = _next(number)
+    smuggled = following(str(number))
     for name, text in {
         b"{bucket}": BUCKET.encode(),
         b"{key}": b"key-%d" % number,
-        b"{next_length}": b"%d" % len(following),
-        b"{next_size}": b"%x" % len(following),
-        b"{next}": following,
+        b"{next_length}": b"%d" % len(smuggled),
+        b"{next_size}": b"%x" % len(smuggled),
+        b"{next}": smuggled,
     }.items():
         case = Case(case.kind, case.name, case.data.replace(name, text))
     return case.data
 
 
-def _next(number: int) -> bytes:
-    return b"GET /kv/%b/smuggled-%d- HTTP/1.1\r\nHost: poky\r\n\r\n" % (BUCKET.encode(), number)
+def following(name: str) -> bytes:
+    """A whole request for a path that only the case of this name has."""
+    return f"GET /kv/{BUCKET}/smuggled-{name}- HTTP/1.1\r\nHost: poky\r\n\r\n".encode()
 
 
 def _try(chain: Chain, number: int, case: Case) -> str:
