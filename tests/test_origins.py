@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from poky.api import ADMIN_ROUTES, ROUTES
-from poky.config import Config
+from poky.config import Config, ConfigError
 from tests.conftest import Database
 from tests.service import Client, Headers, Response, Service, running
 from tests.support import roles
@@ -340,3 +341,24 @@ def test_the_cache_knows_origins_by_the_same_form() -> None:
     origins = roles.value("varnish", "_varnish_origins", varnish_cors_origins=given)
     config = Config.from_env({"POKY_CORS_ORIGINS": " ".join(given)})
     assert tuple(origins) == config.cors_origins
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://a.example",
+        "HTTP://[::1]:80",
+        "x+y://a_b",
+        "*",
+        "a.example",
+        "https://a/",
+        "https://a:1:2",
+    ],
+)
+def test_the_role_takes_for_an_origin_what_the_service_does(text: str) -> None:
+    pattern = roles.value("poky", "_poky_origin")
+    try:
+        taken = Config.from_env({"POKY_CORS_ORIGINS": f"http://b {text}"}).cors_origins
+    except ConfigError:
+        taken = ()
+    assert bool(re.match(pattern, text.lower())) == bool(taken)

@@ -1047,6 +1047,12 @@ SECRETS = {
         ("deploy", {"poky_access": ""}, "poky_access is not set. Say tokens"),
         ("deploy", {"poky_access": "token"}, "open, tokens, got: token"),
         ("deploy", {"varnish_access": "open"}, "poky_access of the service hosts is another"),
+        (
+            "deploy",
+            {"varnish_cors_origins": ["https://a.example"]},
+            "poky_cors_origins of the service hosts is another",
+        ),
+        ("deploy", {"poky_cors_origins": ["app.example"]}, "poky_cors_origins has app.example."),
         ("deploy", {"varnish_mode": "never"}, "bounded, got: never"),
         ("deploy", {"nginx_http_port": "eighty"}, "nginx_http_port"),
         ("maintenance", {"nginx_maintenance": "maybe"}, "on, off, got: maybe"),
