@@ -58,7 +58,7 @@ class Cache:
                 stdout=log,
                 stderr=log,
             )
-        wait_until(self.is_up, what=f"Varnish {self.name} is up; see {self._log}")
+        wait_until(self.is_up, 60, f"Varnish {self.name} is up; see {self._log}")
 
     def is_up(self) -> bool:
         assert self._process
@@ -77,7 +77,7 @@ class Cache:
 
     def admin(self, *command: str) -> str:
         done = subprocess.run(
-            ["varnishadm", "-n", str(self._folder), *command],
+            ["varnishadm", "-n", str(self._folder), "-t", "60", *command],
             capture_output=True,
             text=True,
             timeout=60,
