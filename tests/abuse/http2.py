@@ -25,7 +25,7 @@ from tests.abuse.raw import BUCKET, following, prepare
 from tests.abuse.report import DIRECT, Row
 from tests.support.chain import Chain
 
-QUIET = 5.0  # seconds without an answer after which there will be none
+QUIET = 15.0  # seconds without an answer after which there will be none
 REFUSED = r"4\d\d|reset|closed"
 RESETS = 2000
 
