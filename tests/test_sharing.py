@@ -14,6 +14,7 @@ import psycopg2.extensions
 import pytest
 
 from poky.sharing import Read, Reads, Writes, Writing
+from poky.sharing.writes import FEW_WRITES
 from poky.store import ALONE, Object, Put, Store, StoreError, Value, Write
 from tests.conftest import Database
 from tests.fake_cache import FakeCache
@@ -184,16 +185,23 @@ def test_a_bucket_that_is_not_there_is_404_for_its_reads_alone(store: Store, kin
         assert found[1] is None
 
 
-def test_a_bucket_dropped_since_is_404(store: Store, kind: str) -> None:
+@pytest.mark.parametrize("wanted", [[("a", "k")] * 3, [("a", "k"), ("b", "k")]])
+def test_a_bucket_dropped_since_is_404(
+    store: Store, kind: str, wanted: list[tuple[str, str]]
+) -> None:
     reads = Reads(store, THREADS)
     store.put("a", "k", b"1", "text/plain")
     store.put("b", "k", b"1", "text/plain")
     assert all(isinstance(each, Object) for each in read(reads, [("a", "k"), ("b", "k")] * 2))
     store.drop_bucket("a", keys=True)
-    for wanted in ([("a", "k")] * 3, [("a", "k"), ("b", "k")]):
-        gone, *_ = read(reads, wanted)
+    for _ in range(2):
+        gone, *others = read(reads, wanted)
         assert gone is None or gone.code == "bucket_not_found"
         assert (gone is None) == (kind == "flat")
+        assert all(
+            isinstance(each, Object) == (bucket == "b")
+            for (bucket, _), each in zip(wanted[1:], others, strict=True)
+        )
 
 
 def test_reads_are_asked_again_when_their_connection_is_lost(
@@ -347,14 +355,14 @@ def test_what_comes_while_a_statement_waits_is_written_by_another_when_it_is_lat
 ) -> None:
     store.put("a", "locked", b"1", "text/plain")
     writes = Writes(store, NoCaches(), THREADS)
-    told = Told(4)
+    told = Told(FEW_WRITES + 1)
     with closing(held(own_database, "a", "locked")) as holder:
         writes.add(Writing(put_of("locked", b"2"), None, told.done(0)))
         writes.after_turn(False)
         wait_until(lambda: writes.sizes.count == 1)
-        for number in (1, 2, 3):
+        for number in range(1, FEW_WRITES + 1):
             writes.add(Writing(put_of(f"k{number}", b"1"), None, told.done(number)))
-            writes.after_turn(False)
+        writes.after_turn(False)
         assert writes.sizes.count == 1  # it may end any moment: nothing waits in a second thread
 
         def are_written() -> bool:
@@ -364,8 +372,29 @@ def test_what_comes_while_a_statement_waits_is_written_by_another_when_it_is_lat
         wait_until(are_written)
         assert told.outcomes[0] is Told
         holder.rollback()
-    assert [each.outcome for each in told.all()[1:]] == ["inserted"] * 3
+    assert [each.outcome for each in told.all()[1:]] == ["inserted"] * FEW_WRITES
     assert writes.sizes.count == 2
+
+
+def test_while_few_writes_are_under_way_a_second_thread_writes(
+    store: Store, own_database: Database
+) -> None:
+    store.put("a", "locked", b"1", "text/plain")
+    writes = Writes(store, NoCaches(), THREADS)
+    for _ in range(2):  # what has been told counts no longer
+        told = Told(3)
+        with closing(held(own_database, "a", "locked")) as holder:
+            writes.add(Writing(put_of("locked", b"2"), None, told.done(0)))
+            writes.after_turn(False)
+            for number in (1, 2):
+                writes.add(Writing(put_of(f"k{number}", b"1"), None, told.done(number)))
+                writes.after_turn(False)
+            wait_until(lambda told=told: Told not in told.outcomes[1:])  # type: ignore[misc]
+            assert told.outcomes[0] is Told
+            holder.rollback()
+        told.all()
+        for number in range(3 * FEW_WRITES):
+            write(writes, [put_of(f"n{number}", b"1")])
 
 
 def test_a_refusal_is_purged_as_well_where_there_are_caches(store: Store) -> None:

@@ -11,9 +11,9 @@ BEGIN
     SELECT id, leaf INTO v_id, v_leaf FROM poky.bucket WHERE name = p_bucket;
     IF v_id IS NOT NULL THEN
         RETURN QUERY EXECUTE format(
-            poky._select_objects(), coalesce(v_leaf, '_object'), poky._is_bucket(v_id)
+            poky._select_objects(), coalesce(v_leaf, '_object'), poky._is_bucket(v_id), '$1'
         )
-            USING p_bucket, p_keys;
+            USING p_keys;
     ELSIF NOT poky._is_flat() THEN
         PERFORM poky._refuse_bucket(p_bucket);
     END IF;

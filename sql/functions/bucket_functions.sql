@@ -28,7 +28,8 @@ BEGIN
         CASE
             WHEN p_number = 0 THEN 'b.name = $1 AND o.bucket_id = b.id'
             ELSE poky._is_bucket(p_number)
-        END
+        END,
+        '$2'
     ) || '; END';
     RETURN NEXT;
 
@@ -59,7 +60,7 @@ $$;
 COMMENT ON FUNCTION poky._bucket_functions IS
 'The functions that the bucket with this id should have, as text; number 0: the flat schema''s.';
 
--- The same templates for the table of all buckets, for poky.put, poky.delete and batches.
+-- The same templates for the table of all buckets, for poky.put, poky.delete, batches and poky.get_each.
 DO $do$
 BEGIN
     EXECUTE format(
@@ -78,8 +79,28 @@ BEGIN
         'DECLARE' || poky._delete_variables()
         || 'BEGIN' || format(poky._delete_object(), '_object') || 'END'
     );
+    EXECUTE format(
+        'CREATE OR REPLACE FUNCTION poky._get_each_flat('
+        ' p_buckets text [], p_ends integer [], p_keys text []) RETURNS TABLE ('
+        ' bucket integer, key text, revision bigint, hash text, modified_at bigint,'
+        ' unchanged_since bigint, content_type text, value bytea, content_encoding text,'
+        ' expires_at bigint, milliseconds_left bigint) LANGUAGE plpgsql STABLE'
+        -- The plan is kept while the table grows: it must look up each key, however few there are.
+        ' SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off AS %L',
+        'BEGIN RETURN QUERY SELECT w.number, o.* FROM ('
+        ' SELECT n AS number, p_buckets[n] AS bucket,'
+        '  p_keys[coalesce(p_ends[n - 1], 0) + 1 : p_ends[n]] AS keys'
+        ' FROM generate_subscripts(p_buckets, 1) AS n'
+        ') AS w CROSS JOIN LATERAL ('
+        || format(
+            poky._select_objects(), '_object', 'b.name = w.bucket AND o.bucket_id = b.id', 'w.keys'
+        )
+        || ') AS o; END'
+    );
 END;
 $do$;
+COMMENT ON FUNCTION poky._get_each_flat IS
+'poky.get_each in the flat schema, by a plan that PostgreSQL keeps.';
 COMMENT ON FUNCTION poky._update IS
 'A put with p_if_match into a bucket that was found. Not with a generic plan: poky._plan_for_one_bucket.';
 COMMENT ON FUNCTION poky._delete (

@@ -1,7 +1,7 @@
 -- Objects of any buckets that requests at the same moment ask for, or change: one statement for all.
 
 CREATE OR REPLACE FUNCTION poky.get_each(
-    p_buckets text [], p_ends integer [], p_keys text []
+    p_buckets text [], p_ends integer [], p_keys text [], p_numbers integer []
 )
 RETURNS TABLE (
     bucket integer, key text, revision bigint, hash text, modified_at bigint,
@@ -14,27 +14,38 @@ SET search_path = poky, pg_temp
 SET lock_timeout = 100
 AS $$
 DECLARE
-    v_select text := 'SELECT $3, o.* FROM (' || poky._select_objects() || ') AS o';
     v_id integer;
     v_table text;
+    v_source text;
     v_begin integer := 1;
 BEGIN
+    IF p_numbers[1] = 0 THEN
+        RETURN QUERY SELECT * FROM poky._get_each_flat(p_buckets, p_ends, p_keys);
+        RETURN;
+    END IF;
     FOR v_bucket IN 1 .. cardinality(p_buckets) LOOP
-        SELECT b.id, coalesce(b.leaf, '_object') INTO v_id, v_table
-        FROM poky.bucket AS b WHERE b.name = p_buckets[v_bucket];
-        IF v_table IS NOT NULL THEN
-            RETURN QUERY EXECUTE format(v_select, v_table, poky._is_bucket(v_id))
-            USING p_buckets[v_bucket], p_keys[v_begin:p_ends[v_bucket]], v_bucket;
-        ELSIF NOT poky._is_flat() THEN
+        IF p_numbers[v_bucket] IS NULL THEN
+            SELECT b.id, coalesce(b.leaf, '_object') INTO v_id, v_table
+            FROM poky.bucket AS b WHERE b.name = p_buckets[v_bucket];
+            v_source := CASE WHEN v_table IS NOT NULL THEN '(' || format(
+                poky._select_objects(), v_table, poky._is_bucket(v_id), '$2'
+            ) || ')' END;
+        ELSE
+            v_source := 'poky.get_' || p_numbers[v_bucket] || '($1, $2)';
+        END IF;
+        IF v_source IS NULL THEN
             bucket := v_bucket;
             RETURN NEXT;
+        ELSE
+            RETURN QUERY EXECUTE 'SELECT $3, o.* FROM ' || v_source || ' AS o'
+            USING p_buckets[v_bucket], p_keys[v_begin:p_ends[v_bucket]], v_bucket;
         END IF;
         v_begin := p_ends[v_bucket] + 1;
     END LOOP;
 END;
 $$;
 COMMENT ON FUNCTION poky.get_each IS
-'Those of the objects that are there: of bucket number n the keys after p_ends[n - 1] up to p_ends[n]. A bucket that is not there has one row with a null key. 55P03 after 0.1 s.';
+'Those of the objects that are there: of bucket number n the keys after p_ends[n - 1] up to p_ends[n]. A bucket that is not there has one row with a null key; p_numbers are of poky.function_number, or null. 55P03 after 0.1 s.';
 
 CREATE OR REPLACE FUNCTION poky.change_each(
     p_are_deletes boolean [], p_buckets text [], p_keys text [], p_values bytea [],

@@ -1,6 +1,6 @@
 -- Statements on the table of one bucket, or of all: templates for bucket_functions.sql.
--- They are for format(): %1$I is the table. In poky._select_objects %2$s says which bucket: a
--- constant id where there is one, because a join by name costs a read a tenth of its time.
+-- They are for format(): %1$I is the table. In poky._select_objects %2$s says which bucket, by a
+-- constant id where there is one, because a join by name costs a read a tenth of its time; %3$s are the keys.
 
 CREATE OR REPLACE FUNCTION poky._select_objects() RETURNS text
 LANGUAGE sql IMMUTABLE
@@ -13,12 +13,12 @@ AS $template$
         ceil(extract(epoch FROM o.expires_at))::bigint,
         floor(extract(epoch FROM o.expires_at - statement_timestamp()) * 1000)::bigint
     FROM poky.bucket AS b CROSS JOIN poky.%1$I AS o
-    WHERE %2$s AND o.key = ANY ($2)
+    WHERE %2$s AND o.key = ANY (%3$s)
         AND (o.expires_at IS NULL OR o.expires_at > statement_timestamp())
     $$
 $template$;
 COMMENT ON FUNCTION poky._select_objects IS
-'Template: the objects that have one of the keys $2, in the columns of poky.object; $1 is the bucket''s name.';
+'Template: the objects of a bucket that have one of the keys, in the columns of poky.object.';
 
 CREATE OR REPLACE FUNCTION poky._is_bucket(p_id integer) RETURNS text
 LANGUAGE sql IMMUTABLE

@@ -2,8 +2,9 @@
 
 One thread writes: all that is queued, at most 64 objects or 256 kB, in one statement and one
 commit, then one look at the cache nodes, one exchange with them, and then the answers, as long as
-there is more. A lone client's write is done at once by the thread that brought it. While a
-statement waits for a lock, another thread writes what comes meanwhile.
+there is more. A second one writes while few writes are under way. A lone client's write is done at
+once by the thread that brought it. While a statement waits for a lock, another thread writes what
+comes meanwhile.
 """
 
 import logging
@@ -22,6 +23,10 @@ log = logging.getLogger("poky.sharing")
 
 MOST_WRITES = 64
 MOST_BYTES = 262_144
+# While so few are under way, a second thread writes: to wait for the disk takes longer than the
+# work that they would share.
+FEW_WRITES = 6
+FEW_WRITERS = 2
 LARGE_BYTES = 32_768  # a larger value is written alone
 LATE_SECONDS = 0.02  # a statement that takes longer waits for a lock, or for the disk
 TOGETHER_SECONDS = 0.2  # how long a statement of several may wait for a lock
@@ -76,6 +81,7 @@ class Writes:
         self._lock = threading.Lock()
         self._began: dict[int, float] = {}  # since when each thread that writes has been at it
         self._begun = 0
+        self._in_hand = 0  # writes that a thread has taken
         self._apart: dict[tuple[str, str], float] = {}
         self._stages = stages  # who wants to know how long statements take
         self.sizes = Sizes()  #: of statements, in objects
@@ -95,18 +101,20 @@ class Writes:
         if not self._queue:
             return
         with self._lock:
-            if self._began or self._begun:
+            count = len(self._began) + self._begun
+            if count and (count >= FEW_WRITERS or self._in_hand + len(self._queue) > FEW_WRITES):
                 return
             me = threading.get_ident()
-            if alone and len(self._queue) == 1:
+            if alone and not count and len(self._queue) == 1:
                 self._began[me] = time.monotonic()
                 batch = [self._queue.popleft()]
+                self._in_hand += 1
             else:
                 self._begun += 1
                 batch = []
         if batch:
             self._make(batch)
-            self._go_on(me)
+            self._go_on(me, len(batch))
         else:
             self._lane.submit(self._begin, self._refuse_all)
 
@@ -141,20 +149,26 @@ class Writes:
         with self._lock:
             self._begun -= 1
             self._began[me] = time.monotonic()
-        while batch := self._take(me):
+        made = 0
+        while batch := self._take(me, made):
+            made = len(batch)
             self._make(batch)
 
-    def _go_on(self, me: int) -> None:
+    def _go_on(self, me: int, made: int) -> None:
         """Leave what has come meanwhile to the lane: the calling thread looks for clients."""
         with self._lock:
             self._began.pop(me, None)
+            self._in_hand -= made
             if not self._queue or self._began or self._begun:
                 return
             self._begun += 1
         self._lane.submit(self._begin, self._refuse_all)
 
-    def _take(self, me: int) -> list[Writing]:
-        """What is queued, as far as one statement takes it. Empty: the thread no longer writes."""
+    def _take(self, me: int, made: int) -> list[Writing]:
+        """What is queued, as far as one statement takes it. Empty: the thread no longer writes.
+
+        ``made``: how many writes the thread has finished since it took some.
+        """
         queue = self._queue
         oldest = time.monotonic() - QUEUED_SECONDS
         batch: list[Writing] = []
@@ -167,6 +181,7 @@ class Writes:
                     break
                 writing = queue.popleft()
                 (batch if writing.since > oldest else refused).append(writing)
+            self._in_hand += len(batch) - made
             if batch:
                 self._began[me] = time.monotonic()
             else:

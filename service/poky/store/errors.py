@@ -107,7 +107,7 @@ def may_retry(error: Exception, *, is_write: bool) -> bool:
     return not is_write and error.pgcode is None and isinstance(error, psycopg2.DatabaseError)
 
 
-def is_undefined(error: Exception) -> bool:
+def is_undefined(error: BaseException) -> bool:
     """Whether something that was called is missing or of another shape; it did nothing."""
     return isinstance(error, psycopg2.Error) and (error.pgcode or "").startswith("42")
 

@@ -1,11 +1,11 @@
 """Objects that requests at the same moment ask for, or change, in one statement."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import psycopg2
 
-from poky.store.errors import StoreError, translated
+from poky.store.errors import StoreError, is_undefined, translated
 from poky.store.literals import LARGE, array, unless_empty
 from poky.store.objects import Objects, attributes
 from poky.store.results import Object, Put, Write
@@ -51,14 +51,20 @@ class Shared(Objects):
             for each in keys.values():
                 count += len(each)
                 ends.append(str(count))
-            rows = self._read(
-                EXECUTE["get_each"],
-                (
-                    array(list(keys)),
-                    "{" + ",".join(ends) + "}",
-                    array([key for each in keys.values() for key in each]),
-                ),
-            )
+            try:
+                rows = self._read(
+                    EXECUTE["get_each"],
+                    (
+                        array(list(keys)),
+                        "{" + ",".join(ends) + "}",
+                        array([key for each in keys.values() for key in each]),
+                        self._function_numbers(keys),
+                    ),
+                )
+            except StoreError as error:
+                if error.__cause__ and is_undefined(error.__cause__):
+                    return [ALONE] * len(wanted)  # a bucket was dropped: that of each tells which
+                raise
         buckets = list(keys)
         for number, key, *facts, value, size in rows:
             bucket = buckets[number - 1]
@@ -69,6 +75,10 @@ class Shared(Objects):
             else:
                 found[bucket, key] = Object._make((key, *facts, value.cast("B"), size))
         return [found.get(each) for each in wanted]
+
+    def _function_numbers(self, buckets: Iterable[str]) -> str:
+        numbers = [self._number("share", bucket) for bucket in buckets]
+        return "{" + ",".join("NULL" if each is None else str(each) for each in numbers) + "}"
 
     def get_small(self, bucket: str, key: str) -> Found:
         """The object, None when there is none, or ALONE: its value is large."""

@@ -73,7 +73,7 @@ FUNCTIONS = {
     "delete_many": Function(
         (_DELETE[0], *(f"{each}[]" for each in _DELETE[1:]), "boolean"), Outcome
     ),
-    "get_each": Function(("text[]", "integer[]", "text[]"), Each, _IF_SHARED),
+    "get_each": Function(("text[]", "integer[]", "text[]", "integer[]"), Each, _IF_SHARED),
     "change_each": Function(
         ("boolean[]", "text[]", *(f"{each}[]" for each in _PUT[1:]), "integer"), Outcome
     ),
