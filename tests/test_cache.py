@@ -128,6 +128,23 @@ def timed(function: Callable[..., Any], *arguments: Any) -> float:
     return time.monotonic() - began
 
 
+def test_a_lease_is_refused_with_the_reason_if_the_database_is_away(
+    store: Store, nowhere: Store
+) -> None:
+    """By that a cache may serve copies unverified; any other failure says nothing of it."""
+
+    def asked(store: Store) -> tuple[str, str | None]:
+        caches = Caches(store, Config(), Background(store))
+        status, headers = ask_for_lease(caches, "one")
+        return status[:3], headers.get("Poky-Database")
+
+    assert asked(nowhere) == ("503", "away")
+    assert asked(store) == ("403", None)
+    with closing(Store(store.dsn, pool_size=1, pool_timeout=0.01)) as busy:
+        busy._places.get()
+        assert asked(busy) == ("503", None)
+
+
 # Without caches.
 
 

@@ -14,6 +14,7 @@ from tests.coherence.tokens import Pass, Passes
 from tests.conftest import Database
 
 N1, N2 = 1, 2
+T = 10**9  # a ttl
 
 
 def put(number: int, start: int, end: int = NEVER) -> Write:
@@ -22,6 +23,10 @@ def put(number: int, start: int, end: int = NEVER) -> Write:
 
 def delete(number: int, start: int, end: int = NEVER) -> Write:
     return Write(1, start, end, number, 1)
+
+
+def expiring(number: int, start: int, end: int) -> Write:
+    return Write(1, start, end, number, 0, T)
 
 
 def read(number: int, start: int, end: int, path: int = N1) -> Read:
@@ -99,6 +104,33 @@ RIGHT = {
         read(4, 4, 5, N2),
         read(2, 6, 7, N1),
     ],
+    "an object that expires": [
+        expiring(2, 1, 2),
+        read(2, T, T + 1),
+        read(ABSENT, T + 2, T + 3),
+        read(ABSENT, 2 * T, 2 * T + 1),
+        put(4, 3 * T, 3 * T + 1),
+        read(4, 3 * T + 2, 3 * T + 3),
+    ],
+    "one that is written again before": [
+        expiring(2, 1, 2),
+        put(4, 3, 4),
+        read(4, 2 * T, 2 * T + 1),
+    ],
+    "one that is written again at about that time": [
+        expiring(2, 1, 2),
+        put(4, T, T + 5),
+        read(2, T + 1, T + 2),
+        read(ABSENT, T + 3, T + 4),
+        read(4, T + 6, T + 7),
+    ],
+    "one that is deleted without an answer": [
+        expiring(2, 1, 2),
+        delete(3, 5),
+        read(2, 6, 7),
+        read(ABSENT, 8, 9),
+        read(ABSENT, 2 * T, 2 * T + 1),
+    ],
 }
 
 STALE = {
@@ -110,6 +142,12 @@ STALE = {
         delete(3, 3, 4),
         put(4, 5, 6),
         read(ABSENT, 7, 8),
+    ],
+    "what has expired": [expiring(2, 1, 2), read(2, 2 * T, 2 * T + 1)],
+    "what has expired, though its delete has no answer": [
+        expiring(2, 1, 2),
+        delete(3, 5),
+        read(2, 2 * T, 2 * T + 1),
     ],
     "on the other node": [put(2, 1, 2), put(4, 3, 4), read(4, 5, 6, N1), read(2, 7, 8, N2)],
 }
@@ -132,6 +170,11 @@ INVERTED = {
         delete(3, 3, 9),
         read(ABSENT, 4, 5),
         read(2, 6, 7),
+    ],
+    "back to what has expired": [
+        expiring(2, 1, 2),
+        read(ABSENT, T + 2, T + 3),
+        read(2, T + 4, T + 5),
     ],
     "back to nothing": [put(2, 1, 9), read(2, 2, 3), read(ABSENT, 4, 5)],
 }
@@ -168,6 +211,10 @@ def test_zones_find_a_read_before_its_write() -> None:
 def test_zones_find_a_write_hidden_within_another_value() -> None:
     writes = [put(2, 1, 2), put(4, 4, 5)]
     assert zone_conflicts(writes, [read(2, 2, 3), read(2, 6, 7)])
+
+
+def test_what_expires_too_early_has_no_order() -> None:
+    assert found(expiring(2, 1, 2), read(ABSENT, 5, 6)) == (0, 0, 1)
 
 
 def test_the_greater_number_is_the_later_write() -> None:

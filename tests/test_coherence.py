@@ -18,7 +18,10 @@ from tests.coherence.stack import Stack
 # Chance has to strike within seconds: other tests would take the CPUs that it needs.
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
-IN_SHORT = ("slow-reads", "stalls", "purges-dropped", "varnish-restarted", "instance-killed")
+IN_SHORT = (
+    *("slow-reads", "stalls", "purges-dropped", "varnish-restarted", "instance-killed"),
+    "expiring-slow-reads",
+)
 
 
 @pytest.fixture(scope="module")

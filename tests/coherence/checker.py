@@ -1,5 +1,8 @@
 """What is wrong with a history: stale reads, reads that go back, registers without an order.
 
+An expiry counts as a delete (`with_expiries`): an object that is served late is a stale read, and
+one that returns after it was missing is an inversion.
+
 Three checks, each per key. *Stale*, the promise itself: the read began after the acknowledgement
 of a greater number. *Inversion*: it began after another read through the same cache had ended
 with a greater number. *Zones*: whether writes and reads of one cache can be put in any order that
@@ -16,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from tests.coherence.history import ABSENT, NEVER, UNKNOWN, History, Read, Way, Write
+from tests.coherence.history import ABSENT, NEVER, UNKNOWN, History, Read, Way, Write, with_expiries
 
 
 @dataclass
@@ -50,11 +53,12 @@ def check(history: History) -> Verdict:
     for read in history.reads:
         reads[read.key][read.path].append(read)
     for key, paths in reads.items():
-        register = _Register(writes[key])
+        own = with_expiries(writes[key])
+        register = _Register(own)
         for path, share in paths.items():
             share.sort(key=lambda read: read.start)
             numbered = register.follow(share, verdict)
-            if conflicts := zone_conflicts(writes[key], numbered):
+            if conflicts := zone_conflicts(own, numbered):
                 verdict.unordered += 1
                 verdict.note(f"key {key} through {path} has no order: {conflicts} zone conflicts")
     return verdict

@@ -24,6 +24,7 @@ class Fault:
     alterations: str = ""  # of the service (tests.coherence.instance), while this fault is on
     vcl: str = ""  # what is broken in Varnish (tests.vcl.sabotage)
     stalls: bool = False  # threads are held up anywhere, of the service and of Varnish
+    ttl: int = 0  # seconds after which half of the objects expire
 
 
 def nothing(stack: Stack) -> None:
@@ -175,4 +176,12 @@ FAULTS = (
     Fault("node-removed", "A node is removed by command and added again.", node_removed),
     Fault("node-suspended", "A node is suspended by command and resumed.", node_suspended),
     Fault("caches-emptied", "All caches are told to forget everything.", caches_emptied),
+    Fault("expiring", "Half of the objects expire after a second.", nothing, ttl=1),
+    Fault(
+        "expiring-slow-reads",
+        "They do, and the service answers long after it has read.",
+        nothing,
+        "slow_reads",
+        ttl=1,
+    ),
 )

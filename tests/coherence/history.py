@@ -2,7 +2,8 @@
 
 Times are nanoseconds of CLOCK_MONOTONIC, which all processes of a machine share. An object's
 *number* grows with every change of its key: twice the revision that its ETag shows; a delete's is
-one more than that of what it deleted. So reads can be held against writes without trust in values.
+one more than that of what it deleted, and so is an expiry's (`with_expiries`). So reads can be held
+against writes without trust in values.
 """
 
 from __future__ import annotations
@@ -16,16 +17,21 @@ from typing import NamedTuple
 NEVER = 2**63 - 1  # the end of a write that was not acknowledged
 ABSENT = 0  # the number of a read that found no object
 UNKNOWN = -1  # the number of a write whose answer did not tell
+CLOCKS = 2_000_000  # what PostgreSQL's clock may gain on ours within a ttl
 
 
 class Write(NamedTuple):
-    """A change. ``end`` is NEVER if it was not acknowledged: it may still take effect, or not."""
+    """A change. ``end`` is NEVER if it was not acknowledged: it may still take effect, or not.
+
+    ``ttl``: nanoseconds after which what was written expires, 0: never.
+    """
 
     key: int
     start: int
     end: int
     number: int
     is_delete: int
+    ttl: int = 0
 
 
 class Way(IntEnum):
@@ -60,6 +66,36 @@ class History:
             self.writes += map(Write._make, _rows(file, len(Write._fields)))
         for file in folder.glob("*.reads"):
             self.reads += map(Read._make, _rows(file, len(Read._fields)))
+
+
+def with_expiries(writes: list[Write]) -> list[Write]:
+    """The writes of one key, and the deletes to which a ttl leads; those have one client.
+
+    PostgreSQL took the time between a write's start and its end: the object is there at least until
+    ``ttl`` after the start, and at most until ``ttl`` after the end. The client's next write has
+    prevented that if it ended before; if it may have, the delete is in doubt (NEVER).
+    """
+    found = list(writes)
+    for write in writes:
+        if not write.ttl or write.end == NEVER:
+            continue
+        earliest, latest = write.start + write.ttl, write.end + write.ttl + CLOCKS
+        following = min(
+            (other for other in writes if other.start >= write.end), key=_start, default=None
+        )
+        if following is not None and following.number == write.number + 1:
+            if following.end == NEVER:  # a delete without an answer: gone by then, by either
+                start = min(following.start, earliest)
+                found[found.index(following)] = following._replace(start=start, end=latest)
+        elif following is None or following.start > latest:
+            found.append(Write(write.key, earliest, latest, write.number + 1, True))
+        elif following.end > earliest:
+            found.append(Write(write.key, earliest, NEVER, write.number + 1, True))
+    return found
+
+
+def _start(write: Write) -> int:
+    return write.start
 
 
 class Recorder:

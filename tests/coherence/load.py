@@ -68,6 +68,7 @@ class Plan:
     slots: int = 24
     contested: int = 2
     pause: float = 0.004
+    ttl: int = 0  # seconds that half of what one lane writes lives, 0: all of it for ever
 
 
 class Load:
@@ -334,6 +335,9 @@ class _Lane:
         # The number of each of our objects, and its tag; ABSENT where there is none.
         self._numbers = dict.fromkeys(self._own, ABSENT)
         self._tags: dict[int, str] = {}
+        # Of objects that expire: when that may be, and until when they are mostly left alone.
+        self._expiring: dict[int, int] = {}
+        self._resting: dict[int, int] = {}
 
     def run(self) -> None:
         while not self._counts[Count.STOP]:
@@ -341,14 +345,20 @@ class _Lane:
             time.sleep(self._plan.pause * self._random.random() * 2)
 
     def _step(self) -> None:
-        slot = self._random.choice(self._own)
+        own = self._own
+        if self._resting:
+            now = time.monotonic_ns()
+            own = [s for s in own if self._resting.get(s, 0) < now or self._random.random() < 0.02]
+            if not own:
+                return
+        slot = self._random.choice(own)
         chance = self._random.random()
         if chance < 0.1 and self._shared:
             self._put(self._random.choice(self._shared))
         elif chance < 0.25:
-            self._put_many(self._random.sample(self._own, min(4, len(self._own))))
+            self._put_many(self._random.sample(own, min(4, len(own))))
         elif chance < 0.30:
-            self._delete_many(self._random.sample(self._own, min(3, len(self._own))))
+            self._delete_many(self._random.sample(own, min(3, len(own))))
         elif chance < 0.42 and self._numbers[slot] != ABSENT:
             self._delete(slot)
         elif chance < 0.60:
@@ -363,13 +373,32 @@ class _Lane:
 
     def _put(self, slot: int, condition: str = "") -> None:
         key, path = self._key(slot)
-        answer = self._exchange("PUT", path, self._value(slot).encode(), condition)
+        ttl = self._ttl() if slot in self._numbers else 0
+        more = f"Poky-TTL: {ttl}\r\n" if ttl else ""
+        answer = self._exchange("PUT", path, self._value(slot).encode(), condition + more)
         if answer.status == 200:
-            self._record(key, answer, answer.number, is_delete=False)
+            self._record(key, answer, answer.number, is_delete=False, ttl=ttl)
             if slot in self._numbers:
                 self._remember(slot, answer.number, answer.head)
+                self._rest(slot, answer, ttl)
+        elif answer.status == 412 and self._has_expired(slot, answer):
+            self._numbers[slot] = ABSENT
         else:
             self._not_written([slot], answer)
+
+    def _ttl(self) -> int:
+        return self._plan.ttl if self._random.random() < 0.5 else 0
+
+    def _rest(self, slot: int, answer: _Answer, ttl: int) -> None:
+        """Let an object that expires do so, and be seen to be missing."""
+        self._expiring.pop(slot, None)
+        if ttl:
+            self._expiring[slot] = answer.start + ttl * _NS
+            self._resting[slot] = answer.end + int((ttl + self._random.random() / 2) * _NS)
+
+    def _has_expired(self, slot: int, answer: _Answer) -> bool:
+        """Whether it may be missing by itself."""
+        return answer.end >= self._expiring.get(slot, NEVER)
 
     def _delete(self, slot: int) -> None:
         key, path = self._key(slot)
@@ -377,23 +406,31 @@ class _Lane:
         if answer.status == 200:
             self._record(key, answer, self._numbers[slot] + 1, is_delete=True)
             self._numbers[slot] = ABSENT
+        elif answer.status == 404 and self._has_expired(slot, answer):
+            self._numbers[slot] = ABSENT
         else:
             self._not_written([slot], answer, is_delete=True)
 
     def _put_many(self, slots: Sequence[int]) -> None:
+        ttls = [self._ttl() for _ in slots]
         items = [
-            {"key": _name(slot, self._generations[slot]), "data": self._value(slot)}
-            for slot in slots
+            {
+                "key": _name(slot, self._generations[slot]),
+                "data": self._value(slot),
+                **({"ttl": ttl} if ttl else {}),
+            }
+            for slot, ttl in zip(slots, ttls, strict=True)
         ]
         answer = self._exchange("PUT", f"/multi/{self._plan.bucket}", json.dumps(items).encode())
         if answer.status != 200:
             self._not_written(slots, answer)
             return
-        for slot, outcome in zip(slots, json.loads(answer.body), strict=True):
+        for slot, ttl, outcome in zip(slots, ttls, json.loads(answer.body), strict=True):
             tag = outcome["etag"]
             number = 2 * int(tag.strip('"').split("-")[0])
-            self._record(self._key(slot)[0], answer, number, is_delete=False)
+            self._record(self._key(slot)[0], answer, number, is_delete=False, ttl=ttl)
             self._numbers[slot], self._tags[slot] = number, tag
+            self._rest(slot, answer, ttl)
 
     def _delete_many(self, slots: Sequence[int]) -> None:
         slots = [slot for slot in slots if self._numbers[slot] != ABSENT]
@@ -405,8 +442,10 @@ class _Lane:
             self._not_written(slots, answer, is_delete=True)
             return
         for slot, outcome in zip(slots, json.loads(answer.body), strict=True):
-            self._counts[Count.SURPRISES] += outcome["result"] != "deleted"
-            self._record(self._key(slot)[0], answer, self._numbers[slot] + 1, is_delete=True)
+            if outcome["result"] == "deleted":
+                self._record(self._key(slot)[0], answer, self._numbers[slot] + 1, is_delete=True)
+            else:
+                self._counts[Count.SURPRISES] += not self._has_expired(slot, answer)
             self._numbers[slot] = ABSENT
 
     def _value(self, slot: int) -> str:
@@ -423,8 +462,12 @@ class _Lane:
         self._numbers[slot] = number
         self._tags[slot] = f'"{tag[1].decode()}-{tag[2].decode()}"'
 
-    def _record(self, key: int, answer: _Answer, number: int, *, is_delete: bool) -> None:
-        self._recorder.writes.extend((key, answer.start, answer.end, number, int(is_delete)))
+    def _record(
+        self, key: int, answer: _Answer, number: int, *, is_delete: bool, ttl: int = 0
+    ) -> None:
+        self._recorder.writes.extend(
+            (key, answer.start, answer.end, number, int(is_delete), ttl * _NS)
+        )
         self._counts[Count.WRITES] += 1
 
     def _not_written(
@@ -443,10 +486,12 @@ class _Lane:
                 continue  # never deleted, so its numbers stay in order whatever happens
             number = self._numbers[slot] + 1 if is_delete else UNKNOWN
             self._recorder.writes.extend(
-                (self._key(slot)[0], answer.start, NEVER, number, int(is_delete))
+                (self._key(slot)[0], answer.start, NEVER, number, int(is_delete), 0)
             )
             self._generations[slot] += 1
             self._numbers[slot] = ABSENT
+            self._rest(slot, answer, 0)
+            self._resting.pop(slot, None)
         time.sleep(0.05)
 
     def _exchange(self, method: str, path: str, body: bytes = b"", condition: str = "") -> _Answer:

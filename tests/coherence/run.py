@@ -70,7 +70,7 @@ def run(
     folder = stack.folder / bucket
     folder.mkdir()
     stack.forgive()
-    load = Load(plan(stack, bucket, folder))
+    load = Load(plan(stack, bucket, folder, ttl=fault.ttl))
     began = time.monotonic()
     try:
         watch(load)
@@ -96,7 +96,7 @@ def run(
     )
 
 
-def plan(stack: Stack, bucket: str, folder: Path) -> Plan:
+def plan(stack: Stack, bucket: str, folder: Path, *, ttl: int = 0) -> Plan:
     """Half of the writers go straight to the service: they outlive a fault of the caches."""
     return Plan(
         bucket=bucket,
@@ -106,6 +106,7 @@ def plan(stack: Stack, bucket: str, folder: Path) -> Plan:
             *((n + 1, cache.port) for n, cache in enumerate(stack.caches) for _ in range(8)),
             *[(ANY_NODE, stack.nginx_port)] * 8,
         ],
+        ttl=ttl,
     )
 
 

@@ -11,6 +11,7 @@ from tests.coherence.faults import FAULTS, NONE, Fault, leases_late
 
 _SLOW_READS = next(fault for fault in FAULTS if fault.name == "slow-reads")
 _PURGES_DROPPED = next(fault for fault in FAULTS if fault.name == "purges-dropped")
+_EXPIRING = next(fault for fault in FAULTS if fault.name == "expiring")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,12 @@ SABOTAGES = (
         "A write reads the nodes before its commit; one that joins meanwhile is not purged.",
         _PURGES_DROPPED,
         alterations="nodes_before_commit",
+    ),
+    Sabotage(
+        "expiry-ignored",
+        "A copy is kept as long as any other, whatever the service says is left.",
+        _EXPIRING,
+        vcl="expiry-ignored",
     ),
 )
 

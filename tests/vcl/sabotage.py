@@ -222,9 +222,47 @@ SABOTAGES = {
         "79-",
         "poky_failures.vcl",
     ),
+    "unsent-in-doubt": Sabotage(
+        "A write that no instance is there for is answered as one that was sent.",
+        (("if (!std.healthy(bereq.backend)) {", "if (false) {"),),
+        "61-",
+    ),
+    "unverified-after-a-no": Sabotage(
+        "A cache whose lease was refused serves copies when PostgreSQL is away after that.",
+        (("beresp.status == 403", "beresp.status == 499"),),
+        "86-",
+        "poky_unverified.vcl",
+    ),
+    "unverified-for-any-reason": Sabotage(
+        "Whatever the service fails for, copies are served without a lease.",
+        ((' && beresp.http.Poky-Database == "away"', ""),),
+        "87-",
+        "poky_unverified.vcl",
+    ),
+    "unverified-for-ever": Sabotage(
+        "Copies are served without a lease for as long as PostgreSQL is away.",
+        (
+            (
+                '"poky_unverified_until"), 0.0) > std.time2real(now, 0.0)',
+                '"poky_unverified_until"), 0.0) > 0.0',
+            ),
+        ),
+        "85-",
+        "poky_unverified.vcl",
+    ),
     "expiry-ignored": Sabotage(
         "A copy is kept as long as any other, whatever the service says is left.",
         (("    if (beresp.http.Poky-Left) {\n        call", "    if (false) {\n        call"),),
+        "80-",
+    ),
+    "expired-for-those-who-wait": Sabotage(
+        "What expired while it was fetched is given to all who wait for the fetch.",
+        (
+            (
+                "        set beresp.ttl = 0s;\n        set beresp.keep = 0s;\n",
+                "        call poky_beresp_waiters_only;\n",
+            ),
+        ),
         "80-",
     ),
     "expiry-from-end": Sabotage(

@@ -38,6 +38,7 @@ def values(
     access: str = "open",
     origins: Sequence[str] = (),
     failures: int = 0,
+    unverified: int = 0,
     ttl: int = 14400,
     largest_kept: int = 32_000_000,
     small_room: int = 900_000,
@@ -63,6 +64,7 @@ def values(
         varnish_cors_origins=origins,
         varnish_failed_authorizations=failures,
         _varnish_origins=origins,
+        varnish_serve_unverified=unverified,
         varnish_object_ttl=ttl,
         varnish_largest_kept=largest_kept,
         _varnish_small_room=small_room,
@@ -96,6 +98,7 @@ def main() -> None:
     parser.add_argument("--access", choices=["open", "tokens"], default="open")
     parser.add_argument("--origins", nargs="*", default=[])
     parser.add_argument("--failures", type=int, default=0)
+    parser.add_argument("--unverified", type=int, default=0)
     parser.add_argument("--ttl", type=int, default=14400)
     parser.add_argument("--largest-kept", type=int, default=32_000_000)
     parser.add_argument("--lease-timeout", type=float, default=2)

@@ -198,6 +198,11 @@ sub poky_fetch_pass {
     if (bereq.method != "GET" && bereq.method != "HEAD") {
         call poky_value_write_timeout;
         call poky_fetch_size;
+        if (!std.healthy(bereq.backend)) {
+            # Sent to nobody: so the answer is certain (poky_error_unsent).
+            set bereq.http.Poky-Unsent = "1";
+            return (error(503, "No instance is ready"));
+        }
         return;
     }
     # A read has no body: that of a restarted request is gone, and the service would wait for its length.
@@ -324,7 +329,9 @@ sub poky_beresp_object {
 sub poky_beresp_expiry {
     set beresp.http.Poky-Left = std.duration(beresp.http.Poky-Left + "s", 0s) * 0.9 - (now - bereq.time);
     if (std.real(beresp.http.Poky-Left, 0.0) <= 0.0) {
-        call poky_beresp_waiters_only;
+        # Nor for reads that wait for this fetch: one may have begun after the object had expired.
+        set beresp.ttl = 0s;
+        set beresp.keep = 0s;
     } else {
         if (beresp.ttl > std.duration(beresp.http.Poky-Left + "s", 0s)) {
             set beresp.ttl = std.duration(beresp.http.Poky-Left + "s", 0s);
@@ -442,9 +449,17 @@ sub poky_error_unavailable {
         set beresp.body = """{"type": "about:blank", "title": "Service Unavailable", "status": 503, """ +
             """"code": "service_unavailable", """ +
             """"detail": "The cache cannot get this from the service. Try again in a second."}""";
+    } elseif (bereq.http.Poky-Unsent) {
+        call poky_error_unsent;
     } else {
         call poky_error_outcome_unknown;
     }
+}
+
+sub poky_error_unsent {
+    set beresp.body = """{"type": "about:blank", "title": "Service Unavailable", "status": 503, """ +
+        """"code": "service_unavailable", """ +
+        """"detail": "No instance of the service is ready; nothing was changed. Try again in a second."}""";
 }
 
 # The connection ended before the answer, after the request: the change may have been made.

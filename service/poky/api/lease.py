@@ -2,15 +2,24 @@
 
 from poky.api.guard import require
 from poky.api.services import Services
-from poky.http import Answer, Environ
+from poky.http import Answer, Environ, refuse
+from poky.store import StoreError
+
+_AWAY = ("database_unavailable", "outcome_unknown")
 
 
 def get_lease(services: Services, environ: Environ) -> Answer:
     """A lease for the node that Poky-Node names; 403 is no.
 
-    A node that gets neither 200 nor 403 may use the lease that it has to its end.
+    A node that gets neither 200 nor 403 may use the lease that it has to its end. It is told if
+    that is because PostgreSQL is away (Poky-Database: away).
     """
-    lease = services.caches.lease(environ.get("HTTP_POKY_NODE", ""))
+    try:
+        lease = services.caches.lease(environ.get("HTTP_POKY_NODE", ""))
+    except StoreError as error:
+        if error.code not in _AWAY:
+            raise
+        raise refuse(error.status, error.code, error.detail, [("Poky-Database", "away")]) from error
     if lease is None:
         return Answer("403 Forbidden", [])
     return Answer(
