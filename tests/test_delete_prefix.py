@@ -110,5 +110,39 @@ def test_the_command_clears_a_bucket(client: Client, bucket: str, database: Data
     assert keys_of(client, bucket) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["partitioned"], scope="session")
+def test_what_one_request_has_no_time_for_the_same_request_goes_on_with(
+    database: Database, bucket: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Each thousand waits for its purge, which takes two seconds here."""
+    log = tmp_path_factory.mktemp("prefix") / "log"
+    settings = {"purge_timeout": "10", "lease_seconds": "30"}
+    with (
+        FakeCache("slow") as cache,
+        running(database.dsn_service, log, caches=f"slow={cache.url}", **settings) as service,
+    ):
+        client = service.client(60)
+
+        def takes_part() -> bool:
+            cache.told.clear()
+            client.put(f"/kv/{bucket}/other", "v")
+            return f"/kv/{bucket}/other" in cache.told
+
+        wait_until(takes_part, 60)
+        fill(client, bucket, *(f"k{number:04}" for number in range(4500)))
+        cache.delay = 1.1  # for each half of a thousand at least
+        answers = []
+        while not answers or answers[-1]["more"]:
+            answers.append(client.delete(f"/kv/{bucket}?prefix=k&confirm=k").json())
+            assert answers[-1]["deleted"] > 0
+        cache.delay = 0.0
+        assert len(answers) > 1
+        assert sum(each["deleted"] for each in answers) == 4500
+        assert keys_of(client, bucket) == ["other"]
+        assert {f"/kv/{bucket}/k{number:04}" for number in range(4500)} <= set(cache.told)
+    command(database, "cache", "remove", "slow")
+
+
 def test_proxies_wait_for_longer_than_one_request_takes() -> None:
     assert batches._PREFIX_SECONDS <= 5

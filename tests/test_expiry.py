@@ -377,6 +377,50 @@ def test_a_level_shows_no_prefix_of_nothing_but_expired_keys(
 
 
 @pytest.mark.inside
+@pytest.mark.inside
+def test_a_page_is_bounded_work_where_thousands_have_expired(
+    client: Client, bucket: str, database: Database
+) -> None:
+    """It ends early, and says where to go on: also in the midst of a folder."""
+    sql(
+        database,
+        "INSERT INTO poky._object (bucket_id, key, revision, hash, modified_at, written_at,"
+        " created_at, content_type, value, expires_at)"
+        " SELECT b.id, 'd/' || lpad(n::text, 5, '0'), nextval('poky.revision'), 'ffffffff',"
+        " 1, 1, 1, 't/t', '', now() - interval '1 s' FROM poky.bucket AS b,"
+        " generate_series(1, 12000) AS n WHERE b.name = %s",
+        bucket,
+    )
+    # The reaper comes when this test is over.
+    sql(
+        database,
+        "INSERT INTO poky._expiry (due_at, bucket_id, key) SELECT now() + interval '1 day', b.id,"
+        " 'd/00001' FROM poky.bucket AS b WHERE b.name = %s",
+        bucket,
+    )
+    for key in ("a", "d/11000-live", "e"):
+        client.put(f"/kv/{bucket}/{key}", "v")
+    for delimiter, expected in (
+        ("", ["a", "d/11000-live", "e"]),
+        ("&delimiter=/", ["a", "d/", "e"]),
+        ("&delimiter=/&prefix=d", ["d/"]),
+        ("&prefix=d/", ["d/11000-live"]),
+        ("&prefix=d/0", []),
+    ):
+        for limit in (1, 1000):
+            pages = []
+            after: str | None = ""
+            while after is not None:
+                query = f"limit={limit}&after={after}{delimiter}"
+                page = client.get(f"/kv/{bucket}?{query}").json()
+                pages.append([each["key"] for each in page["keys"]] + page.get("prefixes", []))
+                after = page["next"]
+            assert sorted(key for keys in pages for key in keys) == expected
+            assert len(pages) >= 2
+    answer = client.delete(f"/kv/{bucket}?prefix=d/&confirm=d/").json()
+    assert answer == {"deleted": 1, "more": False}
+
+
 def test_a_bucket_with_nothing_but_expired_objects_is_empty(
     service: Service, client: Client, url: str, bucket: str, database: Database
 ) -> None:

@@ -258,7 +258,7 @@ def test_the_store_has_a_method_of_the_same_name_for_every_function(database: Da
         name for file in sources for name in re.findall(r"poky\.([a-z_]+)\(", file.read_text())
     }
     # Release 0.1.0 calls them, or poky.transfer.
-    older = {"reader", "writer", "export", "import_staged"}
+    older = {"reader", "writer", "list", "export", "import_staged"}
     prepared = {function.function or name for name, function in FUNCTIONS.items()}
     assert named - older - {"get"} == called | prepared
     methods = {name for name in dir(Store) if not name.startswith("_")}
@@ -713,7 +713,7 @@ def test_migrate_replaces_functions_whose_template_has_changed(own_database: Dat
         lambda store, bucket: store.get(bucket, "k"),
         lambda store, bucket: store.put(bucket, "k", b"", "t"),
         lambda store, bucket: store.delete(bucket, "k"),
-        lambda store, bucket: store.list(bucket),
+        lambda store, bucket: store.list_page(bucket),
     ],
     ids=["get", "put", "delete", "list"],
 )

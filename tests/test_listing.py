@@ -181,7 +181,7 @@ def test_a_page_of_a_level_costs_its_entries_and_not_their_keys(
         for after in ("", "", "k19/"):  # the first one also reads the catalogue
             cursor.execute(
                 "EXPLAIN (ANALYZE, BUFFERS, FORMAT json)"
-                " SELECT * FROM poky.list_level(%s, '', %s, 10)",
+                " SELECT * FROM poky.list_page(%s, '', %s, 10, true)",
                 [bucket, after],
             )
             plan = cursor.fetchone()[0][0]["Plan"]

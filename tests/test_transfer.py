@@ -8,8 +8,10 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -193,6 +195,61 @@ def test_the_last_line_has_the_cursor_of_what_comes_after(
     assert followed(database, other, "0") == ["before"]
 
 
+def test_an_export_that_is_followed_is_an_exact_copy(
+    database: Database, store: Store, bucket: str
+) -> None:
+    """While four others write: what the file has not, the feed has after its cursor."""
+    with closing(Store(database.dsn_owner)) as owner:
+        owner.keep_changes(bucket, 3600)
+    writing = threading.Event()
+    writing.set()
+    counts = [0] * 4
+
+    def write(number: int) -> None:
+        dice = random.Random(number)
+        with closing(Store(database.dsn_service, pool_size=1)) as mine:
+            while writing.is_set():
+                keys = [f"k{dice.randrange(60)}" for _ in range(3)]
+                none = [None] * 3
+                if dice.random() < 0.5:
+                    mine.put(bucket, keys[0], dice.randbytes(9), "t")
+                elif dice.random() < 0.5:
+                    mine.delete(bucket, keys[0])
+                else:
+                    values = [dice.randbytes(9) for _ in keys]
+                    mine.put_many(bucket, keys, values, ["t"] * 3, none, none, none, False)
+                counts[number] += 1
+
+    def wait_for(more: int) -> None:
+        enough = [count + more for count in counts]
+        wait_until(lambda: all(c >= e for c, e in zip(counts, enough, strict=True)), 60)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_for(20)
+        file = io.BytesIO()
+        with Session(database.dsn_service, "tests") as session:
+            end = export(session, bucket, file, "tests")
+        wait_for(20)
+    finally:
+        writing.clear()
+        for thread in threads:
+            thread.join(60)
+    copy = {each["key"]: each["etag"] for each in lines(file.getvalue())[1:-1]}
+    cursor, is_last = end.cursor, False
+    assert cursor
+    while not is_last:
+        page = store.changes(bucket, cursor, "", 7)
+        for each in page.changes:
+            copy.pop(each.key, None)
+            if each.result == "put":
+                copy[each.key] = f'"{each.revision}-{each.hash}"'
+        cursor, is_last = page.next, page.is_last
+    assert copy == {each["key"]: each["etag"] for each in lines(exported(database, bucket))[1:-1]}
+
+
 def followed(database: Database, bucket: str, cursor: str | None) -> list[str]:
     with closing(database.connect(as_service=True)) as connection, connection.cursor() as found:
         found.execute("SELECT key FROM poky.changes(%s, %s, '', 100)", [bucket, cursor])
@@ -287,7 +344,7 @@ def test_each_wrong_line_is_told_and_all_others_are_stored(
     assert [number for number, _ in wrong] == [3 * n + 3 for n in range(len(WRONG))]
     assert all(why for _, why in wrong)
     assert (read.wrong, loader.stored) == (len(WRONG), (len(WRONG), 0))
-    keys = [each.key for each in store.list(bucket)]
+    keys = [each.key for each in store.list_page(bucket).entries]
     assert keys == sorted(f"good-{number}" for number in range(len(WRONG)))
 
 
@@ -306,7 +363,7 @@ def test_an_export_that_was_cut_off_is_told(
         read, _, wrong = imported(database, other, damaged)
         assert read.wrong >= 1
         assert wrong
-        assert len(store.list(other)) == count
+        assert len(store.list_page(other).entries) == count
         store.drop_bucket(other, keys=True)
         store.ensure_bucket(other)
 
@@ -344,7 +401,7 @@ def test_a_chunk_that_fails_leaves_what_was_stored_and_says_so(
         with pytest.raises(StoreError):
             loader.finish()
         assert (loader.done, loader.stored) == (5, (5, 0))
-    assert len(store.list(bucket)) == 5
+    assert len(store.list_page(bucket).entries) == 5
 
 
 def test_a_revision_that_was_drawn_before_its_key_was_free_is_drawn_again(
@@ -414,8 +471,11 @@ def test_an_expired_object_is_none_to_an_import(
     assert (bytes(found.value), found.modified_at) == (b"new", PAST - 9)
 
 
-def test_caches_forget_once_and_the_sweeper_waits(own_database: Database, tmp_path: Path) -> None:
-    """One announcement for many chunks, renewed by each, and confirmed by the command."""
+def test_caches_hear_once_and_the_sweeper_waits(own_database: Database, tmp_path: Path) -> None:
+    """One announcement for many chunks, renewed by each, and confirmed by the command.
+
+    A few keys are purged one by one, and what else caches hold stays; many: they forget everything.
+    """
     with closing(Store(own_database.dsn_service)) as store, FakeCache("n") as cache:
         store.ensure_bucket("b")
         store.register_node("n", cache.url)
@@ -431,20 +491,47 @@ def test_caches_forget_once_and_the_sweeper_waits(own_database: Database, tmp_pa
                     loader.add("b", each)
                 loader.finish()
             assert len(loader.outbox_ids) == 1
+            assert (loader.told.keys, loader.told.is_everything) == ({"b": ["k"] * 3}, False)
             with closing(own_database.connect()) as connection, connection.cursor() as cursor:
                 cursor.execute("SELECT id, key FROM poky._outbox")
                 assert cursor.fetchall() == [(loader.outbox_ids["b"], "")]
             assert store.unconfirmed(0, 9) == []
         store.confirm([*loader.outbox_ids.values()])
         file = tmp_path / "b.jsonl"
-        file.write_bytes(line(key="k", data="by the command"))
         env = {"POKY_DSN": own_database.dsn_service, "POKY_OWNER_DSN": own_database.dsn_owner}
+
+        def outbox() -> int:
+            with closing(own_database.connect()) as connection, connection.cursor() as cursor:
+                cursor.execute("SELECT count(*) FROM poky._outbox")
+                return int(cursor.fetchone()[0])
+
+        file.write_bytes(line(key="k", data="2") + line(key="new/1", data="by the command"))
         done = poky("import", "b", str(file), env=env)
         assert done.returncode == 0, done.stderr
+        assert (cache.told, outbox()) == (["/kv/b/new/1"], 0)
+        assert store.nodes()[0].generation == generation
+        file.write_bytes(b"".join(line(key=f"k{number}", data="") for number in range(10_001)))
+        done = poky("import", "b", str(file), env=env)
+        assert done.returncode == 0, done.stderr
+        assert (len(cache.told), outbox()) == (1, 0)
         assert store.nodes()[0].generation != generation
-        with closing(own_database.connect()) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM poky._outbox")
-            assert cursor.fetchone() == (0,)
+
+
+def test_a_chunk_that_may_have_been_stored_makes_caches_forget_everything(
+    database: Database, bucket: str
+) -> None:
+    with Session(database.dsn_owner, "tests", as_owner=True) as session:
+        loader = Loader(session, "replace")
+        session.connection.close()
+        for each in exported_objects(
+            io.BufferedReader(io.BytesIO(line(key="k", data="v"))),  # type: ignore[arg-type]
+            1000,
+        ):
+            loader.add(bucket, each)
+        with pytest.raises(StoreError):
+            loader.finish()
+        loader.settle()
+        assert loader.told.is_everything
 
 
 def test_comparing_tells_what_is_missing_extra_and_different(
@@ -595,7 +682,61 @@ def test_the_original_is_followed_while_it_is_written_to(
             found = store.get(bucket, key)
             assert found is not None
             assert bytes(found.value).decode() == value
-        assert [*followed.keys("c")] == [each.key for each in store.list("c", limit=1000)]
+        listed = store.list_page("c", limit=1000).entries
+        assert [*followed.keys("c")] == [each.key for each in listed]
+
+
+def test_going_back_is_as_the_page_says(
+    original: tuple[Database, Callable[[str], str]], own_database: Database, tmp_path: Path
+) -> None:
+    source, table = original
+    execute(
+        source,
+        f"INSERT INTO {table('b')} SELECT 'b', k, 'old', '2013-06-04', '2013-06-04'"
+        " FROM unnest('{stays,changed,deleted,binary,no key}'::text[]) AS k",
+    )
+    execute(source, f"INSERT INTO {table('c')} SELECT 'c', 'deleted', 'other bucket'")
+    text = 'ä "quoted" \\ \\n \t and\nmore\u2028'
+    with closing(Store(own_database.dsn_service)) as store:
+        store.ensure_bucket("b")
+        store.put("b", "stays", b"old", "text/plain", PAST)
+        store.put("b", "changed", text.encode(), "text/plain", PAST)
+        store.put("b", "new", b"", "text/plain", PAST)
+        store.put("b", "binary", b"\xff", "text/plain", PAST)
+        store.put("b", "nul", b"\\u0000\0", "text/plain", PAST)
+        store.put("b", "no-nul", rb"\u0000", "text/plain", PAST)
+        store.put("b", "a/path", b"v", "text/plain", PAST)
+    file = tmp_path / "b.jsonl"
+    file.write_bytes(exported(own_database, "b"))
+    page = (Path(__file__).parent.parent / "docs" / "moving-from-poky1.md").read_text()
+    [lines] = re.findall(r"(?m)^ {7}BEGIN;\n(?: {7}.*\n)+? {7}COMMIT;\n", page)
+    lines = lines.replace("BUCKET.jsonl", str(file)).replace("BUCKET", "b")
+    lines = lines.replace("INSERT INTO poky (", f"INSERT INTO {table('b')} (")
+    done = subprocess.run(
+        ["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", source.dsn_owner],
+        input=textwrap.dedent(lines),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with closing(source.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT bucket, key, data, extract(epoch FROM modified_at)::bigint FROM poky"
+        )
+        rows = {row[:2]: row[2:] for row in cursor.fetchall()}
+        cursor.execute("SELECT DISTINCT tableoid::regclass::text FROM poky WHERE bucket = 'b'")
+        assert cursor.fetchall() == [(table("b"),)]
+    assert rows.pop(("c", "deleted"))[0] == "other bucket"
+    assert rows.pop(("b", "no key"))[0] == "old"
+    assert rows.pop(("b", "binary"))[0] == "old"
+    assert rows == {
+        ("b", "stays"): ("old", PAST),
+        ("b", "changed"): (text, PAST),
+        ("b", "new"): ("", PAST),
+        ("b", "no-nul"): (r"\u0000", PAST),
+    }
 
 
 @pytest.mark.slow
@@ -624,6 +765,6 @@ def test_the_command_takes_over_and_says_when_to_switch(
     assert "Stop what writes to it" in done.stdout
     assert "its 39 objects are here: switch over" in done.stdout
     with closing(Store(own_database.dsn_service)) as store:
-        assert len(store.list("b")) == 19
+        assert len(store.list_page("b").entries) == 19
     done = poky("import", "--from-poky1", own_database.dsn_owner, "--json", env=env)
     assert json.loads(done.stderr.splitlines()[-1])["code"] == "schema_missing"

@@ -42,50 +42,124 @@ $$;
 COMMENT ON FUNCTION poky._after_level IS
 'What the entry after that of this key sorts at or after, on the level of a prefix of that length.';
 
-CREATE OR REPLACE FUNCTION poky.list_level(
-    p_bucket text, p_prefix text, p_after text, p_limit integer
+CREATE OR REPLACE FUNCTION poky._list_keys(
+    p_table text, p_id integer, p_prefix text, p_begin text, p_limit integer, p_passed integer
 )
-RETURNS SETOF poky.listed
+RETURNS TABLE (
+    key text, size integer, revision bigint, hash text, modified_at bigint, content_type text,
+    content_encoding text, expires_at bigint, next text
+)
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    v_range text := format(
+        ' FROM poky.%I AS o WHERE o.bucket_id = $1 AND o.key >= $3 AND o.key < $2 || chr(127)'
+        ' ORDER BY o.key', p_table
+    );
+    v_count integer;
+BEGIN
+    RETURN QUERY EXECUTE
+        'SELECT k.key, k.size, k.revision, k.hash, k.modified_at, k.content_type,'
+        ' k.content_encoding, ceil(extract(epoch FROM k.expires_at))::bigint, NULL::text FROM ('
+        'SELECT o.key, octet_length(o.value) AS size, o.revision, o.hash, o.modified_at,'
+        ' o.content_type, o.content_encoding, o.expires_at' || v_range || ' LIMIT $4 + $5) AS k'
+        ' WHERE k.expires_at IS NULL OR k.expires_at > statement_timestamp() LIMIT $4'
+        USING p_id, p_prefix, p_begin, p_limit, p_passed;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    -- Less than a page: is that the end, or have too many expired?
+    IF v_count < p_limit AND EXISTS (SELECT FROM poky._expiry AS e WHERE e.bucket_id = p_id) THEN
+        EXECUTE 'SELECT o.key' || v_range || ' OFFSET $4 + $5 - 1 LIMIT 1' INTO next
+        USING p_id, p_prefix, p_begin, p_limit, p_passed;
+        IF next IS NOT NULL THEN
+            key := NULL;
+            RETURN NEXT;
+        END IF;
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION poky._list_keys IS 'A page of poky.list_page with every key by itself.';
+
+CREATE OR REPLACE FUNCTION poky._list_level(
+    p_table text, p_id integer, p_prefix text, p_begin text, p_limit integer, p_passed integer
+)
+RETURNS TABLE (
+    key text, size integer, revision bigint, hash text, modified_at bigint, content_type text,
+    content_encoding text, expires_at bigint, next text
+)
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    v_select text := format(
+        'SELECT o.key, octet_length(o.value) AS size, o.revision, o.hash, o.modified_at,'
+        ' o.content_type, o.content_encoding, o.expires_at,'
+        ' coalesce(o.expires_at <= statement_timestamp(), false) AS is_expired,'
+        ' strpos(substr(o.key, $4 + 1), ''/'') AS level, %%s AS number'
+        ' FROM poky.%I AS o WHERE o.bucket_id = $1 AND o.key < $2 || chr(127) AND o.key >= %%s'
+        ' ORDER BY o.key LIMIT 1', p_table
+    );
+BEGIN
+    -- A probe of the index for each entry, however many keys an entry stands for; and one for each
+    -- object that has expired, which says nothing of what is beside it.
+    RETURN QUERY EXECUTE format(
+        'WITH RECURSIVE entry AS ((%s) UNION ALL'
+        ' SELECT o.* FROM entry AS e CROSS JOIN LATERAL (%s) AS o'
+        ' WHERE NOT e.is_expired OR e.number < $5 + $6)'
+        ' SELECT CASE WHEN e.is_expired THEN NULL WHEN e.level > 0 THEN left(e.key, $4 + e.level)'
+        ' ELSE e.key END,'
+        ' CASE WHEN e.level = 0 THEN e.size END, CASE WHEN e.level = 0 THEN e.revision END,'
+        ' CASE WHEN e.level = 0 THEN e.hash END, CASE WHEN e.level = 0 THEN e.modified_at END,'
+        ' CASE WHEN e.level = 0 THEN e.content_type END,'
+        ' CASE WHEN e.level = 0 THEN e.content_encoding END,'
+        ' CASE WHEN e.level = 0 THEN ceil(extract(epoch FROM e.expires_at))::bigint END,'
+        ' CASE WHEN e.is_expired THEN e.key END'
+        ' FROM entry AS e WHERE NOT e.is_expired OR e.number >= $5 + $6 LIMIT $5',
+        format(v_select, '1', '$3'),
+        format(
+            v_select, 'e.number + 1',
+            'CASE WHEN e.is_expired THEN e.key || chr(1) ELSE poky._after_level(e.key, $4) END'
+        )
+    )
+        USING p_id, p_prefix, p_begin, length(p_prefix), p_limit, p_passed;
+END;
+$$;
+COMMENT ON FUNCTION poky._list_level IS
+'A page of poky.list_page by level; entries for several keys have nulls.';
+
+CREATE OR REPLACE FUNCTION poky.list_page(
+    p_bucket text, p_prefix text, p_after text, p_limit integer, p_by_level boolean
+)
+RETURNS TABLE (
+    key text, size integer, revision bigint, hash text, modified_at bigint, content_type text,
+    content_encoding text, expires_at bigint, next text
+)
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = poky, pg_temp
 AS $$
 DECLARE
+    c_passed CONSTANT integer := 5000;  -- expired objects that a page passes over
     v_id integer;
-    v_leaf text;
+    v_table text;
     v_begin text := greatest(p_prefix, p_after || chr(1) COLLATE "C");
-    v_length integer := length(p_prefix);
 BEGIN
-    IF starts_with(p_after, p_prefix) AND strpos(substr(p_after, v_length + 1), '/') > 0 THEN
-        v_begin := poky._after_level(p_after, v_length);
-    END IF;
-    SELECT id, leaf INTO v_id, v_leaf FROM poky.bucket WHERE name = p_bucket;
-    IF v_id IS NOT NULL THEN
-        -- A probe of the index for each entry, however many keys an entry stands for.
-        RETURN QUERY EXECUTE format(
-            'WITH RECURSIVE entry AS ((%1$s AND o.key >= $2 ORDER BY o.key LIMIT 1) UNION ALL'
-            ' SELECT o.* FROM entry AS e CROSS JOIN LATERAL (%1$s'
-            ' AND o.key >= poky._after_level(e.key, $4) ORDER BY o.key LIMIT 1) AS o)'
-            ' SELECT CASE WHEN e.level > 0 THEN left(e.key, $4 + e.level) ELSE e.key END,'
-            ' CASE WHEN e.level = 0 THEN e.size END, CASE WHEN e.level = 0 THEN e.revision END,'
-            ' CASE WHEN e.level = 0 THEN e.hash END, CASE WHEN e.level = 0 THEN e.modified_at END,'
-            ' CASE WHEN e.level = 0 THEN e.content_type END,'
-            ' CASE WHEN e.level = 0 THEN e.content_encoding END,'
-            ' CASE WHEN e.level = 0 THEN e.expires_at END FROM entry AS e LIMIT $5',
-            format(
-                'SELECT o.key, octet_length(o.value) AS size, o.revision, o.hash, o.modified_at,'
-                ' o.content_type, o.content_encoding,'
-                ' ceil(extract(epoch FROM o.expires_at))::bigint AS expires_at,'
-                ' strpos(substr(o.key, $4 + 1), ''/'') AS level'
-                ' FROM poky.%I AS o WHERE o.bucket_id = $1 AND o.key < $3 || chr(127)'
-                ' AND (o.expires_at IS NULL OR o.expires_at > statement_timestamp())',
-                coalesce(v_leaf, '_object')
-            )
-        )
-            USING v_id, v_begin, p_prefix, v_length, p_limit;
-    ELSIF NOT poky._is_flat() THEN
-        PERFORM poky._refuse_bucket(p_bucket);
+    SELECT b.id, coalesce(b.leaf, '_object') INTO v_id, v_table
+    FROM poky.bucket AS b WHERE b.name = p_bucket;
+    IF v_id IS NULL THEN
+        IF NOT poky._is_flat() THEN
+            PERFORM poky._refuse_bucket(p_bucket);
+        END IF;
+    ELSIF p_by_level THEN
+        IF p_after LIKE '%/' AND starts_with(p_after, p_prefix) AND p_after <> p_prefix THEN
+            v_begin := poky._after_level(p_after, length(p_prefix));
+        END IF;
+        RETURN QUERY SELECT l.* FROM poky._list_level(
+            v_table, v_id, p_prefix, v_begin, p_limit, c_passed
+        ) AS l;
+    ELSE
+        RETURN QUERY SELECT l.* FROM poky._list_keys(
+            v_table, v_id, p_prefix, v_begin, p_limit, c_passed
+        ) AS l;
     END IF;
 END;
 $$;
-COMMENT ON FUNCTION poky.list_level IS
-'As poky.list, but keys that have a slash beyond the prefix are one entry, their beginning up to that slash, with nulls. Entries sort after p_after. PK404: no such bucket.';
+COMMENT ON FUNCTION poky.list_page IS
+'Up to p_limit objects whose key starts with p_prefix and sorts after p_after, in key order. p_by_level: keys that have a slash beyond the prefix are one entry, their beginning up to that slash, with nulls; p_after may be one. A row without a key ends a page early, where thousands have expired: it goes on after next. PK404: no such bucket.';

@@ -10,8 +10,8 @@ AS $template$
         o.key, o.revision, o.hash, o.modified_at,
         greatest(o.written_at, o.modified_at, b.unsettled_until), o.content_type, o.value,
         o.content_encoding,
-        ceil(extract(epoch FROM o.expires_at))::bigint,
-        floor(extract(epoch FROM o.expires_at - statement_timestamp()) * 1000)::bigint
+        poky._expiry_second(o.expires_at),
+        poky._milliseconds_left(o.expires_at)
     FROM poky.bucket AS b CROSS JOIN poky.%1$I AS o
     WHERE %2$s AND o.key = ANY (%3$s)
         AND (o.expires_at IS NULL OR o.expires_at > statement_timestamp())

@@ -36,7 +36,7 @@ COMMENT ON FUNCTION poky.export IS
 
 CREATE OR REPLACE FUNCTION poky.import_staged(
     p_bucket text, p_on_conflict text, p_dated boolean, p_outbox_id bigint,
-    OUT inserted bigint, OUT updated bigint, OUT outbox_id bigint
+    OUT inserted bigint, OUT updated bigint, OUT outbox_id bigint, OUT changed text []
 )
 RETURNS record
 LANGUAGE plpgsql SECURITY DEFINER
@@ -49,6 +49,7 @@ DECLARE
     v_first bigint := (SELECT s.last_value FROM poky.revision AS s);
     v_drawn bigint;
     v_latest bigint;
+    v_has_caches boolean := EXISTS (SELECT FROM poky.cache_node);
 BEGIN
     IF EXISTS (SELECT FROM poky._expiry AS e WHERE e.bucket_id = v_bucket.id) THEN
         -- The dates of expired objects, which are about to be replaced as if they were not there.
@@ -73,9 +74,9 @@ BEGIN
         ' content_type = excluded.content_type, value = excluded.value,'
         ' content_encoding = excluded.content_encoding, expires_at = excluded.expires_at'
         ' WHERE o.expires_at <= clock_timestamp() OR %s'
-        ' RETURNING xmax = 0 AS inserted, revision'
+        ' RETURNING xmax = 0 AS inserted, revision, o.key'
         ') SELECT count(*) FILTER (WHERE d.inserted), count(*) FILTER (WHERE NOT d.inserted),'
-        ' max(d.revision) FROM done AS d',
+        ' max(d.revision), %s FROM done AS d',
         v_table,
         CASE
             WHEN p_on_conflict = 'keep' THEN 'false'
@@ -85,8 +86,13 @@ BEGIN
                 ' IS DISTINCT FROM (excluded.hash, excluded.content_type,'
                 ' excluded.content_encoding, excluded.expires_at)'
                 ' OR ($3 AND o.modified_at <> excluded.modified_at) OR o.value <> excluded.value)'
+        END,
+        -- As many as may be named to caches one by one.
+        CASE
+            WHEN v_has_caches THEN 'CASE WHEN count(*) <= 10000 THEN array_agg(d.key) END'
+            ELSE 'NULL::text[]'
         END
-    ) INTO inserted, updated, v_drawn USING v_bucket.id, v_now, p_dated;
+    ) INTO inserted, updated, v_drawn, changed USING v_bucket.id, v_now, p_dated;
     IF inserted > 0 AND (SELECT s.last_value FROM poky.revision AS s) - v_first
         > (SELECT count(*) FROM pg_temp.staged) + updated
     THEN
@@ -105,7 +111,7 @@ BEGIN
     WHERE s.expires_at IS NOT NULL
     ON CONFLICT (bucket_id, key) DO UPDATE SET due_at = excluded.due_at
     WHERE excluded.due_at < e.due_at;
-    IF inserted + updated > 0 AND EXISTS (SELECT FROM poky.cache_node) THEN
+    IF inserted + updated > 0 AND v_has_caches THEN
         -- One for all of the import, and not for the sweeper while that goes on.
         UPDATE poky._outbox AS x SET created_at = clock_timestamp() + interval '1 minute'
         WHERE x.id = p_outbox_id RETURNING x.id INTO outbox_id;
@@ -121,4 +127,4 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION poky.import_staged IS
-'Store what the session has in its temporary table staged, each key once. p_on_conflict: keep, replace, or newer, which keeps objects with a later modified_at; p_dated: whether the rows have one. What is the same already stays. p_outbox_id: of the same import so far; the one of now, or null where no cache must hear of it. PK400, PK404.';
+'Store what the session has in its temporary table staged, each key once. p_on_conflict: keep, replace, or newer, which keeps objects with a later modified_at; p_dated: whether the rows have one. What is the same already stays. p_outbox_id: of the same import so far; the one of now, or null where no cache must hear of it; changed: the keys of which it must, or null where they are more than 10,000. PK400, PK404.';

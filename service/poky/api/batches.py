@@ -182,17 +182,19 @@ def delete_prefix(services: Services, environ: Environ, bucket: str) -> Answer:
         if name in environ:
             raise refuse(400, "bad_condition", "A delete by prefix has no conditions.")
     deadline = time.monotonic() + _PREFIX_SECONDS
-    deleted, after, more = 0, "", True
-    while more and time.monotonic() < deadline:
-        page = services.store.list(bucket, prefix, after, _PREFIX_OBJECTS)
-        keys = [each.key for each in page]
+    deleted = 0
+    after: str | None = ""
+    while after is not None:
+        page = services.store.list_page(bucket, prefix, after, _PREFIX_OBJECTS)
+        keys = [each.key for each in page.entries]
         none = [None] * len(keys)
         if keys:
             with services.caches.admit():
                 outcomes = services.store.delete_many(bucket, keys, none, none, none, False)
                 _tell_caches(services, bucket, keys, outcomes)
             deleted += sum(outcome.outcome == "deleted" for outcome in outcomes)
-            after = keys[-1]
-        more = len(page) == _PREFIX_OBJECTS
+        after = page.next
+        if time.monotonic() > deadline:  # not before something was done
+            break
     environ["poky.outcome"] = f"deleted {deleted}"
-    return json({"deleted": deleted, "more": more})
+    return json({"deleted": deleted, "more": after is not None})

@@ -224,9 +224,10 @@ def list_objects(services: Services, environ: Environ, bucket: str) -> Answer:
         1 <= (limit := int(limit_text)) <= 1000
     ):
         raise refuse(400, "bad_query", "limit is a whole number from 1 to 1000.")
-    ask = services.store.list_level if "delimiter" in query else services.store.list
-    found = ask(bucket, query.get("prefix", ""), query.get("after", ""), limit + 1)
-    page = found[:limit]
+    by_level = "delimiter" in query
+    page = services.store.list_page(
+        bucket, query.get("prefix", ""), query.get("after", ""), limit, by_level
+    )
     keys = [
         {
             "key": each.key,
@@ -237,10 +238,10 @@ def list_objects(services: Services, environ: Environ, bucket: str) -> Answer:
             **({"content_encoding": each.content_encoding} if each.content_encoding else {}),
             **show_expires(each.expires_at),
         }
-        for each in page
+        for each in page.entries
         if each.revision is not None
     ]
-    answer: dict[str, Any] = {"keys": keys, "next": page[-1].key if len(found) > limit else None}
-    if "delimiter" in query:
-        answer["prefixes"] = [each.key for each in page if each.revision is None]
+    answer: dict[str, Any] = {"keys": keys, "next": page.next}
+    if by_level:
+        answer["prefixes"] = [each.key for each in page.entries if each.revision is None]
     return json(answer)

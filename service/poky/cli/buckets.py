@@ -93,12 +93,14 @@ def clear_bucket(
             f" say --confirm {prefix or name} to do so.",
             code="not_confirmed",
         )
-    deleted, after, more = 0, "", True
+    deleted = 0
+    after: str | None = ""
     with open_store(dsn) as store, open_caches(store) as caches:
         rows = {each.name: each.estimated_rows for each in store.buckets()}
         with rate_bar("delete", None if prefix else rows.get(name)) as report:
-            while more:
-                keys = [each.key for each in store.list(name, prefix, after, _CLEARED)]
+            while after is not None:
+                page = store.list_page(name, prefix, after, _CLEARED)
+                keys = [each.key for each in page.entries]
                 none = [None] * len(keys)
                 outcomes = store.delete_many(name, keys, none, none, none, False) if keys else []
                 if ids := [each.outbox_id for each in outcomes if each.outbox_id]:
@@ -106,8 +108,7 @@ def clear_bucket(
                     store.confirm(ids)
                 deleted += sum(each.outcome == "deleted" for each in outcomes)
                 report(deleted)
-                more = len(keys) == _CLEARED
-                after = keys[-1] if keys else after
+                after = page.next
     if as_json:
         print_json({"deleted": deleted})
     else:

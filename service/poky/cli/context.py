@@ -20,11 +20,13 @@ from poky.store import BadDsn, Store, StoreError
 
 if TYPE_CHECKING:
     from poky.cache import Caches
+    from poky.transfer import Loader
 
 log = logging.getLogger("poky.cli")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 _HOME = "poky.home"
+_PURGED = 1000  # keys of one purge
 
 
 def dsn_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -190,13 +192,22 @@ def open_caches(store: Store) -> Iterator["Caches"]:
 
 
 @contextlib.contextmanager
-def purging(store: Store, by_bucket: dict[str, int], others: Sequence[int] = ()) -> Iterator[None]:
-    """Have caches forget everything, once, if the block left outbox ids; whatever comes of it."""
+def purging(store: Store, loader: "Loader", others: Sequence[int] = ()) -> Iterator[None]:
+    """Tell caches of what the block stored, whatever comes of it, and of changes of ``others``.
+
+    Of single keys as long as those are few; else they forget everything, once.
+    """
     try:
         yield
     finally:
-        ids = [*by_bucket.values(), *others]
+        loader.settle()
+        ids = [*loader.outbox_ids.values(), *others]
         if ids:
             with open_caches(store) as caches:
-                caches.purge_all()
+                if others or loader.told.is_everything:
+                    caches.purge_all()
+                else:
+                    for bucket, keys in loader.told.keys.items():
+                        for start in range(0, len(keys), _PURGED):
+                            caches.purge_keys(bucket, keys[start : start + _PURGED])
             store.confirm(ids)

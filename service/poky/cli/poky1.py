@@ -43,7 +43,7 @@ def take_over(source: str, dsn: str | None, *, once: bool, quiet: float, mirror:
         loader = transfer.Loader(session, "replace")
         wrong = Wrong()
         deleted: list[int] = []
-        with purging(store, loader.outbox_ids, deleted):
+        with purging(store, loader, deleted):
             _follow(store, original, loader, wrong, once=once, quiet=quiet)
             extra = 0 if once else _compare(store, original, deleted, wrong, mirror=mirror)
         if wrong.names or extra:
@@ -136,9 +136,9 @@ def _delete(store: Store, bucket: str, keys: list[str]) -> list[int]:
 def _our_keys(store: Store, bucket: str) -> Iterator[str]:
     last: str | None = ""
     while last is not None:
-        page = store.list(bucket, "", last, _KEYS)
-        yield from (each.key for each in page)
-        last = page[-1].key if len(page) == _KEYS else None
+        page = store.list_page(bucket, "", last, _KEYS)
+        yield from (each.key for each in page.entries)
+        last = page.next
 
 
 def _merged(theirs: Iterator[str], ours: Iterator[str]) -> Iterator[tuple[str, bool, bool]]:

@@ -111,7 +111,8 @@ def import_bucket(
     """Store the objects of a file of JSON lines, or of stdin, as the database's owner.
 
     Lines that are wrong are told with their number, all others are stored. The same file again
-    changes nothing. Caches forget everything, once, at the end.
+    changes nothing. Caches hear of it once, at the end: of each changed key, or of more than ten
+    thousand by forgetting everything.
     """
     if source is not None:
         if bucket is not None:
@@ -136,7 +137,7 @@ def import_bucket(
             _refusals(),
         ):
             loader = transfer.Loader(session, on_conflict)
-            with purging(store, loader.outbox_ids), _resumable(loader):
+            with purging(store, loader), _resumable(loader):
                 read = transfer.import_file(
                     transfer.decompressed(raw),
                     bucket,

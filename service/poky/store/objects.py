@@ -7,7 +7,7 @@ from typing import Any
 from poky.store.bucket_functions import BucketFunctions
 from poky.store.errors import StoreError
 from poky.store.literals import LARGE, Value, array, unless_empty
-from poky.store.results import Delete, Expiry, Listed, Object, Outcome, Put
+from poky.store.results import Delete, Expiry, Listed, Object, Outcome, Page, Put
 from poky.store.rows import CopiedRows
 from poky.store.statements import COPIED, COPY_FACTOR, COPY_OBJECTS, COPY_PART, EXECUTE
 
@@ -18,9 +18,7 @@ _ANY_SIZE = 2**31 - 1
 Room = Callable[[int], None]
 Select = Callable[[Object], tuple[int, int] | None]  # from where, and how many bytes
 
-# Named here: within the class, "list" is the verb.
 Outcomes = list[Outcome]
-ListedObjects = list[Listed]
 
 
 class Objects(BucketFunctions):
@@ -224,22 +222,24 @@ class Objects(BucketFunctions):
         )
         return sorted(map(Outcome._make, rows))
 
-    def list(
-        self, bucket: str, prefix: str = "", after: str = "", limit: int = 100
-    ) -> ListedObjects:
-        """Up to ``limit`` objects by key, from just after ``after``."""
-        rows = self._read(EXECUTE["list"], (bucket, prefix, after, limit))
-        return [Listed._make(row) for row in rows]
+    def list_page(
+        self,
+        bucket: str,
+        prefix: str = "",
+        after: str = "",
+        limit: int = 100,
+        by_level: bool = False,
+    ) -> Page:
+        """Up to ``limit`` objects by key, from just after ``after``.
 
-    def list_level(
-        self, bucket: str, prefix: str = "", after: str = "", limit: int = 100
-    ) -> ListedObjects:
-        """As ``list``, but keys with a slash beyond ``prefix`` are one entry up to that slash.
-
-        Such an entry has a ``key`` that ends with the slash, and nothing else.
+        ``by_level``: keys with a slash beyond ``prefix`` are one entry up to that slash.
         """
-        rows = self._read(EXECUTE["list_level"], (bucket, prefix, after, limit))
-        return [Listed._make(row) for row in rows]
+        rows = self._read(EXECUTE["list_page"], (bucket, prefix, after, limit + 1, by_level))
+        entries = [Listed._make(row) for row in rows]
+        if entries and entries[-1].key is None:
+            return Page(entries[:-1], entries[-1].next)
+        more = len(entries) > limit
+        return Page(entries[:limit], entries[limit - 1].key if more else None)
 
 
 def attributes(content_encoding: str | None, expiry: Expiry | None = None) -> str | None:

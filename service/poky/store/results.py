@@ -113,7 +113,11 @@ class Outcome(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """An object as a listing shows it: everything but the value."""
+    """An object as a listing shows it: everything but the value.
+
+    By level, an entry for several keys has their beginning as ``key``, and nothing else. ``next``
+    is of the row without a key that ends a page early: the store's own.
+    """
 
     key: str
     size: int
@@ -123,6 +127,17 @@ class Listed(NamedTuple):
     content_type: str
     content_encoding: str | None
     expires_at: int | None
+    next: str | None = None
+
+
+class Page(NamedTuple):
+    """A page of a listing; ``next``: what the following one begins after, None: there is none.
+
+    It may have less than was asked for although more follows, where thousands have expired.
+    """
+
+    entries: list[Listed]
+    next: str | None
 
 
 class Bucket(NamedTuple):

@@ -77,8 +77,7 @@ FUNCTIONS = {
     "change_each": Function(
         ("boolean[]", "text[]", *(f"{each}[]" for each in _PUT[1:]), "integer"), Outcome
     ),
-    "list": Function(("text", "text", "text", "integer"), Listed),
-    "list_level": Function(("text", "text", "text", "integer"), Listed),
+    "list_page": Function(("text", "text", "text", "integer", "boolean"), Listed),
     "nodes": Function((), Node),
     "credential": Function(("text", "text"), Credential),
     "require_policy": Function(("text",), Policy),

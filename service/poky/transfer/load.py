@@ -9,7 +9,6 @@ import threading
 from io import BytesIO
 from typing import Final, Literal, NamedTuple
 
-from poky.store import StoreError
 from poky.transfer.lines import Exported
 from poky.transfer.session import Session
 
@@ -25,7 +24,10 @@ CREATE TEMPORARY TABLE IF NOT EXISTS staged (
 ) ON COMMIT DELETE ROWS
 """
 _COPY: Final = "COPY pg_temp.staged FROM STDIN (FORMAT binary)"
-_MERGE: Final = "SELECT inserted, updated, outbox_id FROM poky.import_staged(%s, %s, %s, %s)"
+_MERGE: Final = (
+    "SELECT inserted, updated, outbox_id, changed FROM poky.import_staged(%s, %s, %s, %s)"
+)
+_MOST_NAMED: Final = 10_000  # keys
 _HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COLUMNS: Final = struct.pack("!h", 8)
 _NULL: Final = struct.pack("!i", -1)
@@ -38,6 +40,24 @@ class Stored(NamedTuple):
 
     inserted: int = 0
     updated: int = 0
+
+
+class Told:
+    """What caches have to hear of: single keys by bucket, or everything once they are too many."""
+
+    def __init__(self) -> None:
+        self.is_everything = False
+        self.keys: dict[str, list[str]] = {}
+        self._count = 0
+
+    def add(self, bucket: str, keys: list[str] | None) -> None:
+        """Add keys that were changed; None: too many."""
+        self._count += _MOST_NAMED + 1 if keys is None else len(keys)
+        if self._count > _MOST_NAMED:
+            self.is_everything = True
+            self.keys.clear()
+        elif keys:
+            self.keys.setdefault(bucket, []).extend(keys)
 
 
 class _Chunk:
@@ -78,7 +98,7 @@ class _Chunk:
 
 
 class Loader:
-    """Stores objects in one session's transactions; a context manager, which stores the rest.
+    """Stores objects in one session's transactions.
 
     ``mark`` of `add` is any number, such as a line's: `done` is the last that is surely stored.
     After a StoreError nothing beyond it is counted, though it may be stored.
@@ -87,7 +107,8 @@ class Loader:
     def __init__(self, session: Session, on_conflict: OnConflict) -> None:
         self.stored = Stored()
         self.done = 0
-        self.outbox_ids: dict[str, int] = {}  #: by bucket: what the caches have to hear of
+        self.outbox_ids: dict[str, int] = {}  #: by bucket: to be confirmed once caches have heard
+        self.told = Told()  #: what they have to hear of
         self._session = session
         self._on_conflict = on_conflict
         self._chunks: dict[str, _Chunk] = {}
@@ -132,10 +153,14 @@ class Loader:
         self.flush()
         self._wait()
 
-    def _wait(self) -> None:
+    def settle(self) -> None:
+        """Wait for what is being stored, whatever comes of it: then ``told`` is complete."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def _wait(self) -> None:
+        self.settle()
         if self._error is not None:
             raise self._error
 
@@ -144,17 +169,17 @@ class Loader:
             for chunk in chunks:
                 self._store_one(chunk)
             self.done = mark
-        except StoreError as error:
-            self._error = error
         except BaseException as error:  # it is the caller's to see
+            self.told.add("", None)  # it may have been stored all the same
             self._error = error
 
     def _store_one(self, chunk: _Chunk) -> None:
         session = self._session
         session.copy(_COPY, chunk.take())
         given = (chunk.bucket, self._on_conflict, chunk.dated, self.outbox_ids.get(chunk.bucket))
-        inserted, updated, outbox_id = session.run(_MERGE, given)[0]
+        inserted, updated, outbox_id, changed = session.run(_MERGE, given)[0]
         session.commit()
         self.stored = Stored(self.stored.inserted + inserted, self.stored.updated + updated)
         if outbox_id is not None:
             self.outbox_ids[chunk.bucket] = outbox_id
+            self.told.add(chunk.bucket, changed)

@@ -33,11 +33,11 @@ def get_bucket_page(services: Services, environ: Environ) -> Answer:
     prefix, after = query.get("prefix", ""), query.get("after", "")
     for name, text in (("prefix", prefix), ("after", after)):
         require_prefix(text, name)
-    found = services.house.list_level(bucket, prefix, after, _PAGE + 1)
-    rows = [_row(bucket, each) for each in found[:_PAGE]]
+    found = services.house.list_page(bucket, prefix, after, _PAGE, by_level=True)
+    rows = [_row(bucket, each) for each in found.entries]
     more = ""
-    if len(found) > _PAGE:
-        link = _link(bucket=bucket, prefix=prefix, after=found[_PAGE - 1].key)
+    if found.next is not None:
+        link = _link(bucket=bucket, prefix=prefix, after=found.next)
         more = f'<p><a href="/browse?{link}">Next {_PAGE} keys</a></p>'
     search = (
         '<form action="/browse"><input type="hidden" name="bucket"'
