@@ -150,6 +150,29 @@ def test_batches_and_lists(tips: Bucket) -> None:
     ]
 
 
+def test_a_level_is_as_a_folder(tips: Bucket) -> None:
+    keys = ("a", "a/b", "a/c/d", "e-f", "e/f", *(f"many/{number}/x" for number in range(1100)))
+    tips.put_many({key: key for key in keys})
+    entries = [each if isinstance(each, str) else each.key for each in tips.level()]
+    assert entries == ["a", "a/", "e-f", "e/", "many/"]
+    assert [each for each in tips.level("a/") if isinstance(each, str)] == ["a/c/"]
+    assert len(list(tips.level("many/"))) == 1100
+
+
+def test_parts_are_of_one_value(tips: Bucket) -> None:
+    assert tips.head("k") is None
+    tag = tips.put("k", b"0123456789")
+    found = tips.head("k")
+    assert found is not None
+    assert (found.size, found.etag, found.content_type) == (10, tag, "application/octet-stream")
+    assert tips.read("k", 2, 5, tag) == b"234"
+    assert tips.read("k", 8, 20, tag) == b"89"
+    assert tips.read("k", 20, 30, tag) == tips.read("k", 5, 5, tag) == b""
+    tips.put("k", b"another")
+    with pytest.raises(ConditionFailed):
+        tips.read("k", 0, 5, tag)
+
+
 def test_changes_go_on_after_any_of_them(tips: Bucket, service: Service) -> None:
     begin = tips.cursor()
     tips.put_many({f"k{number}": "v" for number in range(5)})

@@ -66,6 +66,7 @@ LIBRARIES = {
     "bottle": {"api"},
     "cheroot": {"http"},
     "click": {"cli"},
+    "fsspec": {"client"},
     "prometheus_client": {"metrics"},
     "psycopg2": {"schema", "store", "transfer"},
     "rich": {"cli"},

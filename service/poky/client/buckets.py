@@ -126,6 +126,36 @@ class Bucket:
         self._cache.keep(self.name, found)
         return found
 
+    def head(self, key: str) -> Listed | None:
+        """What is known of an object besides its value, or None."""
+        answer = self._wire.read("HEAD", self._path(key))
+        if answer.status == 404:
+            return None
+        _expect(answer, 200)
+        return Listed(
+            key,
+            int(answer.headers["Content-Length"]),
+            answer.headers["ETag"],
+            parsedate_to_datetime(answer.headers["Last-Modified"]),
+            answer.headers.get("Content-Type", ""),
+        )
+
+    def read(self, key: str, begin: int, end: int, etag: str) -> bytes:
+        """Bytes of the value that has this tag, from ``begin`` to before ``end``.
+
+        ConditionFailed if there is another by now.
+        """
+        headers = {"Range": f"bytes={begin}-{end - 1}", "If-Match": etag}
+        if begin >= end:
+            return b""
+        answer = self._wire.read("GET", self._path(key), headers=headers)
+        if answer.status == 416:
+            return b""
+        if answer.status == 200:
+            return answer.body[begin:end]
+        _expect(answer, 206)
+        return answer.body
+
     def put(
         self,
         key: str,
@@ -240,14 +270,22 @@ class Bucket:
             answer = self._wire.read("GET", f"/kv/{self._quoted}?{query}")
             _expect(answer, 200)
             page = answer.json()
-            for each in page["keys"]:
-                yield Listed(
-                    each["key"],
-                    each["size"],
-                    each["etag"],
-                    parsedate_to_datetime(each["modified_at"]),
-                    each["content_type"],
-                )
+            yield from map(_listed, page["keys"])
+            after = page["next"]
+
+    def level(self, prefix: str = "") -> Iterator[Listed | str]:
+        """As of a folder: objects whose key has no slash beyond the prefix, in byte order.
+
+        For all others that begin alike, once that beginning, up to and including the slash.
+        """
+        after: str | None = ""
+        while after is not None:
+            query = urlencode({"prefix": prefix, "after": after, "limit": 1000, "delimiter": "/"})
+            answer = self._wire.read("GET", f"/kv/{self._quoted}?{query}")
+            _expect(answer, 200)
+            page = answer.json()
+            entries: list[Listed | str] = [*map(_listed, page["keys"]), *page["prefixes"]]
+            yield from sorted(entries, key=lambda each: each if isinstance(each, str) else each.key)
             after = page["next"]
 
     def cursor(self) -> str:
@@ -354,6 +392,16 @@ def _object(each: Mapping[str, Any]) -> Object:
         parsedate_to_datetime(each["modified_at"]),
         each["content_type"],
         each.get("content_encoding"),
+    )
+
+
+def _listed(each: Mapping[str, Any]) -> Listed:
+    return Listed(
+        each["key"],
+        each["size"],
+        each["etag"],
+        parsedate_to_datetime(each["modified_at"]),
+        each["content_type"],
     )
 
 
