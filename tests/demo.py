@@ -1,4 +1,4 @@
-"""``make demo``: real records go in, come back, and are changed, through the HTTP interface.
+"""``make demo``: real records go in, come back, change, expire and are followed, by poky.client.
 
 Every record of Debian's package lists (``apt-cache dumpavail``); without apt, the files of Python's
 own library. Starts a Poky of its own on an embedded PostgreSQL and leaves nothing behind.
@@ -6,7 +6,6 @@ own library. Starts a Poky of its own on an embedded PostgreSQL and leaves nothi
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import itertools
 import json
@@ -17,7 +16,9 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,12 @@ from rich.progress import track
 from rich.table import Table
 
 from poky import embedded
+from poky.client import Bucket, Client, ConditionFailed
 from poky.schema.migrate import migrate
 from poky.transfer import Session, stored_objects
-from tests.service import Client, running
+from tests.service import running, wait_until
 
 BATCH = 500
-OBJECTS = "application/vnd.poky.objects+json"
 console = Console()
 
 
@@ -56,64 +57,93 @@ def records() -> tuple[str, dict[str, bytes]]:
     }
 
 
-def batches(keys: Sequence[str], what: str) -> Iterator[list[str]]:
+def some(keys: Sequence[str], what: str) -> Iterator[list[str]]:
     chunks = [list(keys[start : start + BATCH]) for start in range(0, len(keys), BATCH)]
     yield from track(chunks, what, console=console)
 
 
-def load(client: Client, found: dict[str, bytes]) -> str:
-    results: dict[str, int] = {}
-    for keys in batches(list(found), "storing"):
-        items = []
-        for key in keys:
-            data = found[key]
-            try:
-                items.append({"key": key, "data": data.decode()})
-            except UnicodeDecodeError:
-                items.append({"key": key, "data_base64": base64.b64encode(data).decode()})
-        answer = client.batch("PUT", "demo", items)
-        assert answer.status == 200, answer.body
-        for item in answer.json():
-            results[item["result"]] = results.get(item["result"], 0) + 1
+def load(demo: Bucket, found: dict[str, bytes]) -> str:
+    results = Counter(
+        each.result
+        for keys in some(list(found), "storing")
+        for each in demo.put_many({key: text_if_it_is(found[key]) for key in keys})
+    )
     assert results == {"inserted": len(found)}, results
     return f"{len(found):,} inserted"
 
 
-def compare(client: Client, found: dict[str, bytes]) -> str:
+def text_if_it_is(value: bytes) -> bytes | str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def compare(demo: Bucket, found: dict[str, bytes]) -> str:
     size = 0
-    for keys in batches(list(found), "reading back"):
-        answer = client.batch("POST", "demo", [{"key": key} for key in keys], accept=OBJECTS)
-        for key, item in zip(keys, answer.json(), strict=True):
-            data = item.get("data")
-            value = data.encode() if data is not None else base64.b64decode(item["data_base64"])
-            assert value == found[key], f"{key} came back different"
-            size += len(value)
+    for keys in some(list(found), "reading back"):
+        objects = demo.get_many(keys)
+        for key in keys:
+            assert objects[key].value == found[key], f"{key} came back different"
+            size += len(found[key])
     return f"{size / 1e6:,.1f} MB equal, byte for byte"
 
 
-def enumerate_by_prefix(client: Client, found: dict[str, bytes]) -> str:
+def enumerate_by_prefix(demo: Bucket, found: dict[str, bytes]) -> str:
     prefix = max("lp", key=lambda letter: sum(key.startswith(letter) for key in found))
     expected = sorted(key for key in found if key.startswith(prefix))
-    seen: list[str] = []
-    after: str | None = ""
-    while after is not None:
-        page = client.get(f"/kv/demo?prefix={prefix}&limit=1000&after={after}").json()
-        seen += [each["key"] for each in page["keys"]]
-        after = page["next"]
-    assert seen == expected
-    return f"{len(seen):,} keys with the prefix {prefix}"
+    assert [each.key for each in demo.list(prefix)] == expected
+    return f"{len(expected):,} keys with the prefix {prefix}"
 
 
-def update(client: Client, found: dict[str, bytes]) -> str:
-    accepted = rejected = 0
+def update(demo: Bucket, found: dict[str, bytes]) -> str:
+    count = 0
     for key in track(list(found)[::97][:400], "updating", console=console):
-        path = f"/kv/demo/{key}"
-        tag = client.get(path).etag
-        assert client.put(path, found[key] + b"\nSeen: yes", if_match=tag).status == 200
-        assert client.put(path, b"too late", if_match=tag).status == 412
-        assert client.get(path).body == found[key] + b"\nSeen: yes"
-        accepted, rejected = accepted + 1, rejected + 1
-    return f"{accepted} accepted, {rejected} with a stale tag refused"
+        tag = demo.head(key).etag
+        demo.put(key, found[key] + b"\nSeen: yes", if_match=tag)
+        try:
+            demo.put(key, b"too late", if_match=tag)
+        except ConditionFailed:
+            count += 1
+        assert demo.get(key).value == found[key] + b"\nSeen: yes"
+    assert count == len(list(found)[::97][:400])
+    return f"{count} accepted, {count} with a stale tag refused"
+
+
+def expire(demo: Bucket, found: dict[str, bytes]) -> str:
+    """Paths that live for a second."""
+    keys = [f"seen/today/{key}" for key in list(found)[:300]]
+    for key in track(keys, "storing for a second", console=console):
+        demo.put(key, found[key.removeprefix("seen/today/")], ttl=1)
+    wait_until(lambda: demo.get(keys[-1]) is None, 20, "the last one has expired")
+    assert not demo.get_many(keys)
+    assert not list(demo.list("seen/"))
+    return f"{len(keys)} stored for a second, and missing after it"
+
+
+class Follower:
+    """Keeps a copy of keys and tags by the feed alone, beside everything else."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.copy: dict[str, str | None] = {}
+        self.results: Counter[str] = Counter()
+        self._bucket = bucket
+        threading.Thread(target=self._follow, args=(bucket.cursor(),), daemon=True).start()
+
+    def _follow(self, begin: str) -> None:
+        for change in self._bucket.follow(begin):
+            self.results[change.result] += 1
+            if change.result == "put":
+                self.copy[change.key] = change.etag
+            else:
+                self.copy.pop(change.key, None)
+
+    def check(self, demo: Bucket, _: dict[str, bytes]) -> str:
+        there = {each.key: each.etag for each in demo.list()}
+        wait_until(lambda: self.copy == there, 60, "the copy is the bucket")
+        count = sum(self.results.values())
+        words = ", ".join(f"{number:,} {result}" for result, number in self.results.items())
+        return f"{count:,} changes ({words}): its copy is the bucket"
 
 
 def poky(server: embedded.Embedded, *arguments: str) -> str:
@@ -154,26 +184,28 @@ def main() -> None:
             migrate(server.dsn_owner, release="demo")
             with running(server.dsn_service, Path(folder) / "log") as service:
                 service.admin().request("PUT", "/buckets/demo")
-                client = service.client()
-                steps: list[tuple[str, Callable[[Client, Any], str]]] = [
-                    ("store by batches of 500", load),
-                    ("read back by batches", compare),
-                    ("list by prefix", enumerate_by_prefix),
-                    ("compare and set", update),
-                    ("poky export", lambda *_: export(server, Path(folder) / "demo.zst")),
-                    (
-                        "poky import, verify",
-                        lambda *_: load_export(server, Path(folder) / "demo.zst"),
-                    ),
-                ]
-                for name, step in steps:
-                    began = time.monotonic()
-                    result = step(client, found)
-                    seconds = time.monotonic() - began
-                    count = int("".join(itertools.takewhile(str.isdigit, result.replace(",", ""))))
-                    objects = len(found) if step is compare else count
-                    table.add_row(name, result, f"{seconds:.1f}", f"{objects / seconds:,.0f}")
-                client.close()
+                poky(server, "bucket", "set", "demo", "--changes", "7d")
+                with Client(service.url) as client:
+                    demo = client.bucket("demo")
+                    follower = Follower(client.bucket("demo"))
+                    file = Path(folder) / "demo.zst"
+                    steps: list[tuple[str, Callable[[Bucket, Any], str]]] = [
+                        ("store by batches of 500", load),
+                        ("read back by batches", compare),
+                        ("list by prefix", enumerate_by_prefix),
+                        ("compare and set", update),
+                        ("expire", expire),
+                        ("follow, since the beginning", follower.check),
+                        ("poky export", lambda *_: export(server, file)),
+                        ("poky import, verify", lambda *_: load_export(server, file)),
+                    ]
+                    for name, step in steps:
+                        began = time.monotonic()
+                        result = step(demo, found)
+                        seconds = time.monotonic() - began
+                        digits = itertools.takewhile(str.isdigit, result.replace(",", ""))
+                        objects = len(found) if step is compare else int("".join(digits))
+                        table.add_row(name, result, f"{seconds:.1f}", f"{objects / seconds:,.0f}")
     console.print(table)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg2
@@ -303,6 +303,41 @@ def test_a_key_keeps_its_order_when_three_transactions_overlap(
     assert [each.revision for each in found if each.key == "k"] == sorted(
         each.revision for each in found if each.key == "k"
     )
+
+
+@pytest.mark.parametrize(
+    ("function", "sound", "mutant", "proof"),
+    [
+        pytest.param(
+            "poky._settled_snapshot()",
+            "WHERE x::text::bigint < v_xmax",
+            "WHERE false",
+            test_a_change_that_is_committed_late_is_not_missed,
+            id="by-number-alone",
+        ),
+        pytest.param(
+            "poky._changes_between(integer,pg_snapshot,pg_snapshot,bigint,text,integer)",
+            "ORDER BY c.revision",
+            "ORDER BY c.xid, c.revision",
+            lambda *given: test_a_key_keeps_its_order_when_three_transactions_overlap(*given, 100),
+            id="by-transaction-alone",
+        ),
+    ],
+)
+def test_a_mutant_of_the_order_is_seen(
+    own_database: Database, function: str, sound: str, mutant: str, proof: Callable[..., None]
+) -> None:
+    [(source,)] = query(own_database, "SELECT pg_get_functiondef(%s::regprocedure)", function)
+    record(own_database, "b")
+    with closing(Store(own_database.dsn_service, pool_size=4)) as store:
+        proof(own_database, store, "b")
+    assert source.count(sound) == 1
+    query(own_database, source.replace(sound, mutant))
+    with (
+        closing(Store(own_database.dsn_service, pool_size=4)) as store,
+        pytest.raises(AssertionError),
+    ):
+        proof(own_database, store, "b")
 
 
 def test_what_was_read_in_between_does_not_come_again(

@@ -1,25 +1,32 @@
 """The proof of the feed: followers' copies equal the bucket, whatever happens at the same time.
 
 Eight writers and four followers, at two instances of which one is started anew, while connections
-to PostgreSQL are cut: no change of a key is missing, comes twice or out of order.
+to PostgreSQL are cut, or PostgreSQL itself crashes: no change of a key is missing, comes twice or
+out of order.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 
+from poky import embedded
+from poky.schema.migrate import migrate
 from tests.conftest import Database
 from tests.service import Client, Service, running, wait_until
 from tests.test_changes import query, record
@@ -41,6 +48,7 @@ class Run:
         self.writing.set()
         self.acknowledged: list[tuple[str, str]] = []  # key and tag of puts
         self.failures: list[BaseException] = []
+        self.disturbed = 0
 
     def client(self, random: random.Random) -> Client:
         return random.choice(self.services).client(20)
@@ -132,8 +140,9 @@ def stream(run: Run, seed: int, found: list[Change]) -> None:
 
 def reap(run: Run, database: Database) -> None:
     while run.writing.is_set():
-        query(database, "UPDATE poky._expiry SET due_at = now() WHERE due_at > now()")
-        query(database, "SELECT poky.reap(100)")
+        with suppress(psycopg2.Error):
+            query(database, "UPDATE poky._expiry SET due_at = now() WHERE due_at > now()")
+            query(database, "SELECT poky.reap(100)")
         time.sleep(0.2)
 
 
@@ -150,6 +159,22 @@ def disturb(run: Run, database: Database) -> None:
         if dice.random() < 0.5:
             run.services[1].stop()
             run.services[1].start()
+        run.disturbed += 1
+
+
+def crash(server: embedded.Embedded, run: Run, database: Database) -> None:
+    """Kill PostgreSQL as a crash does; it is started again and recovers."""
+    while run.writing.is_set():
+        enough = len(run.acknowledged) + 50
+        wait_until(
+            lambda enough=enough: not run.writing.is_set() or len(run.acknowledged) > enough, 60
+        )
+        if not run.writing.is_set():
+            return
+        killed = server.pid
+        os.kill(killed, signal.SIGQUIT)
+        wait_until(lambda killed=killed: server.pid != killed, 60, "PostgreSQL is started again")
+        run.disturbed += 1
 
 
 def by_key(changes: list[Change]) -> dict[str, list[tuple[str, str | None]]]:
@@ -161,6 +186,22 @@ def by_key(changes: list[Change]) -> dict[str, list[tuple[str, str | None]]]:
 
 def test_copies_of_followers_equal_the_bucket(
     database: Database, bucket: str, tmp_path: Path
+) -> None:
+    prove(database, bucket, tmp_path, disturb)
+
+
+def test_they_do_although_postgresql_crashes(tmp_path: Path) -> None:
+    # Without fsync: what was written survives, for the machine does.
+    hasty = {"fsync": "off", "shared_buffers": "64MB"}
+    with embedded.ensure_running(tmp_path / "home", settings=hasty) as server:
+        server.supervise()
+        migrate(server.dsn_owner, kind="partitioned", release="tests")
+        database = Database("poky", "partitioned", server.dsn_owner, server.dsn_service)
+        prove(database, "b", tmp_path, partial(crash, server))
+
+
+def prove(
+    database: Database, bucket: str, tmp_path: Path, disturb: Callable[[Run, Database], None]
 ) -> None:
     record(database, bucket)
     with (
@@ -176,6 +217,7 @@ def test_copies_of_followers_equal_the_bucket(
         writers = [run.thread(write, 10 + number) for number in range(8)]
         others = [run.thread(reap, database), run.thread(disturb, database)]
         time.sleep(SECONDS)
+        wait_until(lambda: run.failures or (run.disturbed > 1 and len(run.acknowledged) > 200), 120)
         run.writing.clear()
         for thread in [*writers, *others]:
             thread.join(60)

@@ -57,7 +57,7 @@ def test_every_refusal_of_the_database_has_a_code() -> None:
         ("put", ("nowhere", "k", b"", "text/plain"), 404, "bucket_not_found"),
         ("delete", ("nowhere", "k"), 404, "bucket_not_found"),
         ("get_many", ("nowhere", ["k"]), 404, "bucket_not_found"),
-        ("list", ("nowhere",), 404, "bucket_not_found"),
+        ("list_page", ("nowhere",), 404, "bucket_not_found"),
         ("drop_bucket", ("nowhere",), 404, "bucket_not_found"),
         ("ensure_bucket", ("no/name",), 400, "bad_bucket_name"),
         ("register_node", ("no/name", "http://127.0.0.1:1"), 400, "bad_cache_name"),

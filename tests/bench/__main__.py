@@ -16,12 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tests.bench import contest, report
 from tests.bench.contest import Row
+from tests.bench.data import DATA
 from tests.bench.load import LoadError
 from tests.bench.stack import Stack
 from tests.bench.suites import LONGER, USUAL, Stage
 
 ROOT = Path(__file__).parents[2]
-SUITES = USUAL | LONGER
+SUITES = USUAL | LONGER | DATA
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -46,7 +47,8 @@ def main(
     """Measure Poky side by side with its yardsticks.
 
     Suites: get put batch cache buckets keys start memory (those by default), sizes, clients,
-    access, peers (Redis, etcd and the previous release; installs packages), all.
+    access, paths, feed, expiry, transfer, peers (Redis, etcd and the previous release; installs
+    packages), all.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the stack is taken down
     console = Console(width=None if sys.stdout.isatty() else 180)

@@ -69,10 +69,11 @@ GRANT USAGE ON SEQUENCE bench.revision TO poky_service;
 GRANT SELECT, INSERT, UPDATE ON bench.object, bench.naive TO poky_service;
 """
 
+_KEY = "'key-' || n"  # of object number n
 _FILL = """
 INSERT INTO {table} (
     bucket_id, key, revision, hash, modified_at, written_at, created_at, content_type, value
-) SELECT b.id, 'key-' || n, nextval('poky.revision'),
+) SELECT b.id, {key}, nextval('poky.revision'),
     left(encode(sha256(%(value)s), 'hex'), 8), 1767225600, 1767225600, 1767225600, 'text/plain',
     %(value)s
 FROM ({ids}) AS b, generate_series(1, %(keys)s) AS n
@@ -95,16 +96,29 @@ class Database:
                 for statement in statements:
                     cursor.execute(statement, parameters or None)
 
-    def fill(self, bucket: str, keys: int, value: bytes) -> None:
+    def fill(self, bucket: str, keys: int, value: bytes, key: str = _KEY) -> None:
         """A bucket with ``keys`` objects, key-1 and so on, all of the same value."""
         self.execute(
             "SELECT poky.ensure_bucket(%(bucket)s)",
             _FILL.format(
-                table="poky._object", ids="SELECT id FROM poky.bucket WHERE name = %(bucket)s"
+                table="poky._object",
+                key=key,
+                ids="SELECT id FROM poky.bucket WHERE name = %(bucket)s",
             ),
             bucket=bucket,
             keys=keys,
             value=value,
+        )
+
+    def expire(self, bucket: str, after: str) -> None:
+        """Let all objects of a bucket expire, an interval from now."""
+        self.execute(
+            "UPDATE poky._object AS o SET expires_at = now() + %(after)s::interval"
+            " FROM poky.bucket AS b WHERE b.name = %(bucket)s AND b.id = o.bucket_id",
+            "INSERT INTO poky._expiry (due_at, bucket_id, key) SELECT expires_at, bucket_id, key"
+            " FROM poky._object WHERE expires_at IS NOT NULL ON CONFLICT DO NOTHING",
+            bucket=bucket,
+            after=after,
         )
 
     def fill_many(self, prefix: str, buckets: int, keys: int, value: bytes) -> None:
@@ -113,6 +127,7 @@ class Database:
             *(f"SELECT poky.ensure_bucket('{prefix}{n}')" for n in range(1, buckets + 1)),
             _FILL.format(
                 table="poky._object",
+                key=_KEY,
                 ids="SELECT id FROM poky.bucket WHERE starts_with(name, %(prefix)s)",
             ),
             prefix=prefix,
@@ -123,7 +138,7 @@ class Database:
     def fill_yardsticks(self, bucket: str, bucket_id: int, keys: int, value: bytes) -> None:
         """The same objects for pgbench (under ``bucket_id``) and for the naive app."""
         self.execute(
-            _FILL.format(table="bench.object", ids=f"SELECT {bucket_id} AS id"),
+            _FILL.format(table="bench.object", key=_KEY, ids=f"SELECT {bucket_id} AS id"),
             "INSERT INTO bench.naive SELECT %(bucket)s, 'key-' || n, %(value)s"
             " FROM generate_series(1, %(keys)s) AS n",
             bucket=bucket,
