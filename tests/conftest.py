@@ -37,6 +37,7 @@ ADMINISTRATION = {
     "tokens",
     "publish_bucket",
     "import_staged",
+    "after_restore",
     "keep_changes",
 }
 

@@ -1084,7 +1084,7 @@ def test_a_misspelt_group_is_an_error(here: Path) -> None:
     done = play("playbooks/given.yml", "-i", here)
     assert done.returncode != 0, done.stdout
     assert "No host is in the group “cache”. There is a group “cahce”: did you mean" in done.stdout
-    assert "groups database, etcd, service, cache, web, monitoring." in done.stdout
+    assert "groups database, etcd, service, cache, web, monitoring, backup." in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -1094,6 +1094,7 @@ def test_a_misspelt_group_is_an_error(here: Path) -> None:
         ({"rack1": ["a", "b"]}, 0),
         ({"database": []}, 0),
         ({"monitoring": []}, 0),
+        ({"backup": []}, 0),
         ({"etcd": []}, 0),
         ({"etdc": ["a"]}, 1),
         ({"databases": ["a"]}, 1),
@@ -1102,7 +1103,7 @@ def test_a_misspelt_group_is_an_error(here: Path) -> None:
     ],
 )
 def test_groups_are_those_that_playbooks_deploy_to(groups: dict[str, Any], faults: int) -> None:
-    known = ["database", "etcd", "service", "cache", "web", "monitoring"]
+    known = ["database", "etcd", "service", "cache", "web", "monitoring", "backup"]
     right = {name: ["a"] for name in known}
     right |= {"all": ["a", "b"], "service": ["b"], "ungrouped": []}
     said = plugin("filter.poky_variables").poky_group_faults({**right, **groups}, known)

@@ -50,6 +50,22 @@ def test_monitoring_reaches_exporters_and_metrics(topology: ModuleType) -> None:
     assert rule not in topology.poky_accepts("app2", groups, HOSTVARS, [22])
 
 
+def test_the_repository_and_the_database_reach_each_other(topology: ModuleType) -> None:
+    hostvars = {**HOSTVARS, "kept": {"poky_address": "192.0.2.9", "backup_port": 8433}}
+    groups = {**GROUPS, "backup": ["kept"]}
+    assert topology.poky_accepts("data", groups, hostvars, [22])[-1] == (
+        "ip saddr { 192.0.2.9 } tcp dport { 8432 } accept"
+    )
+    assert topology.poky_accepts("kept", groups, hostvars, [22]) == [
+        SSH,
+        "ip6 saddr { 2001:db8::4 } tcp dport { 8433 } accept",
+    ]
+    # On one host they meet by its files.
+    assert topology.poky_accepts("data", {**GROUPS, "backup": ["data"]}, HOSTVARS, [22]) == (
+        topology.poky_accepts("data", GROUPS, HOSTVARS, [22])
+    )
+
+
 def test_further_rules_are_for_whom_they_name(topology: ModuleType) -> None:
     further = [
         {"ports": [9081], "from": ["198.51.100.0/24", "2001:db8::/32"]},

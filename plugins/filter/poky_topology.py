@@ -141,6 +141,11 @@ def poky_accepts(
         # A cluster: PostgreSQL and Patroni to each other and for haproxy, etcd for all of them.
         members = [*addresses("database"), *addresses("etcd"), *addresses("service")]
         rules.append(([2379, 2380, 5432, 8008], list(dict.fromkeys(members))))
+    # PgBackRest's, both ways, where the repository is on another host.
+    if host in groups.get("backup", []):
+        rules.append(([given("backup_port", 8432)], addresses("database")))
+    elif host in groups.get("database", []):
+        rules.append(([given("backup_port", 8432)], addresses("backup")))
     if others := addresses("monitoring"):
         ports = [int(port) + 1000 for port in poky_setting(known, "poky_ports")]
         rules.append((sorted({*_EXPORTERS, *ports}), others))

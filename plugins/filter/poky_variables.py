@@ -40,18 +40,22 @@ def misspelt(names: Iterable[str], roles: str | Path, also: Iterable[str] = ()) 
     return found
 
 
+_OPTIONAL = ("database", "etcd", "monitoring", "backup")
+
+
 def poky_group_faults(groups: Mapping[str, list[str]], known: Iterable[str]) -> list[str]:
     """Say what is wrong with the groups of an inventory, one sentence each.
 
-    ``known`` are the groups that playbooks deploy to; all but ``database``, ``etcd`` and
-    ``monitoring`` need a host. Further groups may serve to arrange hosts and variables.
+    ``known`` are the groups that playbooks deploy to; all but ``database``, ``etcd``,
+    ``monitoring`` and ``backup`` need a host. Further groups may serve to arrange hosts and
+    variables.
     """
     known = list(known)
     names = ", ".join(known)
     others = set(groups) - {*known, "all", "ungrouped"}
     faults = []
     for group in known:
-        if not groups.get(group) and group not in ("database", "etcd", "monitoring"):
+        if not groups.get(group) and group not in _OPTIONAL:
             faults.append(f"No host is in the group “{group}”.")
     for group in sorted(others):
         for meant in difflib.get_close_matches(group, known, n=1, cutoff=0.75):

@@ -234,6 +234,11 @@ BEGIN
     IF v_seen_at < clock_timestamp() - (v_bucket.changes_kept + 3600) * interval '1 second'
         OR NOT poky._includes(v_seen, v_bucket.changes_since)
         OR pg_snapshot_xmax(v_seen) > pg_snapshot_xmax(v_now)
+        -- Numbers of transactions from before a restore are given out again (poky.after_restore).
+        OR v_seen_at < (
+            SELECT date_trunc('second', m.applied_at) FROM poky.migration AS m
+            WHERE m.name = 'restored'
+        )
     THEN
         RAISE EXCEPTION USING
             ERRCODE = 'PK410',

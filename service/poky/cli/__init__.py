@@ -18,6 +18,7 @@ from poky.cli.changes import changes
 from poky.cli.context import as_json, load_config
 from poky.cli.migrate import migrate
 from poky.cli.output import print_json, print_table
+from poky.cli.restored import restored
 from poky.cli.serve import serve
 from poky.cli.tokens import token
 from poky.cli.transfer import export_bucket, import_bucket, verify
@@ -73,6 +74,7 @@ for command in (
     export_bucket,
     import_bucket,
     verify,
+    restored,
 ):
     poky.add_command(command)
 

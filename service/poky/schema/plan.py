@@ -22,7 +22,8 @@ State = Literal["ok", "missing", "outdated", "newer"]
 # functions.sql is these files of sql/functions, one after the other.
 _FUNCTIONS = (
     *("names", "objects", "expiry", "templates", "bucket_functions", "batches", "shared"),
-    *("listing", "transfer", "buckets", "caches", "tokens", "cursors", "changes", "older"),
+    *("listing", "transfer", "buckets", "caches", "tokens", "cursors", "changes", "restore"),
+    "older",
 )
 # Number 1 is schema.sql as it was before there were migrations.
 _MIGRATION = re.compile(r"(\d{4})_(expand|contract)_[a-z0-9_]+\.sql")

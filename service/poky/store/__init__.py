@@ -1,9 +1,9 @@
 """The store: every conversation of the running service with PostgreSQL.
 
 One method per function of schema ``poky``, same verb, same order of arguments: ``objects``,
-``buckets``, ``changes``, ``expiry``, ``nodes``, ``tokens`` and ``locks``, over the ``pool``. Knows
-psycopg2 and SQLSTATEs (``errors``); knows nothing of HTTP headers, and builds no SQL beyond
-``statements``.
+``buckets``, ``changes``, ``expiry``, ``nodes``, ``tokens``, ``locks`` and ``restore``, over the
+``pool``. Knows psycopg2 and SQLSTATEs (``errors``); knows nothing of HTTP headers, and builds no
+SQL beyond ``statements``.
 """
 
 from poky.store.activity import Activities, Activity
@@ -16,6 +16,7 @@ from poky.store.locks import Locks
 from poky.store.nodes import Nodes
 from poky.store.objects import Objects
 from poky.store.pool import Held
+from poky.store.restore import Restores
 from poky.store.results import (
     Bucket,
     Change,
@@ -66,7 +67,9 @@ __all__ = [
 ]
 
 
-class Store(Shared, Objects, Buckets, Changes, Expiries, Nodes, Tokens, Locks, Activities):
+class Store(
+    Shared, Objects, Buckets, Changes, Expiries, Nodes, Tokens, Locks, Activities, Restores
+):
     """The interface of schema ``poky`` over one pool of connections.
 
     Never hands out a connection that the server has closed; every wait is bounded; a statement
