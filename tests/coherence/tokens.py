@@ -84,6 +84,7 @@ class Passes:
         self._name = name
         self._numbers = itertools.count(1)
         self.current: list[Pass] = []
+        self._public: list[Pass] = []  # of the bucket that is published again and again
         self.changes = 0
 
     def turn(self, bucket: str, public: str) -> None:
@@ -99,8 +100,9 @@ class Passes:
                 self._add(made)
         elif not any(each.token is None and each.ending == NEVER for each in self.current):
             made = Pass(public, None)
-            for each in self.current:
-                each.is_void |= each.token is None
+            for each in self._public:  # a reader may hold one that is not in use any more
+                each.is_void = True
+            self._public = [made]
             if self._do(lambda: self._store.publish_bucket(public, True)):
                 made.granted = time.monotonic()
                 self._add(made)
@@ -233,8 +235,10 @@ def _judge(
         result.after_end += 1
         if status == 200:
             result.admitted += 1
+            took = time.monotonic() - start
             result.findings.append(
-                f"{place} answered {1000 * (start - ended):.1f} ms after the end of a {chosen.kind}"
+                f"{place} answered in {took:.3f} s what was asked"
+                f" {1000 * (start - ended):.1f} ms after the end of a {chosen.kind}"
             )
     elif start >= granted and chosen.ending == NEVER and status in (401, 403):
         result.refused += 1
