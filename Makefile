@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEPLOY_VENV := .venv-deploy
+DOCS_VENV := .venv-docs
 
 TEST_PACKAGES := postgresql pgbackrest varnish varnish-modules nginx wrk chromium prometheus ccache gcc
 
@@ -107,6 +108,12 @@ lint: $(VENV)/.dev ## Check style, types and spelling
 lint-playbooks: $(DEPLOY_VENV)/.deploy ## Check roles, playbooks and inventories (ansible-lint, profile production)
 	ANSIBLE_INVENTORY=inventories/development $(DEPLOY_VENV)/bin/ansible-lint --offline
 
+.PHONY: docs
+docs: $(DOCS_VENV)/.docs ## Build the documents as a site into build/site, every link checked
+	rm -rf build/site
+	$(DOCS_VENV)/bin/sphinx-build -W --keep-going -q docs build/site
+	cp build/site/README.html build/site/index.html
+
 .PHONY: wheel
 wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/, from what git tracks
 	@rm -rf build/tree && .ci/tracked build/tree
@@ -139,13 +146,14 @@ lock: $(VENV)/.dev ## Write the lock files again from pyproject.toml (UPGRADE=--
 	$(LOCK) --group build -c requirements.txt -o requirements-build.txt
 	$(LOCK) --group dev -c requirements.txt -c requirements-embedded.txt -c requirements-build.txt -o requirements-dev.txt
 	$(LOCK) requirements-deploy.in -o requirements-deploy.txt
+	$(LOCK) requirements-docs.in -o requirements-docs.txt
 
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes $(UPGRADE) \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
 .PHONY: clean
 clean: ## Remove what was built, the environments included; the database in .poky stays
-	rm -rf $(VENV) $(DEPLOY_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEPLOY_VENV) $(DOCS_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.poky/*' -prune -exec rm -rf {} +
 
 
@@ -153,7 +161,7 @@ clean: ## Remove what was built, the environments included; the database in .pok
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes
 
-$(VENV)/.made $(DEPLOY_VENV)/.made:
+$(VENV)/.made $(DEPLOY_VENV)/.made $(DOCS_VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo 'Poky needs Python 3.11 or newer; say which: make PYTHON=/path/to/python3' >&2; exit 1; }
 	@# Debian keeps the part of Python that makes environments in a package of its own.
@@ -173,4 +181,8 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 
 $(DEPLOY_VENV)/.deploy: $(DEPLOY_VENV)/.made requirements-deploy.txt
 	$(DEPLOY_VENV)/bin/python $(PIP_INSTALL) -r requirements-deploy.txt
+	@touch $@
+
+$(DOCS_VENV)/.docs: $(DOCS_VENV)/.made requirements-docs.txt
+	$(DOCS_VENV)/bin/python $(PIP_INSTALL) -r requirements-docs.txt
 	@touch $@

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from deployment import Deployment, wait_until
+from deployment import Deployment, Hammer, wait_until
 from testinfra.host import Host
 
 BUCKET = "kept"
@@ -254,6 +254,40 @@ def test_a_drill_finds_all_that_there_should_be(deployment: Deployment, database
         what="drill",
         said=told(run.output),
         refused=len(writers.refused),
+    )
+
+
+def test_passwords_are_rotated_and_no_request_fails(deployment: Deployment, database: Host) -> None:
+    passwords = "SELECT rolname, rolpassword FROM pg_authid WHERE rolname ~ '^poky_' ORDER BY 1"
+    before = psql(database, passwords)
+    deployment.succeed("buckets", poky_bucket="hammer")
+    hammer = Hammer(deployment, clients=8, rate=5, seconds=1800)
+    try:
+        for name in ("poky_database_password", "poky_database_owner_password"):
+            deployment.settings[name] = f"rotated, {time.time()}"
+        deployment.succeed("rotate")
+    finally:
+        report = hammer.stop()
+    print(json.dumps(report, indent=2))
+    assert report["requests"] > 100
+    assert (report["failed"], report["wrong"]) == (0, 0), json.dumps(report, indent=2)
+    after = psql(database, passwords)
+    names = [line.split("|")[0] for line in after.splitlines()]
+    assert names == ["poky_monitor", "poky_owner", "poky_reader", "poky_service"]
+    changed = [
+        name
+        for name, old, new in zip(names, before.splitlines(), after.splitlines(), strict=True)
+        if old != new
+    ]
+    assert changed == ["poky_owner", "poky_service"]
+    database.check_output("poky migrate --plan")
+    assert deployment.lock() == {}
+    noted(
+        deployment,
+        what="passwords rotated under load",
+        requests=report["requests"],
+        failed=0,
+        wrong=0,
     )
 
 
