@@ -131,7 +131,7 @@ def test_kills_lose_nothing(flat: Database, load: Load, lines: tuple[int | str, 
     """kill -9 after a number of lines, or after a certain one; the next one goes on."""
     with load:
         load.wait_for_calls(100)
-        for line in lines:
+        for kill, line in enumerate(lines, start=1):
             with subprocess.Popen(
                 [sys.executable, "-c", CONVERT, flat.dsn_owner], stdout=subprocess.PIPE, text=True
             ) as process:
@@ -139,8 +139,10 @@ def test_kills_lose_nothing(flat: Database, load: Load, lines: tuple[int | str, 
                 for number, step in enumerate(process.stdout, start=1):
                     if line in {number, step.strip()}:
                         process.kill()
-            assert process.returncode == -signal.SIGKILL
-        # The last kill may have come too late: both are well.
+            # The last kill may come too late: then there is nothing left to do.
+            assert process.returncode == -signal.SIGKILL or (
+                kill == len(lines) and process.returncode == 0
+            )
         convert(flat)
         load.wait_for_calls(100)
     load.check()

@@ -226,6 +226,25 @@ def test_each_signal_that_asks_for_an_end_gets_an_orderly_one(
     assert "Traceback" not in log.read_text()
 
 
+def test_no_signal_is_lost_whenever_it_comes() -> None:
+    """One that interrupts the wait for it between any two steps, 500 times."""
+    program = """if True:
+        import faulthandler, signal
+        from poky.process import Stopping
+        faulthandler.dump_traceback_later(60, exit=True)
+        for number in range(500):
+            stopping = Stopping()
+            signal.signal(signal.SIGALRM, lambda *_: stopping.set())
+            signal.setitimer(signal.ITIMER_REAL, (number % 200 + 1) / 1e6)
+            while not stopping.wait(1e-4):
+                pass
+        """
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.mark.parametrize("kind", ["partitioned"])
 def test_a_second_ctrl_c_ends_it_at_once(own_database: Database, log: Path) -> None:
     with running(

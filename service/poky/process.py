@@ -10,6 +10,7 @@ import errno
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -184,7 +185,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
                 server_name="poky-lease",
             )
         )
-    stopping = threading.Event()
+    stopping = Stopping()
     _stop_by_signals(stopping)
     if not _listen(listeners):
         return 1
@@ -224,11 +225,33 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
     return 1 if unfinished else 0
 
 
-def _stop_by_signals(stopping: threading.Event) -> None:
+class Stopping:
+    """An event that a signal's handler may set.
+
+    threading.Event.set() waits for a lock, which Event.wait() may hold when it is interrupted.
+    """
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._event = os.eventfd(0)
+        self._poll = select.poll()
+        self._poll.register(self._event, select.POLLIN)
+
+    def set(self) -> None:
+        """Have the process end."""
+        self.is_set = True
+        os.eventfd_write(self._event, 1)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for that; whether it is set."""
+        return bool(self._poll.poll(seconds * 1000))
+
+
+def _stop_by_signals(stopping: Stopping) -> None:
     """End gracefully on SIGTERM, Ctrl-C and a terminal that closes; at once on a second Ctrl-C."""
 
     def stop(number: int, _: object) -> None:
-        if number == signal.SIGINT and stopping.is_set():
+        if number == signal.SIGINT and stopping.is_set:
             os._exit(1)
         stopping.set()
 
@@ -305,7 +328,7 @@ def return_large_memory() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
-def _serve_until_stopped(listener: Server, stopping: threading.Event) -> None:
+def _serve_until_stopped(listener: Server, stopping: Stopping) -> None:
     try:
         listener.serve()
     except Exception:
@@ -314,7 +337,7 @@ def _serve_until_stopped(listener: Server, stopping: threading.Event) -> None:
         stopping.set()
 
 
-def _watch(listeners: list[Server], stopping: threading.Event) -> None:
+def _watch(listeners: list[Server], stopping: Stopping) -> None:
     """Feed systemd's watchdog while the workers poll; systemd restarts a process that hangs.
 
     An outage of PostgreSQL does not stop the heartbeat: a restart would not help.
