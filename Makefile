@@ -36,7 +36,7 @@ TOGETHER = $(BIN)/pytest -q --numprocesses $(shell expr 2 \* $$(nproc)) --dist w
 ALONE = $(BIN)/pytest -q
 
 .PHONY: check
-check: lint packages $(DEPLOY_VENV)/.deploy ## Lint and the fast tests: about a minute
+check: lint packages $(DEPLOY_VENV)/.deploy ## Lint and the fast tests: two minutes
 	$(TOGETHER) -m "not slow and not alone" --schema partitioned
 
 .PHONY: test

@@ -31,6 +31,8 @@ from tests.service import wait_until
 from tests.support import roles
 from tests.test_playbooks import plugin
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2026, 11, 29, 23, 10, 5, 500_000, UTC).timestamp()
 DAY = 86400
 

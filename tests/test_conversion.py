@@ -23,6 +23,8 @@ from tests.conftest import Cluster, Database
 from tests.test_schema import SQL, dump, run
 from tests.writers import Load
 
+pytestmark = pytest.mark.slow
+
 BUCKETS = ["a", "b", "c", "Long-." + "x" * 250]
 
 CONVERT = """

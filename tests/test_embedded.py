@@ -19,6 +19,8 @@ import pytest
 
 from poky import embedded
 
+pytestmark = pytest.mark.slow
+
 HASTY = {"fsync": "off", "shared_buffers": "16MB"}
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
 

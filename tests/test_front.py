@@ -25,7 +25,7 @@ from tests.service import Client, Response, free_ports, wait_until
 from tests.support import roles
 from tests.support.chain import Chain
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 KEY = "/kv/b/key"
 

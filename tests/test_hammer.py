@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-pytestmark = pytest.mark.parametrize("kind", ["partitioned"], scope="session")
+pytestmark = [pytest.mark.parametrize("kind", ["partitioned"], scope="session"), pytest.mark.slow]
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from tests.conftest import Database
 from tests.service import running, wait_until
 from tests.support import roles
 
+pytestmark = pytest.mark.slow
+
 # PostgreSQL's own defaults, which the embedded server has set otherwise for itself.
 DEFAULTS = {
     "log_min_error_statement": "error",

@@ -27,6 +27,8 @@ from tests.conftest import Database
 from tests.service import Client, Service, running, wait_until
 from tests.support.memory import high_water, resident
 
+pytestmark = pytest.mark.slow
+
 MB = 1024 * 1024
 OBJECTS = "application/vnd.poky.objects+json"
 

@@ -19,6 +19,8 @@ from poky.store import Store
 from tests.conftest import Cluster, Database
 from tests.test_schema import dump, run
 
+pytestmark = pytest.mark.slow
+
 OLDER = Path(__file__).parent / "older"
 CALLS = [
     "SELECT revision, hash, modified_at, unchanged_since, content_type, value"

@@ -25,7 +25,7 @@ from tests.test_browser import _FLAGS, Pages, browser, pages
 
 __all__ = ["pages"]
 
-pytestmark = pytest.mark.parametrize("kind", ["partitioned"], scope="session")
+pytestmark = [pytest.mark.parametrize("kind", ["partitioned"], scope="session"), pytest.mark.slow]
 
 HTML = {"Accept": "text/html"}
 _PNG = bytes.fromhex(

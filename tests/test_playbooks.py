@@ -35,6 +35,8 @@ from poky.schema.owner import OwnerConnection
 from poky.schema.plan import Kind, Phase
 from tests.conftest import Database
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 ROLE = ROOT / "roles/poky"
 DEPLOY = ROOT / ".venv-deploy"

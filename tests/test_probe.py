@@ -17,7 +17,7 @@ from tests.conftest import Database
 from tests.service import Client, running, wait_until
 from tests.test_exported import value
 
-pytestmark = pytest.mark.parametrize("kind", ["partitioned"])
+pytestmark = [pytest.mark.parametrize("kind", ["partitioned"]), pytest.mark.slow]
 
 
 class Node(ThreadingHTTPServer):

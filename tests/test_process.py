@@ -27,7 +27,7 @@ from tests.conftest import Database
 from tests.service import Client, Service, free_ports, running, wait_until
 from tests.support.databases import hung, processes_of
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from tests.service import running, wait_until
 from tests.test_changes import query
 from tests.test_process import poky
 
+pytestmark = pytest.mark.slow
+
 BUCKET = "tips"
 
 
