@@ -79,9 +79,9 @@ class Writes:
         self._locked = Lane("writes-locked", max(threads // 2, 1))
         self._queue: deque[Writing] = deque()
         self._lock = threading.Lock()
-        self._began: dict[int, float] = {}  # since when each thread that writes has been at it
+        # By thread that writes: since when it has been at its statement, and how many are in that.
+        self._began: dict[int, tuple[float, int]] = {}
         self._begun = 0
-        self._in_hand = 0  # writes that a thread has taken
         self._apart: dict[tuple[str, str], float] = {}
         self._stages = stages  # who wants to know how long statements take
         self.sizes = Sizes()  #: of statements, in objects
@@ -102,21 +102,23 @@ class Writes:
             return
         with self._lock:
             count = len(self._began) + self._begun
-            if count and (count >= FEW_WRITERS or self._in_hand + len(self._queue) > FEW_WRITES):
+            if count and (count >= FEW_WRITERS or self._under_way() > FEW_WRITES):
                 return
             me = threading.get_ident()
             if alone and not count and len(self._queue) == 1:
-                self._began[me] = time.monotonic()
+                self._began[me] = time.monotonic(), 1
                 batch = [self._queue.popleft()]
-                self._in_hand += 1
             else:
                 self._begun += 1
                 batch = []
         if batch:
             self._make(batch)
-            self._go_on(me, len(batch))
+            self._go_on(me)
         else:
             self._lane.submit(self._begin, self._refuse_all)
+
+    def _under_way(self) -> int:
+        return len(self._queue) + sum(count for _, count in self._began.values())
 
     def late(self) -> None:
         """Have another thread write what is queued if all that do take long.
@@ -128,7 +130,7 @@ class Writes:
         self._refuse_old(time.monotonic() - QUEUED_SECONDS)
         with self._lock:
             count = len(self._began) + self._begun
-            latest = max(self._began.values(), default=0.0)
+            latest = max((since for since, _ in self._began.values()), default=0.0)
             if self._begun or count >= self._most_writers:
                 return
             if self._began and latest > time.monotonic() - LATE_SECONDS:
@@ -148,27 +150,21 @@ class Writes:
         me = threading.get_ident()
         with self._lock:
             self._begun -= 1
-            self._began[me] = time.monotonic()
-        made = 0
-        while batch := self._take(me, made):
-            made = len(batch)
+            self._began[me] = time.monotonic(), 0
+        while batch := self._take(me):
             self._make(batch)
 
-    def _go_on(self, me: int, made: int) -> None:
+    def _go_on(self, me: int) -> None:
         """Leave what has come meanwhile to the lane: the calling thread looks for clients."""
         with self._lock:
             self._began.pop(me, None)
-            self._in_hand -= made
             if not self._queue or self._began or self._begun:
                 return
             self._begun += 1
         self._lane.submit(self._begin, self._refuse_all)
 
-    def _take(self, me: int, made: int) -> list[Writing]:
-        """What is queued, as far as one statement takes it. Empty: the thread no longer writes.
-
-        ``made``: how many writes the thread has finished since it took some.
-        """
+    def _take(self, me: int) -> list[Writing]:
+        """What is queued, as far as one statement takes it. Empty: the thread no longer writes."""
         queue = self._queue
         oldest = time.monotonic() - QUEUED_SECONDS
         batch: list[Writing] = []
@@ -181,9 +177,8 @@ class Writes:
                     break
                 writing = queue.popleft()
                 (batch if writing.since > oldest else refused).append(writing)
-            self._in_hand += len(batch) - made
             if batch:
-                self._began[me] = time.monotonic()
+                self._began[me] = time.monotonic(), len(batch)
             else:
                 self._began.pop(me, None)
         for writing in refused:
