@@ -15,7 +15,7 @@ import pytest
 
 from poky.sharing import Read, Reads, Writes, Writing
 from poky.sharing.writes import FEW_WRITES
-from poky.store import ALONE, Object, Put, Store, StoreError, Value, Write
+from poky.store import ALONE, Object, Put, Store, StoreError, Value, Write, bucket_functions
 from tests.conftest import Database
 from tests.fake_cache import FakeCache
 from tests.service import Service, running, wait_until
@@ -171,6 +171,17 @@ def test_each_read_of_a_statement_gets_its_own(store: Store, kind: str, buckets:
         if each is not None:
             assert each == store.get(bucket, key)
     assert reads.sizes.count == 1
+
+
+def test_buckets_whose_plans_are_not_kept_are_read_alike(
+    store: Store, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bucket_functions._MOST, "share", 1)
+    for bucket in ("a", "b", "c"):
+        store.put(bucket, "k", bucket.encode(), "text/plain")
+    wanted = [(bucket, key) for bucket in ("a", "b", "c") for key in ("k", "none")]
+    found = read(Reads(store, THREADS), wanted)
+    assert [each and bytes(each.value) for each in found] == [b"a", None, b"b", None, b"c", None]
 
 
 def test_a_bucket_that_is_not_there_is_404_for_its_reads_alone(store: Store, kind: str) -> None:
