@@ -173,6 +173,29 @@ def test_parts_are_of_one_value(tips: Bucket) -> None:
         tips.read("k", 0, 5, tag)
 
 
+@pytest.mark.parametrize("name", ["../{other}/k", "a/../../{other}/k", "./k", "a/./k", "..", "."])
+def test_a_name_that_a_path_resolves_is_no_other_object(
+    client: Client, tips: Bucket, name: str
+) -> None:
+    other = client.bucket(tips.name + "-")
+    key = name.format(other=tips.name)
+    tips.put_many({"k": "v", "a/k": "v"})
+    for refused in (
+        lambda: other.get(key),
+        lambda: tips.get(key),
+        lambda: tips.put(key, "x"),
+        lambda: tips.delete(key),
+        lambda: client.bucket("..").get(f"kv/{tips.name}/k"),
+        lambda: list(client.bucket("..").list()),
+        lambda: next(client.bucket(".").follow()),
+    ):
+        with pytest.raises(Error) as error:
+            refused()
+        assert (error.value.status, error.value.code) == (400, "bad_key")
+    assert tips.get_many(["k", "a/k"]).keys() == {"k", "a/k"}
+    assert list(tips.list(prefix="..")) == []
+
+
 def test_changes_go_on_after_any_of_them(tips: Bucket, service: Service) -> None:
     begin = tips.cursor()
     tips.put_many({f"k{number}": "v" for number in range(5)})

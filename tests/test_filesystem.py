@@ -76,6 +76,30 @@ def test_folders_are_what_keys_have_before_a_slash(files: PokyFileSystem, bucket
         files.rm_file(f"{bucket}/a/b/c")
 
 
+def test_what_a_file_system_can_but_objects_cannot_is_refused(
+    files: PokyFileSystem, bucket: str
+) -> None:
+    files.pipe({f"{bucket}/k": b"one", f"{bucket}/folder/k": b"two"})
+    with pytest.raises(NotImplementedError, match="whole"):
+        files.open(f"{bucket}/k", "ab")
+    assert files.cat(f"{bucket}/k") == b"one"
+    for refused in (
+        lambda: files.cat_file(f"{bucket}/folder"),
+        lambda: files.cat_file(f"{bucket}/folder", 0, 1),
+        lambda: files.open(f"{bucket}/folder"),
+        lambda: files.modified(f"{bucket}/folder"),
+        lambda: files.ukey(f"{bucket}/folder"),
+    ):
+        with pytest.raises(FileNotFoundError):
+            refused()
+    for path in (f"{bucket}/folder/../k", "..", f"../kv/{bucket}/k", f"{bucket}/./k"):
+        assert not files.exists(path)
+        assert not files.isdir(path)
+        with pytest.raises(OSError, match=r"\.\."):
+            files.rm_file(path)
+    assert files.find(bucket) == [f"{bucket}/folder/k", f"{bucket}/k"]
+
+
 def test_a_file_can_be_made_by_one_alone(files: PokyFileSystem, bucket: str) -> None:
     with files.open(f"{bucket}/lock", "xb") as file:
         file.write(b"me")

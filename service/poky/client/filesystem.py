@@ -67,11 +67,11 @@ class PokyFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def modified(self, path: str) -> Any:
         """The clock of the client that wrote it."""
-        return self.info(path)["modified_at"]
+        return _file_only(self.info(path))["modified_at"]
 
     def ukey(self, path: str) -> str:
         """The entity tag: another one for each change."""
-        return str(self.info(path)["etag"])
+        return str(_file_only(self.info(path))["etag"])
 
     def cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **options: Any
@@ -113,7 +113,12 @@ class PokyFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 self.rm_file(each)
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> "_File":
-        return _File(self, path, mode, **{"cache_type": "readahead", **options})
+        if "a" in mode:
+            raise NotImplementedError("A file is stored whole: read it, and write it anew.")
+        file = _File(self, path, mode, **{"cache_type": "readahead", **options})
+        if file.readable():
+            _file_only(file.details)
+        return file
 
     def _at(self, path: str) -> tuple[Bucket, str]:
         name, _, key = self._strip_protocol(path).partition("/")
@@ -141,6 +146,12 @@ def _file(bucket: Bucket, found: Listed) -> dict[str, Any]:
     facts = {"etag": found.etag, "modified_at": found.modified_at}
     named = {"name": f"{bucket.name}/{found.key}", "size": found.size, "type": "file"}
     return {**named, **facts, "content_type": found.content_type}
+
+
+def _file_only(found: dict[str, Any]) -> dict[str, Any]:
+    if found["type"] != "file":
+        raise FileNotFoundError(f"{found['name']}: This is a folder.")
+    return found
 
 
 @contextlib.contextmanager

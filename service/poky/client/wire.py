@@ -81,6 +81,7 @@ class Wire:
         self, path: str, headers: Mapping[str, str], timeout: float
     ) -> urllib3.BaseHTTPResponse:
         """An answer that goes on, once; urllib3's errors, and Error for a refusal."""
+        _refuse_dots(path)
         response = self._pool.request(
             "GET",
             self._url + path,
@@ -103,6 +104,7 @@ class Wire:
         body: bytes | None = None,
         patience: float = 0.0,
     ) -> Answer:
+        _refuse_dots(path)
         in_doubt = False
         for number in range(1, self._tries + 1):
             pause = random.uniform(0.5, 1.0) * min(0.1 * 2**number, _MOST_PAUSE)  # noqa: S311
@@ -150,6 +152,14 @@ def refused(status: int, body: bytes) -> Error:
         code, detail = "", body[:200].decode("utf-8", "replace")
     kind = {412: ConditionFailed, **dict.fromkeys(_AGAIN, Unavailable)}.get(status, Error)
     return kind(status, code, detail)
+
+
+def _refuse_dots(path: str) -> None:
+    # urllib3 would resolve them: to another object, or to one of another bucket.
+    if not {".", ".."}.isdisjoint(path.partition("?")[0].split("/")):
+        raise Error(
+            400, "bad_key", "Choose another name: no bucket and no part of a key is . or .. alone."
+        )
 
 
 def _seconds(text: str | None) -> float:
