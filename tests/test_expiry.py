@@ -377,7 +377,6 @@ def test_a_level_shows_no_prefix_of_nothing_but_expired_keys(
 
 
 @pytest.mark.inside
-@pytest.mark.inside
 def test_a_page_is_bounded_work_where_thousands_have_expired(
     client: Client, bucket: str, database: Database
 ) -> None:
@@ -421,6 +420,7 @@ def test_a_page_is_bounded_work_where_thousands_have_expired(
     assert answer == {"deleted": 1, "more": False}
 
 
+@pytest.mark.inside
 def test_a_bucket_with_nothing_but_expired_objects_is_empty(
     service: Service, client: Client, url: str, bucket: str, database: Database
 ) -> None:

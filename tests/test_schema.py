@@ -55,7 +55,7 @@ NEXT_FILES = {
         (r",\n    registered_at timestamptz [^\n]*", ""),
     ],
     "functions/listing.sql": [
-        (r"::bigint FROM poky", "::bigint, note FROM poky"),
+        (r"\(expires_at\) FROM poky", "(expires_at), note FROM poky"),
     ],
     "functions/buckets.sql": [
         (r"poky.ensure_bucket\(p_bucket text\)", "poky.ensure_bucket(p_bucket text, p_note text)"),

@@ -16,7 +16,7 @@ BEGIN
         -- chr(127) sorts after every character of a key.
         RETURN QUERY EXECUTE
             'SELECT key, octet_length(value), revision, hash, modified_at, content_type,'
-            ' content_encoding, ceil(extract(epoch FROM expires_at))::bigint FROM poky.'
+            ' content_encoding, poky._expiry_second(expires_at) FROM poky.'
             || coalesce(v_leaf, '_object')
             || ' WHERE bucket_id = $1 AND key >= $2 AND key < $2 || chr(127) AND key > $3'
             ' AND (expires_at IS NULL OR expires_at > statement_timestamp())'
@@ -42,13 +42,10 @@ $$;
 COMMENT ON FUNCTION poky._after_level IS
 'What the entry after that of this key sorts at or after, on the level of a prefix of that length.';
 
-CREATE OR REPLACE FUNCTION poky._list_keys(
+CREATE OR REPLACE FUNCTION poky._keys_page(
     p_table text, p_id integer, p_prefix text, p_begin text, p_limit integer, p_passed integer
 )
-RETURNS TABLE (
-    key text, size integer, revision bigint, hash text, modified_at bigint, content_type text,
-    content_encoding text, expires_at bigint, next text
-)
+RETURNS TABLE (entry poky.listed, next text)
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
@@ -59,8 +56,8 @@ DECLARE
     v_count integer;
 BEGIN
     RETURN QUERY EXECUTE
-        'SELECT k.key, k.size, k.revision, k.hash, k.modified_at, k.content_type,'
-        ' k.content_encoding, ceil(extract(epoch FROM k.expires_at))::bigint, NULL::text FROM ('
+        'SELECT (k.key, k.size, k.revision, k.hash, k.modified_at, k.content_type,'
+        ' k.content_encoding, poky._expiry_second(k.expires_at))::poky.listed, NULL::text FROM ('
         'SELECT o.key, octet_length(o.value) AS size, o.revision, o.hash, o.modified_at,'
         ' o.content_type, o.content_encoding, o.expires_at' || v_range || ' LIMIT $4 + $5) AS k'
         ' WHERE k.expires_at IS NULL OR k.expires_at > statement_timestamp() LIMIT $4'
@@ -71,21 +68,18 @@ BEGIN
         EXECUTE 'SELECT o.key' || v_range || ' OFFSET $4 + $5 - 1 LIMIT 1' INTO next
         USING p_id, p_prefix, p_begin, p_limit, p_passed;
         IF next IS NOT NULL THEN
-            key := NULL;
+            entry := NULL;
             RETURN NEXT;
         END IF;
     END IF;
 END;
 $$;
-COMMENT ON FUNCTION poky._list_keys IS 'A page of poky.list_page with every key by itself.';
+COMMENT ON FUNCTION poky._keys_page IS 'A page of poky.list_page with every key by itself.';
 
-CREATE OR REPLACE FUNCTION poky._list_level(
+CREATE OR REPLACE FUNCTION poky._level_page(
     p_table text, p_id integer, p_prefix text, p_begin text, p_limit integer, p_passed integer
 )
-RETURNS TABLE (
-    key text, size integer, revision bigint, hash text, modified_at bigint, content_type text,
-    content_encoding text, expires_at bigint, next text
-)
+RETURNS TABLE (entry poky.listed, next text)
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
@@ -104,13 +98,10 @@ BEGIN
         'WITH RECURSIVE entry AS ((%s) UNION ALL'
         ' SELECT o.* FROM entry AS e CROSS JOIN LATERAL (%s) AS o'
         ' WHERE NOT e.is_expired OR e.number < $5 + $6)'
-        ' SELECT CASE WHEN e.is_expired THEN NULL WHEN e.level > 0 THEN left(e.key, $4 + e.level)'
-        ' ELSE e.key END,'
-        ' CASE WHEN e.level = 0 THEN e.size END, CASE WHEN e.level = 0 THEN e.revision END,'
-        ' CASE WHEN e.level = 0 THEN e.hash END, CASE WHEN e.level = 0 THEN e.modified_at END,'
-        ' CASE WHEN e.level = 0 THEN e.content_type END,'
-        ' CASE WHEN e.level = 0 THEN e.content_encoding END,'
-        ' CASE WHEN e.level = 0 THEN ceil(extract(epoch FROM e.expires_at))::bigint END,'
+        ' SELECT CASE WHEN e.is_expired THEN NULL WHEN e.level > 0 THEN (left(e.key, $4 + e.level),'
+        ' NULL, NULL, NULL, NULL, NULL, NULL, NULL)::poky.listed'
+        ' ELSE (e.key, e.size, e.revision, e.hash, e.modified_at, e.content_type,'
+        ' e.content_encoding, poky._expiry_second(e.expires_at))::poky.listed END,'
         ' CASE WHEN e.is_expired THEN e.key END'
         ' FROM entry AS e WHERE NOT e.is_expired OR e.number >= $5 + $6 LIMIT $5',
         format(v_select, '1', '$3'),
@@ -122,7 +113,7 @@ BEGIN
         USING p_id, p_prefix, p_begin, length(p_prefix), p_limit, p_passed;
 END;
 $$;
-COMMENT ON FUNCTION poky._list_level IS
+COMMENT ON FUNCTION poky._level_page IS
 'A page of poky.list_page by level; entries for several keys have nulls.';
 
 CREATE OR REPLACE FUNCTION poky.list_page(
@@ -151,11 +142,11 @@ BEGIN
         IF p_after LIKE '%/' AND starts_with(p_after, p_prefix) AND p_after <> p_prefix THEN
             v_begin := poky._after_level(p_after, length(p_prefix));
         END IF;
-        RETURN QUERY SELECT l.* FROM poky._list_level(
+        RETURN QUERY SELECT (l.entry).*, l.next FROM poky._level_page(
             v_table, v_id, p_prefix, v_begin, p_limit, c_passed
         ) AS l;
     ELSE
-        RETURN QUERY SELECT l.* FROM poky._list_keys(
+        RETURN QUERY SELECT (l.entry).*, l.next FROM poky._keys_page(
             v_table, v_id, p_prefix, v_begin, p_limit, c_passed
         ) AS l;
     END IF;

@@ -19,7 +19,7 @@ BEGIN
         RETURN QUERY EXECUTE format(
             'SELECT o.key, o.value, o.content_type, o.content_encoding, o.hash, o.revision,'
             ' o.modified_at, o.created_at, o.written_at,'
-            ' ceil(extract(epoch FROM o.expires_at))::bigint FROM poky.%I AS o'
+            ' poky._expiry_second(o.expires_at) FROM poky.%I AS o'
             ' WHERE o.bucket_id = $1 AND o.key > $2'
             ' AND (o.expires_at IS NULL OR o.expires_at > statement_timestamp())'
             ' ORDER BY o.key LIMIT $3',
