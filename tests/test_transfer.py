@@ -517,6 +517,35 @@ def test_caches_hear_once_and_the_sweeper_waits(own_database: Database, tmp_path
         assert store.nodes()[0].generation != generation
 
 
+def test_the_import_after_one_that_was_killed_tells_caches_of_both(
+    own_database: Database, tmp_path: Path
+) -> None:
+    """It finds all as it should be, but caches may not have heard of that."""
+    with closing(Store(own_database.dsn_service)) as store, FakeCache("n") as cache:
+        store.ensure_bucket("b")
+        store.ensure_bucket("other")
+        store.register_node("n", cache.url)
+        store.reinstate_node("n", store.nodes()[0].generation)
+        generation = store.nodes()[0].generation
+        file = tmp_path / "b.jsonl"
+        file.write_bytes(line(key="k", data="v"))
+        with Session(own_database.dsn_owner, "tests", as_owner=True) as session:
+            loader = Loader(session, "replace")
+            for each in exported_objects(
+                io.BufferedReader(io.BytesIO(file.read_bytes())),  # type: ignore[arg-type]
+                1000,
+            ):
+                loader.add("b", each)
+            loader.finish()  # and nobody is told
+        env = {"POKY_DSN": own_database.dsn_service, "POKY_OWNER_DSN": own_database.dsn_owner}
+        done = poky("import", "other", str(file), env=env)
+        assert done.returncode == 0, done.stderr
+        assert (cache.told, store.nodes()[0].generation) == (["/kv/other/k"], generation)
+        done = poky("import", "b", str(file), env=env)
+        assert done.returncode == 0, done.stderr
+        assert store.nodes()[0].generation != generation
+
+
 def test_a_chunk_that_may_have_been_stored_makes_caches_forget_everything(
     database: Database, bucket: str
 ) -> None:

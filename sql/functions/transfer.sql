@@ -50,6 +50,7 @@ DECLARE
     v_drawn bigint;
     v_latest bigint;
     v_has_caches boolean := EXISTS (SELECT FROM poky.cache_node);
+    v_is_owed boolean;
 BEGIN
     IF EXISTS (SELECT FROM poky._expiry AS e WHERE e.bucket_id = v_bucket.id) THEN
         -- The dates of expired objects, which are about to be replaced as if they were not there.
@@ -111,7 +112,15 @@ BEGIN
     WHERE s.expires_at IS NOT NULL
     ON CONFLICT (bucket_id, key) DO UPDATE SET due_at = excluded.due_at
     WHERE excluded.due_at < e.due_at;
-    IF inserted + updated > 0 AND v_has_caches THEN
+    -- An import that ended without its purges may have stored the same before.
+    v_is_owed := v_has_caches AND EXISTS (
+        SELECT FROM poky._outbox AS x
+        WHERE x.bucket = p_bucket AND x.key = '' AND x.id IS DISTINCT FROM p_outbox_id
+    );
+    IF v_is_owed THEN
+        changed := NULL;
+    END IF;
+    IF v_is_owed OR (v_has_caches AND inserted + updated > 0) THEN
         -- One for all of the import, and not for the sweeper while that goes on.
         UPDATE poky._outbox AS x SET created_at = clock_timestamp() + interval '1 minute'
         WHERE x.id = p_outbox_id RETURNING x.id INTO outbox_id;
@@ -127,4 +136,4 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION poky.import_staged IS
-'Store what the session has in its temporary table staged, each key once. p_on_conflict: keep, replace, or newer, which keeps objects with a later modified_at; p_dated: whether the rows have one. What is the same already stays. p_outbox_id: of the same import so far; the one of now, or null where no cache must hear of it; changed: the keys of which it must, or null where they are more than 10,000. PK400, PK404.';
+'Store what the session has in its temporary table staged, each key once. p_on_conflict: keep, replace, or newer, which keeps objects with a later modified_at; p_dated: whether the rows have one. What is the same already stays. p_outbox_id: of the same import so far; the one of now, or null where no cache must hear of it; changed: the keys of which it must, or null where they are more than 10,000, or where caches have not heard of an import before. PK400, PK404.';
