@@ -222,6 +222,11 @@ SABOTAGES = {
         "79-",
         "poky_failures.vcl",
     ),
+    "body-promised": Sabotage(
+        "A read is passed on with the length of a body that is not sent.",
+        (("(?:Content-Length|Transfer-Encoding):.*$", "Nothing:.*$"),),
+        "37-",
+    ),
     "unsent-in-doubt": Sabotage(
         "A write that no instance is there for is answered as one that was sent.",
         (("if (!std.healthy(bereq.backend)) {", "if (false) {"),),
