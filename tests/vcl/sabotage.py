@@ -255,6 +255,12 @@ SABOTAGES = {
         "85-",
         "poky_unverified.vcl",
     ),
+    "unverified-without-a-copy": Sabotage(
+        "What a purge took away is fetched, without a lease, and marked as a copy.",
+        (('    if (req.http.Poky-Unverified && req.http.Poky-Key ~ "^=") {', "    if (false) {"),),
+        "89-",
+        "poky_unverified.vcl",
+    ),
     "expiry-ignored": Sabotage(
         "A copy is kept as long as any other, whatever the service says is left.",
         (("    if (beresp.http.Poky-Left) {\n        call", "    if (false) {\n        call"),),
