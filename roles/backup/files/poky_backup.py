@@ -312,6 +312,15 @@ def copy_back(repository: Repository, data: Path, expected: float, *arguments: s
         call(*command)
 
 
+def set_aside(data: Path) -> Path:
+    """Rename a directory, whatever earlier restores have set aside."""
+    former, number = data.with_name(f"{data.name}.before-restore"), 1
+    while former.exists():
+        number += 1
+        former = former.with_name(f"{data.name}.before-restore-{number}")
+    return data.rename(former)
+
+
 def restore(settings: Settings, target: str, timeline: str, *, keep: bool) -> None:
     """Put the data back, to be recovered by the next start of PostgreSQL."""
     repository, data = Repository(settings), Path(settings.data)
@@ -321,7 +330,6 @@ def restore(settings: Settings, target: str, timeline: str, *, keep: bool) -> No
     if runs(data):
         raise Failed(f"A PostgreSQL runs with {data}: stop it first.")
     expected = backups[-1]["info"]["size"]
-    former = data.with_name(f"{data.name}.before-restore")
     began = time.monotonic()
     arguments = [f"--type={'time' if target else 'default'}"]
     if target:
@@ -330,10 +338,8 @@ def restore(settings: Settings, target: str, timeline: str, *, keep: bool) -> No
         arguments.append(f"--target-timeline={timeline}")
     if keep:
         if data.exists() and any(data.iterdir()):
-            shutil.rmtree(former, ignore_errors=True)
             require_space(data.parent, expected)
-            data.rename(former)
-            print(f"the former data are in {former}: remove them when all is well")
+            print(f"the former data are in {set_aside(data)}: remove them when all is well")
         call("mkdir", "-p", "-m", "700", str(data))
     else:
         arguments.append("--delta")
@@ -409,7 +415,7 @@ class Drill:
 
     @property
     def directory(self) -> Path:
-        return Path(self.settings.drill_directory)
+        return Path(self.settings.drill_directory, "restore-drill")
 
     def _ask(self, statement: str, *, live: bool = False) -> Any:
         return ask(
