@@ -45,12 +45,22 @@ def rules() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    path = roles.ROOT / "roles/backup/files/poky_backup.py"
-    spec = importlib.util.spec_from_file_location("poky_backup", path)
+    return load("poky_backup")
+
+
+@pytest.fixture(scope="module")
+def trial(program: ModuleType) -> ModuleType:
+    """The drill, which imports the program."""
+    return load("poky_restore_drill")
+
+
+def load(name: str) -> ModuleType:
+    path = roles.ROOT / f"roles/backup/files/{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["poky_backup"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -345,7 +355,7 @@ def figures(server: Server, name: str) -> dict[str, float]:
 
 @pytest.mark.timeout(300)
 def test_the_program_takes_backups_goes_back_and_tries_it(
-    server: Server, program: ModuleType, capsys: pytest.CaptureFixture[str]
+    server: Server, program: ModuleType, trial: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = server.settings
     with closing(Store(server.dsn, pool_size=1)) as store:
@@ -366,7 +376,7 @@ def test_the_program_takes_backups_goes_back_and_tries_it(
         other.touch()
         server.ask("UPDATE poky._object SET written_at = written_at - 1000 WHERE key <> '0'")
         program.check(settings)
-        drill = program.Drill(settings)
+        drill = trial.Drill(settings)
         drill.run()
         assert drill.faults == [], drill.lines
         assert any("50 objects restored" in line for line in drill.lines)
@@ -398,7 +408,9 @@ def test_the_program_takes_backups_goes_back_and_tries_it(
 
 
 @pytest.mark.timeout(300)
-def test_a_drill_notices_what_is_missing_or_differs(server: Server, program: ModuleType) -> None:
+def test_a_drill_notices_what_is_missing_or_differs(
+    server: Server, program: ModuleType, trial: ModuleType
+) -> None:
     """The live server has what it never told the repository: as if the backup had lost it."""
     settings = server.settings
     with closing(Store(server.dsn, pool_size=1)) as store:
@@ -413,7 +425,7 @@ def test_a_drill_notices_what_is_missing_or_differs(server: Server, program: Mod
         "UPDATE poky._object SET written_at = written_at - 1000, value = 'other'"
         " WHERE key IN ('3', 'new')"
     )
-    drill = program.Drill(settings)
+    drill = trial.Drill(settings)
     drill.run()
     assert any("the bucket tips has" in fault for fault in drill.faults), drill.faults
     assert any("objects differ" in fault for fault in drill.faults), drill.faults
