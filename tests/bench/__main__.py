@@ -18,6 +18,7 @@ from tests.bench import contest, report
 from tests.bench.contest import Row
 from tests.bench.data import DATA
 from tests.bench.load import LoadError
+from tests.bench.machine import without_autogroup
 from tests.bench.stack import Stack
 from tests.bench.suites import LONGER, USUAL, Stage
 
@@ -59,7 +60,7 @@ def main(
     folder = Path(tempfile.mkdtemp(prefix="poky-bench-"))
     folder.chmod(0o755)  # varnishd's and nginx's workers have users of their own
     try:
-        with Stack(folder) as stack, _progress() as progress:
+        with without_autogroup(), Stack(folder) as stack, _progress() as progress:
             stage = Stage(stack, large)
             suites_done = progress.add_task("", total=len(chosen))
             for name in chosen:

@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
 MB = 1_000_000
+_AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
+
+
+@contextmanager
+def without_autogroup() -> Iterator[None]:
+    """Let the kernel share the CPUs among processes, as among the services of one slice of systemd.
+
+    Autogroup (sched(7)) shares them among sessions, and each of PostgreSQL's processes has one of
+    its own. It holds in the root CPU cgroup alone, as in many containers. There a process that
+    writes may be ready and yet wait for a CPU for 0.3 s beside one that reads all the time. Root
+    alone may change it; it is set back at the end.
+    """
+    try:
+        was = _AUTOGROUP.read_text()
+        if was.strip() == "1":
+            _AUTOGROUP.write_text("0")
+    except OSError:  # the kernel has none, or it is not ours to change
+        yield
+        return
+    try:
+        yield
+    finally:
+        _AUTOGROUP.write_text(was)
 
 
 def cpu_seconds(roots: Iterable[int]) -> float:
