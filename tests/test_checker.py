@@ -7,8 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.coherence.checker import check, zone_conflicts
-from tests.coherence.history import ABSENT, NEVER, UNKNOWN, History, Read, Recorder, Write
+from tests.coherence.checker import Verdict, check, zone_conflicts
+from tests.coherence.history import (
+    ABSENT,
+    NEVER,
+    PRESENT,
+    UNKNOWN,
+    History,
+    Read,
+    Recorder,
+    Told,
+    Write,
+)
 from tests.coherence.tokens import NEVER as VALID
 from tests.coherence.tokens import Pass, Passes
 from tests.conftest import Database
@@ -33,15 +43,25 @@ def read(number: int, start: int, end: int, path: int = N1) -> Read:
     return Read(1, path, start, end, number)
 
 
-def found(*operations: Write | Read) -> tuple[int, int, int]:
-    """What the checker counts: stale, inversions, registers without an order."""
+def told(number: int, start: int, end: int) -> Told:
+    return Told(1, start, end, number)
+
+
+def checked(*operations: Write | Read | Told) -> Verdict:
     verdict = check(
         History(
             [each for each in operations if isinstance(each, Write)],
             [each for each in operations if isinstance(each, Read)],
+            [each for each in operations if isinstance(each, Told)],
         )
     )
     assert verdict.ok == (not verdict.findings)
+    return verdict
+
+
+def found(*operations: Write | Read) -> tuple[int, int, int]:
+    """What the checker counts: stale, inversions, registers without an order."""
+    verdict = checked(*operations)
     return verdict.stale, verdict.inversions, verdict.unordered
 
 
@@ -196,6 +216,95 @@ def test_inverted(operations: list[Write | Read]) -> None:
     assert found(*operations) == (0, 1, 1)
 
 
+REVEALED = {
+    "what is older than the tag that was refused": [
+        put(2, 1, 2),
+        put(4, 3, 20),
+        told(3, 5, 6),
+        read(2, 7, 8),
+    ],
+    "an object that was missing": [
+        put(2, 1, 2),
+        delete(3, 3, 20),
+        told(ABSENT, 5, 6),
+        read(2, 7, 8),
+    ],
+    "nothing, although there was an object": [
+        put(2, 1, 2),
+        delete(3, 3, 4),
+        put(4, 5, 20),
+        told(PRESENT, 6, 7),
+        read(ABSENT, 8, 9),
+    ],
+    "what two refusals tell together": [
+        put(2, 1, 2),
+        delete(3, 3, 20),
+        put(4, 6, 20),
+        told(ABSENT, 4, 5),
+        told(PRESENT, 7, 8),
+        read(ABSENT, 9, 10),
+    ],
+    "through another node": [
+        put(2, 1, 2),
+        put(4, 3, 20),
+        read(4, 4, 5, N1),
+        told(3, 5, 6),
+        read(2, 7, 8, N2),
+    ],
+    "later than an older refusal": [
+        put(2, 1, 2),
+        put(4, 3, 20),
+        told(3, 5, 6),
+        told(1, 5, 7),
+        read(2, 8, 9),
+    ],
+}
+
+NOT_REVEALED = {
+    "a read that began before the refusal ended": [
+        put(2, 1, 2),
+        put(4, 3, 20),
+        told(3, 5, 7),
+        read(2, 6, 8),
+    ],
+    "the newer one": [put(2, 1, 2), put(4, 3, 20), told(3, 5, 6), read(4, 7, 8)],
+    "what was put after it was missing": [
+        put(2, 1, 2),
+        delete(3, 3, 4),
+        told(ABSENT, 5, 6),
+        put(4, 6, 20),
+        read(4, 7, 8),
+    ],
+    "nothing, as told": [put(2, 1, 2), delete(3, 3, 20), told(ABSENT, 4, 5), read(ABSENT, 6, 7)],
+    "nothing, for there was another delete": [
+        put(2, 1, 2),
+        delete(3, 3, 4),
+        put(4, 5, 6),
+        told(PRESENT, 6, 7),
+        delete(5, 7, 20),
+        read(ABSENT, 8, 9),
+    ],
+    "an object that was there": [put(2, 1, 2), told(PRESENT, 3, 4), read(2, 5, 6)],
+    "nothing was ever written": [told(ABSENT, 1, 2), read(ABSENT, 3, 4)],
+    "missing, and then written without an answer": [
+        told(ABSENT, 1, 2),
+        put(UNKNOWN, 3),
+        read(2, 4, 5),
+    ],
+}
+
+
+@pytest.mark.parametrize("operations", REVEALED.values(), ids=REVEALED)
+def test_revealed_and_then_old(operations: list[Write | Read | Told]) -> None:
+    verdict = checked(*operations)
+    assert (verdict.stale, verdict.revealed, verdict.inversions) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("operations", NOT_REVEALED.values(), ids=NOT_REVEALED)
+def test_not_revealed(operations: list[Write | Read | Told]) -> None:
+    assert checked(*operations).ok
+
+
 def test_zones_find_what_no_order_of_numbers_allows() -> None:
     """Two writers at once: a reader sees one, the other, and the first again."""
     writes = [put(2, 1, 9), put(4, 1, 9)]
@@ -241,11 +350,13 @@ def test_recorded_is_what_is_checked(tmp_path: Path) -> None:
     recorder.writes.extend(put(2, 1, 2))
     recorder.writes.extend(delete(3, 3))
     recorder.reads.extend(read(2, 4, 5))
+    recorder.told.extend(told(PRESENT, 6, 7))
     recorder.save(tmp_path, "one")
     history = History()
     history.add(tmp_path)
     assert history.writes == [put(2, 1, 2), delete(3, 3)]
     assert history.reads == [read(2, 4, 5)]
+    assert history.told == [told(PRESENT, 6, 7)]
 
 
 def public(passes: list[Pass]) -> list[Pass]:

@@ -5,7 +5,12 @@ The long form, with every fault and a million reads, is ``make coherence``.
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,13 +19,14 @@ from tests.coherence.load import Count
 from tests.coherence.run import altered, run
 from tests.coherence.sabotage import SABOTAGES, Sabotage
 from tests.coherence.stack import Stack
+from tests.service import wait_until
 
 # Chance has to strike within seconds: other tests would take the CPUs that it needs.
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
 IN_SHORT = (
-    *("slow-reads", "stalls", "purges-dropped", "varnish-restarted", "instance-killed"),
-    "expiring-slow-reads",
+    *("slow-reads", "stalls", "purges-dropped", "purges-late", "varnish-restarted"),
+    *("instance-killed", "expiring-slow-reads"),
 )
 
 
@@ -39,6 +45,25 @@ def test_no_read_is_stale(stack: Stack, fault: Fault) -> None:
     assert result.ok, "\n".join(result.verdict.findings) or result.counts
     assert result.counts[Count.WRITES] > 20
     assert result.counts[Count.HITS] > 100
+    assert result.counts[Count.TOLD]
+
+
+def test_nothing_is_left_behind_by_a_run_that_is_ended(tmp_path: Path) -> None:
+    """It took 64 MB of /tmp each time: the log in Varnish's shared memory."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.coherence"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: [*tmp_path.glob("coherence-*/n2/_.vsm_mgt")], 60, "Varnish is up")
+        process.terminate()
+        process.communicate(timeout=60)
+        assert [*tmp_path.iterdir()] == []
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.name)
@@ -46,6 +71,6 @@ def test_sabotage_is_seen(stack: Stack, sabotage: Sabotage) -> None:
     with altered(stack, sabotage.fault):
         for _ in range(25):  # chance decides when; a busy machine needs more of them
             result = run(stack, sabotage.fault, reads=500, seconds=4)
-            if result.verdict.stale:
+            if result.verdict.stale or result.verdict.revealed:
                 return
     pytest.fail(f"not seen within {result.verdict.reads} reads: {sabotage.says}")

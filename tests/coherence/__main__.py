@@ -2,8 +2,8 @@
 
 The environment says how long and what: MINUTES=60, FAULT="none purges-lost"; SABOTAGE=plain-purge
 breaks the stack on purpose. ACCESS=tokens: tokens that come and go under readers, without writers.
-Exit status 1 if anything was stale, went back or had no order, or if a token was answered after its
-revocation was acknowledged.
+Exit status 1 if anything was stale, older than what a refusal told, went back or had no order, or
+if a token was answered after its revocation was acknowledged.
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ def _run(stack: Stack, fault: Fault, reads: int, seconds: float) -> Result:
     verdict = result.verdict
     console.print(
         f"  {verdict.reads:,} reads in {result.seconds:.0f} s: {verdict.stale} stale,"
-        f" {verdict.inversions} inversions, {verdict.unordered} keys without an order"
+        f" {verdict.revealed} after a refusal that told of more, {verdict.inversions} inversions,"
+        f" {verdict.unordered} keys without an order"
     )
     for sentence in verdict.findings[:5]:
         console.print(f"  [red]{sentence}[/red]")
@@ -170,8 +171,8 @@ def _table(results: list[Result]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("fault")
     for column in (
-        *("seconds", "reads", "hits %", "stale", "inversions", "unordered", "mixed", "lost"),
-        *("writes", "refused", "unknown", "p50 ms", "p99 ms", "longest ms"),
+        *("seconds", "reads", "hits %", "stale", "revealed", "inversions", "unordered", "mixed"),
+        *("lost", "writes", "told", "refused", "unknown", "p50 ms", "p99 ms", "longest ms"),
     ):
         table.add_column(column, justify="right")
     for result in results:
@@ -182,11 +183,13 @@ def _table(results: list[Result]) -> Table:
             f"{verdict.reads:,}",
             f"{100 * result.hit_ratio:.1f}",
             f"{verdict.stale:,}",
+            f"{verdict.revealed:,}",
             f"{verdict.inversions:,}",
             f"{verdict.unordered:,}",
             f"{counts[Count.MIXED]:,}",
             f"{counts[Count.SURPRISES]:,}",
             f"{counts[Count.WRITES]:,}",
+            f"{counts[Count.TOLD]:,}",
             f"{counts[Count.REFUSED]:,}",
             f"{counts[Count.UNCONFIRMED]:,}",
             f"{result.p50:.1f}",

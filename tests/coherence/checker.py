@@ -3,11 +3,13 @@
 An expiry counts as a delete (`with_expiries`): an object that is served late is a stale read, and
 one that returns after it was missing is an inversion.
 
-Three checks, each per key. *Stale*, the promise itself: the read began after the acknowledgement
-of a greater number. *Inversion*: it began after another read through the same cache had ended
-with a greater number. *Zones*: whether writes and reads of one cache can be put in any order that
-respects their times, which is what linearizable means for a register (P. Gibbons, E. Korach:
-Testing Shared Memories, SIAM J. Computing 26, 1997); it does not trust the numbers' order.
+Four checks, each per key. *Stale*, the promise itself: the read began after the acknowledgement
+of a greater number. *Revealed*: it began after a write had been refused with an answer that tells
+of a greater number (412, 404, ``rejected``, ``missing``), through whatever cache. *Inversion*: it
+began after another read through the same cache had ended with a greater number. *Zones*: whether
+writes and reads of one cache can be put in any order that respects their times, which is what
+linearizable means for a register (P. Gibbons, E. Korach: Testing Shared Memories, SIAM J. Computing
+26, 1997); it does not trust the numbers' order.
 """
 
 from __future__ import annotations
@@ -19,7 +21,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from tests.coherence.history import ABSENT, NEVER, UNKNOWN, History, Read, Way, Write, with_expiries
+from tests.coherence.history import (
+    ABSENT,
+    NEVER,
+    PRESENT,
+    UNKNOWN,
+    History,
+    Read,
+    Told,
+    Way,
+    Write,
+    with_expiries,
+)
 
 
 @dataclass
@@ -28,7 +41,9 @@ class Verdict:
 
     reads: int = 0
     writes: int = 0
+    told: int = 0
     stale: int = 0
+    revealed: int = 0
     inversions: int = 0
     unordered: int = 0
     worst_ms: float = 0.0
@@ -36,7 +51,7 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        return not (self.stale or self.inversions or self.unordered)
+        return not (self.stale or self.revealed or self.inversions or self.unordered)
 
     def note(self, sentence: str) -> None:
         if len(self.findings) < 20:
@@ -45,16 +60,18 @@ class Verdict:
 
 def check(history: History) -> Verdict:
     """Check every key and every path through which it was read."""
-    verdict = Verdict(reads=len(history.reads), writes=len(history.writes))
-    writes = defaultdict(list)
+    verdict = Verdict(reads=len(history.reads), writes=len(history.writes), told=len(history.told))
+    writes, told = defaultdict(list), defaultdict(list)
     reads: dict[int, dict[int, list[Read]]] = defaultdict(lambda: defaultdict(list))
     for write in history.writes:
         writes[write.key].append(write)
+    for each in history.told:
+        told[each.key].append(each)
     for read in history.reads:
         reads[read.key][read.path].append(read)
     for key, paths in reads.items():
         own = with_expiries(writes[key])
-        register = _Register(own)
+        register = _Register(own, told[key])
         for path, share in paths.items():
             share.sort(key=lambda read: read.start)
             numbered = register.follow(share, verdict)
@@ -67,11 +84,32 @@ def check(history: History) -> Verdict:
 class _Register:
     """One key: which numbers a read may return, given when it began and ended."""
 
-    def __init__(self, writes: Sequence[Write]) -> None:
+    def __init__(self, writes: Sequence[Write], told: Sequence[Told] = ()) -> None:
         acknowledged = sorted((w.end, w.number) for w in writes if w.end != NEVER)
         self._ends = [end for end, _ in acknowledged]
         self._greatest = list(accumulate((number for _, number in acknowledged), max))
         self._deletes = sorted(w.number for w in writes if w.is_delete)
+        self._told: list[tuple[int, int]] = []  # by end: what refusals told, and the greatest
+        for each in sorted(told, key=lambda each: each.end):
+            number = max(self._floor_of(each), self._told[-1][1] if self._told else 0)
+            self._told.append((each.end, number))
+
+    def _floor_of(self, told: Told) -> int:
+        """The least number that makes it right, by what was acknowledged or told before it."""
+        floor = max(self._acknowledged_before(told.start), self._told_before(told.start))
+        if told.number == ABSENT:
+            return self._delete_from(floor) if floor else 0
+        if told.number == PRESENT:
+            return floor + 1 if floor in self._deletes else floor
+        return told.number
+
+    def _acknowledged_before(self, moment: int) -> int:
+        before = bisect_left(self._ends, moment)
+        return self._greatest[before - 1] if before else 0
+
+    def _told_before(self, moment: int) -> int:
+        before = bisect_left(self._told, (moment, 0))
+        return self._told[before - 1][1] if before else 0
 
     def follow(self, reads: Sequence[Read], verdict: Verdict) -> list[Read]:
         """Check the reads of one path in order of their starts; the same with numbers for ABSENT.
@@ -87,11 +125,10 @@ class _Register:
                 _, number, ended = heapq.heappop(running)
                 if number > floor:
                     floor, newest = number, ended
-            before = bisect_left(self._ends, read.start)
-            greatest = self._greatest[before - 1] if before else 0
+            greatest, told = self._acknowledged_before(read.start), self._told_before(read.start)
             number = read.number
-            if number == ABSENT and greatest + floor:
-                number = self._delete_from(max(greatest, floor))
+            if number == ABSENT and greatest + floor + told:
+                number = self._delete_from(max(greatest, floor, told))
             if number < greatest:
                 verdict.stale += 1
                 acknowledged = self._ends[bisect_right(self._greatest, number)]
@@ -101,6 +138,9 @@ class _Register:
                     f"{_told(read, number)}, {late:.3f} ms after a greater number was"
                     f" acknowledged, up to {greatest}"
                 )
+            elif number < told:
+                verdict.revealed += 1
+                verdict.note(f"{_told(read, number)}, after a refusal had told of {told}")
             elif number < floor:
                 verdict.inversions += 1
                 assert newest

@@ -45,6 +45,14 @@ def purges_dropped(stack: Stack) -> None:
     _clear_up(stack)
 
 
+def purges_late(stack: Stack) -> None:
+    """In good time, but long after the change was made."""
+    for gate in stack.purge_gates:
+        gate.weather = Weather(late=0.2)
+    time.sleep(2 * stack.lease_seconds)
+    _clear_up(stack)
+
+
 def purges_refused(stack: Stack) -> None:
     for gate in stack.purge_gates:
         gate.weather = Weather(refused=True)
@@ -164,6 +172,7 @@ FAULTS = (
     Fault("stalls", "Any thread may be held up between any two steps.", nothing, stalls=True),
     Fault("purges-lost", "One purge in fifty gets no answer.", purges_lost),
     Fault("purges-dropped", "One node hears no purge (a firewall drops).", purges_dropped),
+    Fault("purges-late", "Purges arrive late at all nodes, but in time.", purges_late),
     Fault("purges-refused", "No node accepts a purge.", purges_refused),
     Fault("leases-slow", "Leases arrive late or too late, and purges are lost.", leases_slow),
     Fault("leases-cut", "No lease arrives.", leases_cut),

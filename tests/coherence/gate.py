@@ -17,6 +17,7 @@ class Weather:
     refused: bool = False  # connections are closed, new ones too
     delay: float = 0.0  # before every answer
     jitter: float = 0.0  # up to so much more
+    late: float = 0.0  # before every request
 
 
 class Gates:
@@ -85,6 +86,8 @@ class Gate:
                 continue
             if is_answer and (weather.delay or weather.jitter):
                 await asyncio.sleep(weather.delay + random.random() * weather.jitter)
+            if not is_answer and weather.late:
+                await asyncio.sleep(weather.late)
             sink.write(data)
             await sink.drain()
         raise ConnectionResetError

@@ -17,6 +17,7 @@ from typing import NamedTuple
 NEVER = 2**63 - 1  # the end of a write that was not acknowledged
 ABSENT = 0  # the number of a read that found no object
 UNKNOWN = -1  # the number of a write whose answer did not tell
+PRESENT = -2  # the number of a refusal that tells no more than that there is an object
 CLOCKS = 2_000_000  # what PostgreSQL's clock may gain on ours within a ttl
 
 
@@ -53,12 +54,27 @@ class Read(NamedTuple):
     way: int = Way.HIT
 
 
-class History:
-    """All writes and reads of one run."""
+class Told(NamedTuple):
+    """What a refusal reveals of an object: it is ABSENT, PRESENT, or has such a number at least."""
 
-    def __init__(self, writes: list[Write] | None = None, reads: list[Read] | None = None) -> None:
+    key: int
+    start: int
+    end: int
+    number: int
+
+
+class History:
+    """All writes, reads and refusals of one run."""
+
+    def __init__(
+        self,
+        writes: list[Write] | None = None,
+        reads: list[Read] | None = None,
+        told: list[Told] | None = None,
+    ) -> None:
         self.writes = writes or []
         self.reads = reads or []
+        self.told = told or []
 
     def add(self, folder: Path) -> None:
         """Add what ``Recorder`` has written there."""
@@ -66,6 +82,8 @@ class History:
             self.writes += map(Write._make, _rows(file, len(Write._fields)))
         for file in folder.glob("*.reads"):
             self.reads += map(Read._make, _rows(file, len(Read._fields)))
+        for file in folder.glob("*.told"):
+            self.told += map(Told._make, _rows(file, len(Told._fields)))
 
 
 def with_expiries(writes: list[Write]) -> list[Write]:
@@ -104,9 +122,10 @@ class Recorder:
     def __init__(self) -> None:
         self.writes = array("q")
         self.reads = array("q")
+        self.told = array("q")
 
     def save(self, folder: Path, name: str) -> None:
-        for kind in ("writes", "reads"):
+        for kind in ("writes", "reads", "told"):
             with (folder / f"{name}.{kind}").open("wb") as file:
                 getattr(self, kind).tofile(file)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from poky import cache, cli, sharing, store
+from poky.api import batches
 from poky.store import pool
 
 
@@ -125,6 +126,24 @@ def no_purge_for_batches() -> None:
     _forget_outbox("delete_many", lambda _: True)
 
 
+def refusals_first() -> None:
+    """A refusal is answered at once, whatever caches know of what it tells."""
+    change_each = store.Store.change_each
+
+    def untold(self: store.Store, *arguments: Any) -> Any:
+        outcomes = change_each(self, *arguments)
+        return [o._replace(outbox_id=None) if o.outbox_id == 0 else o for o in outcomes]
+
+    def tell_of_changes(services: Any, bucket: str, keys: Sequence[str], outcomes: Any) -> None:
+        changed = [(key, o) for key, o in zip(keys, outcomes, strict=True) if o.outbox_id]
+        if changed:
+            ids = [o.outbox_id for _, o in changed]
+            services.caches.purge(bucket, [key for key, _ in changed], ids)
+
+    store.Store.change_each = untold  # type: ignore[method-assign]
+    batches._tell_caches = tell_of_changes
+
+
 def decisions_kept() -> None:
     """A decision is kept, and no statement asks whether it still holds."""
     pool._guarded = lambda policy, statement: statement
@@ -144,7 +163,7 @@ ALTERATIONS = {
     each.__name__: each
     for each in (
         *(slow_reads, stalls, purge_before_commit, nodes_before_commit),
-        *(no_purge_on_insert, no_purge_for_batches, decisions_kept),
+        *(no_purge_on_insert, no_purge_for_batches, refusals_first, decisions_kept),
     )
 }
 

@@ -2,7 +2,8 @@
 
 A *slot* is a key that is written again and again. Each slot belongs to one lane, which writes its
 keys one after the other; a few belong to all lanes, which race for them. A write of unknown outcome
-may take effect at any time, so its key is left alone for ever and the slot gets another.
+may take effect at any time, so its key is left alone for ever and the slot gets another. *Lookers*
+make writes that can only be refused, and record what the refusal tells.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any
 
-from tests.coherence.history import ABSENT, NEVER, UNKNOWN, Recorder, Way
+from tests.coherence.history import ABSENT, NEVER, PRESENT, UNKNOWN, Recorder, Way
 
 AROUND = 100  # added to a path for what Varnish passes by: spellings that must not be cached
 ANY_NODE = 0  # the path of a connection to nginx; the answer tells which node it came from
@@ -54,6 +55,7 @@ class Count(IntEnum):
     UNCONFIRMED = 6  # outcome unknown
     SURPRISES = 7  # an answer that contradicts what was acknowledged before
     MIXED = 8  # a body that does not belong to its key, or not to its ETag
+    TOLD = 9  # refusals that tell of the object
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Plan:
     readers: int = 2
     slots: int = 24
     contested: int = 2
+    lookers: int = 2
     pause: float = 0.004
     ttl: int = 0  # seconds that half of what one lane writes lives, 0: all of it for ever
 
@@ -326,7 +329,7 @@ class _Lane:
         self._generations = generations
         self._recorder = recorder
         self._random = random.Random(1000 + number)
-        self._port = plan.write_ports[number]
+        self._port = plan.write_ports[number % len(plan.write_ports)]
         self._socket: socket.socket | None = None
         lanes = len(plan.write_ports)
         self._own = [s for s in range(plan.contested, plan.slots) if s % lanes == number]
@@ -335,6 +338,8 @@ class _Lane:
         # The number of each of our objects, and its tag; ABSENT where there is none.
         self._numbers = dict.fromkeys(self._own, ABSENT)
         self._tags: dict[int, str] = {}
+        # Of the objects of all lanes, what ours were when we wrote them.
+        self._held: dict[int, tuple[int, str]] = {}
         # Of objects that expire: when that may be, and until when they are mostly left alone.
         self._expiring: dict[int, int] = {}
         self._resting: dict[int, int] = {}
@@ -354,7 +359,7 @@ class _Lane:
         slot = self._random.choice(own)
         chance = self._random.random()
         if chance < 0.1 and self._shared:
-            self._put(self._random.choice(self._shared))
+            self._race(self._random.choice(self._shared))
         elif chance < 0.25:
             self._put_many(self._random.sample(own, min(4, len(own))))
         elif chance < 0.30:
@@ -365,6 +370,49 @@ class _Lane:
             self._put(slot, self._condition(slot))
         else:
             self._put(slot)
+
+    def _race(self, slot: int) -> None:
+        """Write what all lanes write; mostly only if it is still what we wrote last."""
+        number, tag = self._held.pop(slot, (0, ""))
+        condition = f"If-Match: {tag}\r\n" if tag and self._random.random() < 0.7 else ""
+        key, path = self._key(slot)
+        answer = self._exchange("PUT", path, self._value(slot).encode(), condition)
+        if answer.status == 200:
+            self._record(key, answer, answer.number, is_delete=False)
+            found = _ETAG.search(answer.head)
+            assert found
+            self._held[slot] = answer.number, f'"{found[1].decode()}-{found[2].decode()}"'
+        elif answer.status == 412 and condition:
+            self._tell(key, answer, number + 1)
+        else:
+            self._not_written([slot], answer)
+
+    def look(self) -> None:
+        """Ask for deletes where there is no object: refusals that tell of other lanes' writes."""
+        while not self._counts[Count.STOP]:
+            self._look(self._random.sample(range(self._plan.contested, self._plan.slots), 4))
+            time.sleep(self._plan.pause * self._random.random() * 10)
+
+    def _look(self, slots: Sequence[int]) -> None:
+        keys = [self._key(slot) for slot in slots]
+        if self._random.random() < 0.5:
+            key, path = keys[0]
+            answer = self._exchange("DELETE", path, condition="If-None-Match: *\r\n")
+            if answer.status in (404, 412):
+                self._tell(key, answer, ABSENT if answer.status == 404 else PRESENT)
+            return
+        names = [path.rpartition("/")[2] for _, path in keys]
+        items = [{"key": name, "if_none_match": "*"} for name in names]
+        answer = self._exchange("DELETE", f"/multi/{self._plan.bucket}", json.dumps(items).encode())
+        if answer.status == 200:
+            for (key, _), outcome in zip(keys, json.loads(answer.body), strict=True):
+                is_missing = outcome["result"] == "missing"
+                self._counts[Count.SURPRISES] += outcome["result"] == "deleted"
+                self._tell(key, answer, ABSENT if is_missing else PRESENT)
+
+    def _tell(self, key: int, answer: _Answer, number: int) -> None:
+        self._recorder.told.extend((key, answer.start, answer.end, number))
+        self._counts[Count.TOLD] += 1
 
     def _condition(self, slot: int) -> str:
         if self._numbers[slot] == ABSENT:
@@ -530,11 +578,15 @@ class _Lane:
 
 
 def _write(plan: Plan, counts: Any, generations: Any, number: int) -> None:
-    recorders = [Recorder() for _ in plan.write_ports]
+    writers = len(plan.write_ports)
+    recorders = [Recorder() for _ in range(writers + plan.lookers)]
     lanes = [
         _Lane(plan, counts, generations, recorder, lane) for lane, recorder in enumerate(recorders)
     ]
-    threads = [threading.Thread(target=lane.run, daemon=True) for lane in lanes]
+    threads = [
+        threading.Thread(target=lane.run if number < writers else lane.look, daemon=True)
+        for number, lane in enumerate(lanes)
+    ]
     for thread in threads:
         thread.start()
     for lane, (thread, recorder) in enumerate(zip(threads, recorders, strict=True)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tests.coherence.faults import FAULTS, NONE, Fault, leases_late
+from tests.coherence.faults import FAULTS, NONE, Fault, leases_late, purges_late
 
 _SLOW_READS = next(fault for fault in FAULTS if fault.name == "slow-reads")
 _PURGES_DROPPED = next(fault for fault in FAULTS if fault.name == "purges-dropped")
@@ -74,6 +74,12 @@ SABOTAGES = (
         "A write reads the nodes before its commit; one that joins meanwhile is not purged.",
         _PURGES_DROPPED,
         alterations="nodes_before_commit",
+    ),
+    Sabotage(
+        "refusals-first",
+        "A refusal is answered before the caches know what it tells.",
+        Fault("", "", purges_late),
+        alterations="refusals_first",
     ),
     Sabotage(
         "expiry-ignored",
