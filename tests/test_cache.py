@@ -14,6 +14,7 @@ import psycopg2
 import pytest
 from click.testing import CliRunner
 
+from poky.access import Token
 from poky.api import LEASE_ROUTES, Services, application
 from poky.background import Background
 from poky.cache import Caches
@@ -561,6 +562,58 @@ def test_the_command(
     wait_until(lambda: takes_part(store))
     run("remove", "one")
     assert store.nodes() == []
+
+
+def token_command(database: Database, *words: str, stdin: str = "", status: int = 0) -> str:
+    """Run poky token as the owner, and return what it printed on stdout."""
+    words = ("token", *words, "-d", database.dsn_owner)
+    result = CliRunner().invoke(poky, words, input=stdin)
+    assert result.exit_code == status, result.output
+    return result.stdout
+
+
+def make_token(database: Database, name: str) -> None:
+    with closing(database.connect()) as connection, connection:
+        row = (name[-12:].rjust(12, "0").replace("-", "0"), name, "0" * 64, ["read:x"])
+        connection.cursor().execute("SELECT poky.create_token(%s, %s, %s, %s, NULL)", row)
+
+
+@pytest.mark.slow
+def test_a_revocation_is_told_again_until_it_is_confirmed(
+    leased: Caches, database: Database, store: Store, bucket: str, node: FakeCache
+) -> None:
+    """The writer of the first one died between its commit and the purge."""
+    make_token(database, bucket)
+    with closing(database.connect()) as connection, connection:
+        connection.cursor().execute("SELECT poky.revoke_token(%s)", [bucket])
+    assert node.told == []
+    assert token_command(database, "revoke", bucket) == f"{bucket}: revoked\n"
+    assert node.told == ["/policy"]
+    token_command(database, "apply", "--check", stdin="[]")
+    assert node.told == ["/policy"]
+    # A declaration that is applied again as well, though it changes nothing.
+    token_command(database, "apply", stdin="[]")
+    assert node.told == ["/policy", "/policy"]
+    node.is_silent = True
+    assert ask_for_lease(leased, "one")[0] == "200 OK"
+    token_command(database, "apply", stdin="[]")
+    assert only(store).drained
+
+
+@pytest.mark.slow
+def test_a_secret_is_shown_although_the_caches_cannot_be_told(
+    leased: Caches, database: Database, store: Store, bucket: str, node: FakeCache
+) -> None:
+    """It is made, and shown only once. The lock on its row keeps a cache from its suspension."""
+    node.is_silent = True
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT FROM poky.cache_node FOR UPDATE")
+        shown = token_command(database, "create", bucket, "--grant", "read:x", status=1)
+        assert Token.parse(shown.strip())
+        assert token_command(database, "show", bucket)
+        connection.rollback()
+    token_command(database, "revoke", bucket)
+    assert only(store).drained
 
 
 def test_the_command_names_what_is_wrong(database: Database, store: Store) -> None:

@@ -95,6 +95,8 @@ RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = poky, pg_temp
 AS $$
+DECLARE
+    v_constraint text;
 BEGIN
     PERFORM poky._check_grants(p_grants);
     INSERT INTO poky.token (id, name, hash, grants, expires_at)
@@ -102,10 +104,19 @@ BEGIN
     RETURN poky._change_policy();
 EXCEPTION
     WHEN unique_violation THEN
+        GET STACKED DIAGNOSTICS v_constraint = CONSTRAINT_NAME;
+        IF v_constraint = 'token_pkey' THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'PK409',
+                HINT = 'token_id_used',
+                MESSAGE = format('The id of the token %s is that of another token, which may be'
+                    ' revoked: generate another one.', p_name);
+        END IF;
         RAISE EXCEPTION USING
             ERRCODE = 'PK409',
             HINT = 'token_exists',
-            MESSAGE = format('There is a token named %s already.', p_name);
+            MESSAGE = format('There is a token named %s already: rotate it, or choose another'
+                ' name.', p_name);
     WHEN check_violation THEN
         RAISE EXCEPTION USING
             ERRCODE = 'PK400',
@@ -164,15 +175,18 @@ CREATE OR REPLACE FUNCTION poky.revoke_token(p_name text) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = poky, pg_temp
 AS $$
-DECLARE
-    v_token poky.token := poky._token_for_update(p_name);
 BEGIN
-    UPDATE poky.token SET revoked_at = clock_timestamp() WHERE id = v_token.id;
+    UPDATE poky.token SET revoked_at = clock_timestamp()
+    WHERE name = p_name AND revoked_at IS NULL;
+    -- Said again, it is announced again: the first announcement may not have been confirmed.
+    IF NOT FOUND AND NOT EXISTS (SELECT FROM poky.token WHERE name = p_name) THEN
+        PERFORM poky._token_for_update(p_name);
+    END IF;
     RETURN poky._change_policy();
 END;
 $$;
 COMMENT ON FUNCTION poky.revoke_token IS
-'End a token for good; it counts as revoked when the caches have confirmed. PK404.';
+'End a token for good; it counts as revoked when the caches have confirmed. The same again for one that is revoked. PK404.';
 
 CREATE OR REPLACE FUNCTION poky.publish_bucket(p_bucket text, p_public_read boolean) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER

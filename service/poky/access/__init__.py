@@ -6,6 +6,15 @@ themselves, ``gate`` decides for requests. Knows the store; knows nothing of rou
 
 from poky.access.gate import Decision, Gate, Verdict
 from poky.access.grants import RIGHTS, Grants
-from poky.access.tokens import Token
+from poky.access.tokens import Token, are_id_and_hash, check_name
 
-__all__ = ["RIGHTS", "Decision", "Gate", "Grants", "Token", "Verdict"]
+__all__ = [
+    "RIGHTS",
+    "Decision",
+    "Gate",
+    "Grants",
+    "Token",
+    "Verdict",
+    "are_id_and_hash",
+    "check_name",
+]

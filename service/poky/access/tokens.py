@@ -17,7 +17,21 @@ _ALPHABET = string.ascii_letters + string.digits
 _ID_LENGTH = 12
 _SECRET_LENGTH = 32  # 190 bits
 _FORM = re.compile(rf"poky_([A-Za-z0-9]{{{_ID_LENGTH}}})_([A-Za-z0-9]{{{_SECRET_LENGTH}}})")
+_ID = re.compile(rf"[A-Za-z0-9]{{{_ID_LENGTH}}}")
+_HASH = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,128}")
 _CREDENTIALS_BYTES = 512
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError, with a sentence, if no token can be called that."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"“{name}” is no name: use 1 to 128 characters of A-Z a-z 0-9 _ . @ -")
+
+
+def are_id_and_hash(id: str, hash: str) -> bool:
+    """Whether they have the form of what is kept of a token."""
+    return bool(_ID.fullmatch(id) and _HASH.fullmatch(hash))
 
 
 class Token(NamedTuple):

@@ -26,7 +26,9 @@ from poky.http import Environ, Refused, refuse, text
 from poky.store import Expiry
 
 _DIGESTS = {"Content-Digest": "HTTP_CONTENT_DIGEST", "Repr-Digest": "HTTP_REPR_DIGEST"}
-_BYTE_SEQUENCE = re.compile(":([A-Za-z0-9+/=]*):")
+_BYTE_SEQUENCE = re.compile(":([A-Za-z0-9+/=]*):(?:[ \t]*;.*)?")
+# Of the header Digest, which came before them (RFC 3230; RFC 5843).
+_OLDER_DIGESTS = {"md5": "md5", "sha": "sha1", "sha-256": "sha256", "sha-512": "sha512"}
 _DICTIONARY_MEMBER = re.compile(r"[a-z*][a-z0-9_.*-]*=.*")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _SECONDS = re.compile("[0-9]{1,20}")
@@ -187,6 +189,10 @@ def read_body(environ: Environ) -> bytes:
     body: bytes = environ.pop("wsgi.input").read()  # the only reference
     if "HTTP_CONTENT_MD5" in environ:
         _check_digest("Content-MD5", "md5", environ["HTTP_CONTENT_MD5"], body)
+    for part in environ.get("HTTP_DIGEST", "").split(","):
+        name, _, value = part.strip(" \t").partition("=")
+        if name.lower() in _OLDER_DIGESTS:
+            _check_digest("Digest", _OLDER_DIGESTS[name.lower()], value, body)
     for header, variable in _DIGESTS.items():
         if variable not in environ:
             continue

@@ -138,8 +138,6 @@ class Caches:
         Waits for the caches' answers, but not for leases: ``done`` may be called later, in another
         thread.
         """
-        if not self._has_tasks:
-            self._start_tasks()
         paths = [f"/kv/{bucket}/{key}" for bucket, key in dict.fromkeys(objects)]
 
         def confirm() -> None:
@@ -149,7 +147,10 @@ class Caches:
         try:
             with _unacknowledged():
                 # Read after the commit: a node that joined since must be purged as well.
-                pending = self._purge_nodes(self._store.nodes(), paths)
+                nodes = self._store.nodes()
+                if nodes and not self._has_tasks:
+                    self._start_tasks()
+                pending = self._purge_nodes(nodes, paths) if nodes else []
                 if pending and self._may_wait:
                     self._require_place()
         except StoreError as error:
@@ -171,17 +172,17 @@ class Caches:
             self.purge_all()
         self._confirmed.append(outbox_id)
 
-    def forget_policy(self, outbox_id: int) -> None:
+    def forget_policy(self, *outbox_ids: int) -> None:
         """Return when no cache decides by the tokens and public buckets of before any more.
 
-        To be called after the commit of the change and before its acknowledgement.
+        To be called after the commit of the changes and before their acknowledgement.
         """
         with _unacknowledged():
             pending = self._purge_nodes(self._store.nodes(), [POLICY_PATH])
             if pending and self._may_wait:
                 self._require_place()
                 self._await_leases(pending)
-        self._confirmed.append(outbox_id)
+        self._confirmed.extend(outbox_ids)
 
     def purge_keys(self, bucket: str, keys: Sequence[str]) -> None:
         """Purge these keys everywhere, and wait for the leases of nodes that do not confirm."""

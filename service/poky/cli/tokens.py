@@ -1,23 +1,19 @@
 """``poky token``: who may do what (docs/security.md)."""
 
-import re
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from poky.access import Grants, Token
+from poky.access import Grants, Token, check_name
 from poky.cli.context import Failed, as_json, dsn_option, open_caches, open_store
 from poky.cli.declared import apply_tokens
+from poky.cli.durations import read_end
 from poky.cli.output import print_json, print_table
 from poky.store import Store, TokenRow
-
-_UNITS = {"m": 60, "h": 3600, "d": 86_400}
-_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,128}")
 
 grant_option = click.option(
     "--grant",
@@ -48,16 +44,12 @@ def create_token(
     name: str, grants: tuple[str, ...], expires: str | None, dsn: str | None, as_json: bool
 ) -> None:
     """Create a token and show it, once: only a hash of its secret is kept."""
-    mistakes = []
-    if not _NAME.fullmatch(name):
-        mistakes.append(f"“{name}” is no name: use 1 to 128 characters of A-Z a-z 0-9 _ . @ -")
-    parsed, until = _read(grants, expires, mistakes)
-    if mistakes:
-        raise click.UsageError("; ".join(mistakes) + ". Nothing was changed.")
+    parsed, until = _read(name, grants, expires)
     made = Token.create()
     with _changing(dsn) as (store, confirm):
-        confirm(store.create_token(made.id, name, made.hash, parsed.texts, until))
-    _show_secret(name, made, as_json)
+        outbox_id = store.create_token(made.id, name, made.hash, parsed.texts, until)
+        _show_secret(name, made, as_json)  # also if the caches cannot be told
+        confirm(outbox_id)
 
 
 @token.command("list")
@@ -112,18 +104,20 @@ def show_token(name: str, dsn: str | None, as_json: bool) -> None:
 @dsn_option
 @as_json
 def rotate_token(name: str, finish: bool, dsn: str | None, as_json: bool) -> None:
-    """Give a token a second secret and show it; both are valid until --finish."""
+    """Give a token a second secret and show it; both are valid until --finish.
+
+    Rotated once more before that, it keeps the newer two.
+    """
     with _changing(dsn) as (store, confirm):
         found = _find(store, name)
         if finish:
             confirm(store.rotate_token(name, None, False))
+            _show_done(name, "its previous secret is refused everywhere", as_json)
         else:
             made = Token.create(found.id)
-            confirm(store.rotate_token(name, made.hash, True))
-    if finish:
-        _show_done(name, "its previous secret is refused everywhere", as_json)
-    else:
-        _show_secret(name, made, as_json)
+            outbox_id = store.rotate_token(name, made.hash, True)
+            _show_secret(name, made, as_json)
+            confirm(outbox_id)
 
 
 @token.command("revoke")
@@ -131,7 +125,10 @@ def rotate_token(name: str, finish: bool, dsn: str | None, as_json: bool) -> Non
 @dsn_option
 @as_json
 def revoke_token(name: str, dsn: str | None, as_json: bool) -> None:
-    """End a token; returns when it opens nothing any more, at any instance or cache."""
+    """End a token; returns when it opens nothing any more, at any instance or cache.
+
+    To be said again if it was not acknowledged.
+    """
     with _changing(dsn) as (store, confirm):
         confirm(store.revoke_token(name))
     _show_done(name, "revoked", as_json)
@@ -147,14 +144,14 @@ def apply(check: bool, dsn: str | None, as_json: bool) -> None:
     Each item has name, grants, and either token (the whole text) or id and hash; optionally
     expires, and "state": "absent". Tokens that the list does not name stay as they are.
     """
-    text = sys.stdin.read()
+    text = sys.stdin.buffer.read()
     with _changing(dsn) as (store, confirm):
         try:
-            done = apply_tokens(store, text, _until, check=check)
+            done = apply_tokens(store, text, check=check)
         except ValueError as error:
             raise Failed(f"{error}. Nothing was changed.", code="bad_declaration") from None
-        for outbox_id in done.outbox_ids:
-            confirm(outbox_id)
+        if not check:  # also without a change: the previous time may not have been acknowledged
+            confirm(*done.outbox_ids)
     if as_json:
         print_json({"changes": done.changes, "undeclared": done.undeclared})
         return
@@ -178,14 +175,14 @@ def generate(as_json: bool) -> None:
 
 
 @contextmanager
-def _changing(dsn: str | None) -> Iterator[tuple[Store, Any]]:
-    """A store for administration, and what confirms a change at all caches before it counts."""
+def _changing(dsn: str | None) -> Iterator[tuple[Store, Callable[..., None]]]:
+    """A store for administration, and what confirms changes at all caches before they count."""
     with open_store(dsn, as_owner=True) as store, open_caches(store) as caches:
 
-        def confirm(outbox_id: int | None) -> None:
-            if outbox_id is not None:
-                caches.forget_policy(outbox_id)
-                store.confirm([outbox_id])
+        def confirm(*outbox_ids: int | None) -> None:
+            ids = [each for each in outbox_ids if each is not None]
+            caches.forget_policy(*ids)
+            store.confirm(ids)
 
         yield store, confirm
 
@@ -197,35 +194,23 @@ def _find(store: Store, name: str) -> TokenRow:
     raise Failed(f"There is no token named {name}. See: poky token list", code="token_not_found")
 
 
-def _read(
-    grants: tuple[str, ...], expires: str | None, mistakes: list[str]
-) -> tuple[Grants, int | None]:
-    parsed, until = Grants(()), None
-    try:
-        parsed = Grants.parse(grants)
-    except ValueError as error:
-        mistakes.append(str(error))
-    try:
-        until = _until(expires)
-    except ValueError as error:
-        mistakes.append(str(error))
+def _read(name: str, grants: tuple[str, ...], expires: str | None) -> tuple[Grants, int | None]:
+    """What a new token is to be; click.UsageError names every mistake."""
+    mistakes = []
+
+    def told(read: Callable[[Any], Any], given: object) -> Any:
+        try:
+            return read(given)
+        except ValueError as error:
+            mistakes.append(str(error))
+            return None
+
+    told(check_name, name)
+    parsed = told(Grants.parse, grants)
+    until = None if expires is None else told(read_end, expires)
+    if mistakes:
+        raise click.UsageError("; ".join(mistakes) + ". Nothing was changed.")
     return parsed, until
-
-
-def _until(text: str | None) -> int | None:
-    """Seconds since 1970; ValueError with a sentence."""
-    if text is None:
-        return None
-    if match := re.fullmatch(r"([1-9][0-9]{0,5})([mhd])", text):
-        return int(time.time()) + int(match[1]) * _UNITS[match[2]]
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"“{text}” is no end: write 90d, 12h, 30m or 2027-06-30") from None
-    seconds = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-    if seconds <= time.time():
-        raise ValueError(f"“{text}” has passed already: choose a later end")
-    return seconds
 
 
 def _shown(row: TokenRow) -> dict[str, Any]:

@@ -50,6 +50,7 @@ CODES = {
     "rights_missing": "The database's user lacks rights: serve as poky_service, act as the owner.",
     "schema_missing": "The database has no schema that suits this release: run poky migrate.",
     "token_exists": "There is a token of that name already.",
+    "token_id_used": "The token's id is that of another one, which may be revoked.",
     "token_not_found": "There is no token of that name.",
     "too_many_followers": "Too many requests wait for changes. Try again shortly.",
 }
