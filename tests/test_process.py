@@ -371,6 +371,9 @@ TAKEN = "the port that is taken"
         ({"LISTEN": "a..b"}, "a..b: no name.* Set POKY_LISTEN"),
         ({"LISTEN": "a" * 300}, "no name.* Set POKY_LISTEN"),
         ({"LISTEN": "fe80::1"}, "See POKY_LISTEN and POKY_PORT"),
+        ({"ADMIN_LISTEN": "/"}, "no socket. Set POKY_ADMIN_LISTEN"),
+        ({"ADMIN_LISTEN": "/nowhere/x"}, "No such file or directory. Set POKY_ADMIN_LISTEN"),
+        ({"ADMIN_LISTEN": "/tmp/" + "a" * 200}, "too long. Set POKY_ADMIN_LISTEN"),
     ],
 )
 def test_an_address_that_cannot_be_listened_on_is_one_sentence(
@@ -389,6 +392,42 @@ def test_an_address_that_cannot_be_listened_on_is_one_sentence(
     assert re.search(f"cannot listen on .*{sentence}", said[0]), said
     assert "Errno" not in said[0]
     assert "(" not in said[0]
+
+
+def test_the_admin_listener_may_be_a_socket_of_its_user(
+    database: Database, log: Path, tmp_path: Path
+) -> None:
+    """Where others share the machine: they reach its loopback addresses."""
+    path = tmp_path / "ad min"
+    with running(database.dsn_service, log, admin_listen=str(path)) as service:
+        assert path.stat().st_mode & 0o777 == 0o660
+        said = service.client().put("/buckets/x").detail
+        command = re.search(r"curl -X PUT (--unix-socket .* http://localhost)/buckets/NAME", said)
+        assert command
+        for words in ("-X PUT {}/buckets/by-socket", "{}/metrics", "{}/status"):
+            line = f"curl -sS --fail {words.format(command[1])}"
+            subprocess.run(["bash", "-c", line], check=True, capture_output=True)
+        assert command[1] in service.client().get("/").body.decode()
+        with pytest.raises(OSError):  # noqa: PT011 - refused
+            service.admin().get("/status")
+        other = Service("host=/nowhere", tmp_path / "other", {"POKY_ADMIN_LISTEN": str(path)})
+        other.start(wait=False)
+        assert other.process
+        assert other.process.wait(20) == 1
+        assert "another program does" in other.log.read_text()
+    # What a process left behind that was killed is in nobody's way.
+    assert path.is_socket()
+    with running(database.dsn_service, log, admin_listen=str(path)):
+        subprocess.run(["bash", "-c", line], check=True, capture_output=True)
+
+
+def test_no_file_is_removed_for_a_socket(log: Path, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("mine")
+    service = Service("host=/nowhere", log, {"POKY_ADMIN_LISTEN": str(path)}).start(wait=False)
+    assert service.process
+    assert service.process.wait(20) == 1
+    assert path.read_text() == "mine"
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
@@ -727,6 +766,17 @@ def poky(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Compl
         timeout=60,
         check=False,
     )
+
+
+def test_nothing_that_is_deprecated_is_used(database: Database, log: Path) -> None:
+    """Such as Bottle(autojson=False): it works on until a release of a library ends it."""
+    service = Service(database.dsn_service, log, {"PYTHONWARNINGS": "default"})
+    try:
+        service.start()
+        assert service.client().get("/help").status == 200
+    finally:
+        service.stop()
+    assert "Deprecat" not in log.read_text()
 
 
 def test_the_command_explains_itself() -> None:

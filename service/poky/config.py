@@ -7,6 +7,7 @@ environment file and ``poky config`` are checked against this table. Knows nothi
 import ipaddress
 import os
 import re
+import shlex
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -115,7 +116,11 @@ class Config:
     home: str = setting("", "Where the embedded PostgreSQL lives. Empty: the user's data folder.")
     listen: str = setting("127.0.0.1", "The address to serve on.")
     port: int = setting(8081, "The port to serve on.", at_least=1, at_most=65535)
-    admin_listen: str = setting("127.0.0.1", "The admin listener's address: keep it private.")
+    admin_listen: str = setting(
+        "127.0.0.1",
+        "The admin listener's address: keep it private. Or the path of a Unix socket (/…), for its"
+        " user, group and root alone.",
+    )
     admin_port: int = setting(
         0, "The admin listener's port (/metrics, /buckets). 0: POKY_PORT + 1000.", at_most=65535
     )
@@ -354,7 +359,12 @@ class Config:
 
 
 def url_of(address: str, port: int) -> str:
-    """A URL that reaches a listener at this address from the same machine."""
+    """A URL that reaches a listener at this address from the same machine.
+
+    Of a Unix socket, with what curl needs before it.
+    """
+    if is_path(address):
+        return f"--unix-socket {shlex.quote(address)} http://localhost"
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:
@@ -362,6 +372,11 @@ def url_of(address: str, port: int) -> str:
     if ip.is_unspecified:
         ip = ipaddress.ip_address("127.0.0.1" if ip.version == 4 else "::1")
     return f"http://[{ip}]:{port}" if ip.version == 6 else f"http://{ip}:{port}"
+
+
+def is_path(address: str) -> bool:
+    """Whether a listener's address is the path of a Unix socket."""
+    return address.startswith("/")
 
 
 def unknown_settings(env: Mapping[str, str] = os.environ) -> list[str]:

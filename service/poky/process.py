@@ -34,7 +34,7 @@ from poky.api import (
 )
 from poky.background import Background
 from poky.cache import Caches
-from poky.config import Config
+from poky.config import Config, is_path
 from poky.feed import Feed
 from poky.health import Health
 from poky.http import Budget, CannotListen, Server
@@ -164,7 +164,9 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
             late=writes.late,
         ),
         Server(
-            (config.admin_listen, config.admin_port),
+            config.admin_listen
+            if is_path(config.admin_listen)
+            else (config.admin_listen, config.admin_port),
             application(
                 ADMIN_ROUTES, services._replace(stages=None), door=partial(of_known_host, config)
             ),
@@ -202,11 +204,11 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
     gc.freeze()
     sys.setswitchinterval(0.001)
     log.info(
-        "release %s serves http://%s:%d, admin on port %d",
+        "release %s serves http://%s:%d, admin on %s",
         config.release,
         config.listen,
         config.port,
-        config.admin_port,
+        config.admin_listen if is_path(config.admin_listen) else f"port {config.admin_port}",
     )
     notify(f"READY=1\nSTATUS=serving on {config.listen}:{config.port}")
     # On a thread of its own: it writes, and a terminal may be held.
@@ -266,7 +268,8 @@ def _listen(listeners: Sequence[Server]) -> bool:
         try:
             listener.prepare()
         except CannotListen as error:
-            address, port = listener.bind_addr
+            at = listener.bind_addr
+            address, port = (at, 0) if isinstance(at, str) else at
             log.error("%s", why_not(error.__cause__, str(address), int(port), prefix))
             return False
     return True
@@ -282,6 +285,12 @@ def why_not(error: BaseException | None, address: str, port: int, prefix: str) -
             " to an address of this machine: 127.0.0.1, 0.0.0.0 for all, ::1 without brackets."
         )
     code = error.errno if isinstance(error, OSError) else None
+    if is_path(address):
+        reason = {
+            errno.EADDRINUSE: "another program does",
+            errno.EEXIST: "there is a file that is no socket",
+        }.get(code or 0) or getattr(error, "strerror", None)
+        return f"cannot listen on {address}: {reason or error}. Set {listen} to another path."
     if code == errno.EADDRINUSE:
         return (
             f"cannot listen on port {port} of {address}: another program does. Stop it, or choose"

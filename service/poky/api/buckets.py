@@ -2,6 +2,7 @@
 
 from poky.api.request import read_query, require_bucket
 from poky.api.services import Services
+from poky.config import url_of
 from poky.http import Answer, Environ, bare, json, refuse
 
 
@@ -63,7 +64,7 @@ def _require_tokens(services: Services) -> None:
         raise refuse(
             403,
             "admin_listener_needed",
-            "Buckets are created and dropped on the admin listener:"
-            f" http://{services.config.admin_listen}:{services.config.admin_port}/buckets/NAME,"
+            "Buckets are created and dropped on the admin listener: curl -X PUT"
+            f" {url_of(services.config.admin_listen, services.config.admin_port)}/buckets/NAME,"
             " or by: poky bucket create NAME.",
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import resource
 import socket
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -139,6 +142,22 @@ class Server(wsgi.Server):
             raise
         return bound
 
+    def bind_unix_socket(self, bind_addr: str) -> socket.socket:
+        """As cheroot, but for this user, its group and root alone.
+
+        Nothing is removed for it but a socket that no program listens on.
+        """
+        mask = os.umask(0o117)
+        try:
+            _require_free(bind_addr)
+            bound: socket.socket = super().bind_unix_socket(bind_addr)  # type: ignore[no-untyped-call]
+        except OSError as error:
+            self._bind_error = error
+            raise
+        finally:
+            os.umask(mask)
+        return bound
+
     def process_conn(self, conn: StreamingConnection) -> None:
         """Register an accepted connection; 503 above `max_connections`."""
         excess = len(self.connections) - self.max_connections
@@ -204,3 +223,12 @@ class Server(wsgi.Server):
     def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
         """Route cheroot's messages to the log."""
         log.log(level, "%s", msg, exc_info=traceback)
+
+
+def _require_free(path: str) -> None:
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        with socket.socket(socket.AF_UNIX) as other, suppress(ConnectionRefusedError):
+            other.connect(path)
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
