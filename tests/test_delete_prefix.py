@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from poky.api import batches
@@ -73,6 +75,26 @@ def test_more_than_one_transaction(client: Client, bucket: str) -> None:
     answer = client.delete(f"/kv/{bucket}?prefix=k&confirm=k")
     assert (answer.status, answer.json()) == (200, {"deleted": 2500, "more": False})
     assert keys_of(client, bucket) == ["other"]
+
+
+@pytest.mark.inside
+def test_a_failure_after_some_were_deleted_is_not_told_as_if_none_were(
+    client: Client, bucket: str, database: Database
+) -> None:
+    """503 without Poky-Outcome would say that nothing was done; and so it is the next time."""
+    fill(client, bucket, *(f"k{number:04}" for number in range(1500)))
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT poky.put(%s, 'k1200', 'locked', 'text/plain')", [bucket])
+        answer = client.delete(f"/kv/{bucket}?prefix=k&confirm=k")
+        assert (answer.status, answer.json()) == (200, {"deleted": 1000, "more": True})
+        answer = client.delete(f"/kv/{bucket}?prefix=k&confirm=k")
+        assert answer.status == 503
+        assert "Poky-Outcome" not in answer.headers
+        connection.rollback()
+    assert client.delete(f"/kv/{bucket}?prefix=k&confirm=k").json() == {
+        "deleted": 500,
+        "more": False,
+    }
 
 
 def test_every_key_is_purged(

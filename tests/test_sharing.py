@@ -446,6 +446,24 @@ def test_each_refusal_is_purged_alone_and_among_others(
     assert outcomes[refused].outbox_id == 0
 
 
+@pytest.mark.parametrize("kind", ["partitioned"])
+@pytest.mark.parametrize("company", [0, 1])
+def test_that_a_bucket_is_gone_is_told_to_the_caches_first(store: Store, company: int) -> None:
+    """Its drop, by another client, may not be acknowledged yet."""
+    caches = NoCaches()
+    writes = Writes(store, caches, THREADS)
+    store.register_node("node", "http://127.0.0.1:1")
+    store.drop_bucket("b", keys=True)
+    told = Told(1 + company)
+    for number in range(1 + company):
+        bucket = "ba"[number]
+        writes.add(Writing(put_of("k", b"1", bucket), None, told.done(number)))
+    writes.after_turn(not company)
+    gone = told.all()[0]
+    assert isinstance(gone, StoreError) or gone.outcome == "no bucket"
+    assert ("b", "k") in caches.told
+
+
 def test_the_order_is_commit_then_caches_then_answers(store: Store, own_database: Database) -> None:
     store.register_node("node", "http://127.0.0.1:1")
     told = Told(4)
@@ -609,7 +627,7 @@ def test_slow_work_does_not_delay_probes_reads_and_writes(
 
 
 def test_what_a_refusal_tells_is_told_to_the_caches_first(
-    own_database: Database, tmp_path: Path
+    own_database: Database, tmp_path: Path, kind: str
 ) -> None:
     with (
         FakeCache("one") as node,
@@ -629,6 +647,46 @@ def test_what_a_refusal_tells_is_told_to_the_caches_first(
         assert node.told == [
             f"/kv/a/{key}" for key in ("gone", "absent", "x", "y", "z", "there", "there")
         ]
+        if kind == "flat":
+            return  # a bucket that is missing is made
+        del node.told[:]
+        assert client.put("/kv/none/p", b"1").code == "bucket_not_found"
+        assert client.delete("/kv/none/d").code == "bucket_not_found"
+        for method in ("PUT", "DELETE"):
+            items = [{"key": method, **({"data": ""} if method == "PUT" else {})}]
+            assert client.batch(method, "none", items).code == "bucket_not_found"
+        assert node.told == [f"/kv/none/{key}" for key in ("p", "d", "PUT", "DELETE")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_the_only_thread_looks_for_work_however_much_there_is(
+    own_database: Database, tmp_path: Path
+) -> None:
+    """It makes writes without an end; a watchdog ends what has not looked for 20 s."""
+    over = time.monotonic() + 27
+    with running(own_database.dsn_service, tmp_path / "log", threads="1") as service:
+        service.admin().request("PUT", "/buckets/a")
+
+        def load(number: int) -> set[int]:
+            client, statuses = service.client(), set()
+            while time.monotonic() < over:
+                statuses.add(client.put(f"/kv/a/{number % 3}", b"x").status)
+                statuses.add(client.get(f"/kv/a/{number % 3}").status)
+            return statuses
+
+        with ThreadPoolExecutor(6) as pool:
+            loads = [pool.submit(load, number) for number in range(6)]
+            slowest = 0.0
+            while time.monotonic() < over:
+                began = time.monotonic()
+                assert service.client().get("/status").status == 200
+                slowest = max(slowest, time.monotonic() - began)
+                time.sleep(0.2)
+        assert set().union(*(each.result() for each in loads)) == {200}
+        assert slowest < 5
+        assert service.stop() == 0
+        assert "looked for work" not in service.log.read_text()
 
 
 def test_a_silent_cache_delays_no_write_of_another_key_for_long(

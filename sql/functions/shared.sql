@@ -86,7 +86,11 @@ BEGIN
             END IF;
         END IF;
         IF v_id IS NULL THEN
-            v_outcome := (NULL, 'no bucket', NULL, NULL, NULL, NULL, NULL)::poky.outcome;
+            -- Caches may not have heard of its drop.
+            v_outcome := (
+                NULL, 'no bucket', NULL, NULL, NULL,
+                CASE WHEN EXISTS (SELECT FROM poky.cache_node) THEN 0 END, NULL
+            )::poky.outcome;
         ELSE
             v_needs_plan := v_leaf IS NOT NULL
                 AND (p_are_deletes[v_ordinal] OR p_if_match[v_ordinal] IS NOT NULL);

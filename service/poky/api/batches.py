@@ -1,6 +1,8 @@
 """/multi: many objects of a bucket in one transaction."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from poky.api.found import (
@@ -25,6 +27,7 @@ from poky.api.request import (
 )
 from poky.api.services import Services
 from poky.http import Answer, Environ, Refused, json, refuse, text
+from poky.store import StoreError
 
 _PREFIX_OBJECTS = 1000  # in one transaction
 _PREFIX_SECONDS = 4.0  # for one request: proxies wait ten
@@ -90,7 +93,7 @@ def put_many(services: Services, environ: Environ, bucket: str) -> Answer:
         services.latest(),
     )
     environ["poky.items"] = len(items.keys)
-    with services.caches.admit():
+    with services.caches.admit(), _gone_is_told(services, bucket, items.keys):
         outcomes = services.store.put_many(
             bucket,
             *items[:-2],
@@ -106,7 +109,7 @@ def delete_many(services: Services, environ: Environ, bucket: str) -> Answer:
     atomic = read_atomic(environ)
     items = parse_key_items(_read_body(services, environ, bucket), services.config.max_batch_items)
     environ["poky.items"] = len(items.keys)
-    with services.caches.admit():
+    with services.caches.admit(), _gone_is_told(services, bucket, items.keys):
         outcomes = services.store.delete_many(
             bucket,
             items.keys,
@@ -149,6 +152,17 @@ def _answer(
     return json(show_outcomes(keys, outcomes), status=412 if atomic and rejected else 200)
 
 
+@contextmanager
+def _gone_is_told(services: Services, bucket: str, keys: list[str]) -> Iterator[None]:
+    """Before a client hears that the bucket is gone, caches hear it of these keys."""
+    try:
+        yield
+    except StoreError as error:
+        if error.code == "bucket_not_found":
+            services.caches.purge(bucket, keys, [])
+        raise
+
+
 def _tell_caches(services: Services, bucket: str, keys: list[str], outcomes: Any) -> None:
     # An item that changed nothing tells of another change, which caches may not know yet.
     told = [
@@ -164,7 +178,8 @@ def _tell_caches(services: Services, bucket: str, keys: list[str], outcomes: Any
 def delete_prefix(services: Services, environ: Environ, bucket: str) -> Answer:
     """Delete the objects whose key begins with a prefix, a thousand in a transaction.
 
-    After a few seconds it answers that more remain: the same request goes on.
+    After a few seconds it answers that more remain: the same request goes on. So it does if what
+    comes later fails, which says nothing of what was deleted before.
     """
     require_bucket(bucket)
     query = read_query(environ, "prefix", "confirm")
@@ -185,16 +200,29 @@ def delete_prefix(services: Services, environ: Environ, bucket: str) -> Answer:
     deleted = 0
     after: str | None = ""
     while after is not None:
-        page = services.store.list_page(bucket, prefix, after, _PREFIX_OBJECTS)
-        keys = [each.key for each in page.entries]
-        none = [None] * len(keys)
-        if keys:
-            with services.caches.admit():
-                outcomes = services.store.delete_many(bucket, keys, none, none, none, False)
-                _tell_caches(services, bucket, keys, outcomes)
-            deleted += sum(outcome.outcome == "deleted" for outcome in outcomes)
-        after = page.next
+        try:
+            count, after = _delete_page(services, bucket, prefix, after)
+        except (Refused, StoreError) as error:
+            if not deleted or getattr(error, "unknown", False):
+                raise
+            break
+        deleted += count
         if time.monotonic() > deadline:  # not before something was done
             break
     environ["poky.outcome"] = f"deleted {deleted}"
     return json({"deleted": deleted, "more": after is not None})
+
+
+def _delete_page(
+    services: Services, bucket: str, prefix: str, after: str
+) -> tuple[int, str | None]:
+    """Delete a page of the prefix's keys: how many, and where the next one begins."""
+    page = services.store.list_page(bucket, prefix, after, _PREFIX_OBJECTS)
+    keys = [each.key for each in page.entries]
+    if not keys:
+        return 0, page.next
+    none = [None] * len(keys)
+    with services.caches.admit():
+        outcomes = services.store.delete_many(bucket, keys, none, none, none, False)
+        _tell_caches(services, bucket, keys, outcomes)
+    return sum(outcome.outcome == "deleted" for outcome in outcomes), page.next

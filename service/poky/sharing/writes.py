@@ -245,8 +245,18 @@ class Writes:
         self._apart[writing.write[:2]] = time.monotonic() + LOCKED_SECONDS
 
     def _fail(self, batch: list[Writing], error: StoreError) -> None:
+        if error.code == "bucket_not_found":  # of whose drop caches may not have heard
+            self._caches.purge_each(
+                [writing.write[:2] for writing in batch],
+                [],
+                lambda untold: self._answer_all(batch, _untold() if untold else error),
+            )
+            return
         if len(batch) == 1 and error.code == "database_slow":
             self._keep_apart(batch[0])
+        self._answer_all(batch, error)
+
+    def _answer_all(self, batch: list[Writing], error: StoreError) -> None:
         for writing in batch:
             writing.done(error)
 
