@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from tests.bench import contest, report
 from tests.bench.contest import Contest
 from tests.bench.load import Sample
+from tests.bench.stack import Stack
+from tests.vcl import values
+
+
+def test_varnish_reads_nothing_in_the_checkout(tmp_path: Path) -> None:
+    """Its worker has a user of its own, which may not enter a checkout in /root."""
+    (tmp_path / "vcl").mkdir()
+    vcl = values.write(tmp_path / "vcl", values.values(service=[1], lease=[2], access="tokens"))
+    stack = cast(Stack, SimpleNamespace(folder=tmp_path))
+    command = Stack._varnish(stack, "name", 80, vcl, 81, tmp_path / "vcl")
+    assert str(vcl) in command.arguments
+    for word in command.arguments:
+        path = word.rpartition("=")[2]
+        assert not path.startswith("/") or path.startswith(str(tmp_path)), word
+    files, included = [vcl], []
+    for file in files:
+        names = re.findall(r'^include "(.+)";', file.read_text(), re.MULTILINE)
+        files += [file.parent / name for name in names]
+        included += names
+    assert {"poky_values.vcl", "poky_access_tokens.vcl"} <= {*included}
 
 
 class Paced:

@@ -270,6 +270,99 @@ def test_version_says_the_schemas_to_people_as_well() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["to"], "token"),
+        (["token", "rev"], "revoke"),
+        (["bucket", "set", "b", "--pub"], "--public"),
+    ],
+)
+def test_a_shell_completes_the_command(words: list[str], completed: str) -> None:
+    """By the line that the README names."""
+    assert "_POKY_COMPLETE=bash_source poky" in (ROOT / "README.md").read_text()
+    env = {
+        "_POKY_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(["poky", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+    assert poky(env=env).stdout.splitlines() == [f"plain,{completed}"]
+    script = poky(env={"_POKY_COMPLETE": "bash_source"}).stdout
+    assert "complete -o nosort -F _poky_completion poky" in script
+
+
+STRANGE = ("\udcff", "é\u2028", "a\nb", "a b", "x" * 5000)
+_RUN_ALL = """
+import json, sys, traceback
+from poky.cli import poky
+for words in json.load(sys.stdin):
+    print("\\n#", json.dumps(words), file=sys.stderr, flush=True)
+    try:
+        poky(words, prog_name="poky")
+        print("did it", file=sys.stderr)
+    except SystemExit as end:
+        if end.code not in (1, 2):
+            print("exit status", end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+"""
+
+
+@pytest.mark.slow
+def test_a_strange_name_is_one_sentence(database: Database) -> None:
+    """Also one that is no UTF-8, as a terminal of another encoding sends it. All in one process."""
+    commands = [
+        "bucket create NAME",
+        "bucket drop NAME",
+        "bucket clear NAME --confirm NAME",
+        "bucket set NAME --public read",
+        "bucket set NAME --ttl 5",
+        "bucket set NAME --changes 1d",
+        "bucket set n --changes NAME",
+        "cache add NAME http://127.0.0.1:1",
+        "cache add n NAME",
+        "cache purge NAME k",
+        "cache suspend NAME",
+        "token create NAME --grant read:x",
+        "token create n --grant read:NAME",
+        "token create n --grant NAME:x",
+        "token create n --grant read:x --expires NAME",
+        "token show NAME",
+        "token rotate NAME",
+        "token revoke NAME",
+        "changes NAME",
+        "export NAME",
+        "import NAME",
+        "verify NAME",
+        "bucket list -d NAME",
+        "NAME",
+    ]
+    given = [
+        [*(word.replace("NAME", name) for word in command.split()), *options]
+        for command in commands
+        for name in STRANGE
+        for options in ([], ["--json"])
+    ]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("POKY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN_ALL],
+        env={**clean, "POKY_DSN": database.dsn_service, "POKY_OWNER_DSN": database.dsn_owner},
+        input=json.dumps(given).encode(),
+        capture_output=True,
+        check=False,
+        timeout=100,
+    )
+    said = done.stderr.decode()
+    answers = said.split("\n# ")[1:]
+    assert len(answers) == len(given), said[-2000:]
+    for answer in answers:
+        words, _, rest = answer.partition("\n")
+        for wrong in ("Traceback", "did it", "exit status"):
+            assert wrong not in rest, answer
+        if "--json" in json.loads(words) and "Usage:" not in rest:
+            assert rest.strip("\n").split("\n")[-1].startswith('{"code":'), answer
+
+
 @pytest.mark.parametrize("arguments", ["", "bucket", "bucket --all", "bucket key --all"])
 def test_what_to_purge_is_said_in_full(database: Database, arguments: str) -> None:
     said = poky("cache", "purge", *arguments.split(), env={"POKY_DSN": database.dsn_service})

@@ -1,5 +1,7 @@
 """``poky cache``."""
 
+import re
+
 import click
 
 from poky.cli.context import Failed, as_json, dsn_option, open_caches, open_store
@@ -50,6 +52,8 @@ def add_cache(name: str, url: str, dsn: str | None, as_json: bool) -> None:
 
     Every change tells it a bucket and a key, by HTTP. Any other node registers by POKY_CACHES.
     """
+    if not re.fullmatch(r"http://[^\s/=]+:[0-9]{1,5}/?", url):
+        raise click.UsageError(f"“{url}” is no cache's URL: write http://host:port.")
     with open_store(dsn, as_owner=True) as store:
         done = "registered" if store.register_node(name, url) else "exists"
     show_pairs({name: done}, as_json)
@@ -75,6 +79,9 @@ def purge_caches(
         raise click.UsageError(
             "Name a BUCKET and a KEY, or say --all: caches cannot forget one bucket alone."
         )
+    for name in filter(None, (bucket, key)):
+        if not re.fullmatch("[!-~]{1,1024}", name):  # it stands in the request line of the purge
+            raise click.UsageError(f"“{name}” is no name of a bucket or key.")
     with open_store(dsn) as store, open_caches(store) as caches:
         if bucket and key:
             caches.purge_keys(bucket, [key])

@@ -61,7 +61,9 @@ class Failed(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Print it on stderr."""
         if self._as_json:
-            error = {"code": self.code, "detail": self.message}
+            # What the command line had that is no UTF-8, as stderr shows it otherwise, too.
+            detail = self.message.encode(errors="backslashreplace").decode()
+            error = {"code": self.code, "detail": detail}
             click.echo(msgspec.json.encode(error).decode(), err=True)
         else:
             click.echo(self._line.format(self.message), err=True)

@@ -83,5 +83,5 @@ def failures() -> Iterator[None]:
     """Turn psycopg2's errors into StoreError."""
     try:
         yield
-    except psycopg2.Error as error:
+    except (psycopg2.Error, ValueError) as error:
         raise translated(error, is_write=True) from error
