@@ -101,11 +101,23 @@ def lease_app(caches: Caches) -> Any:
     return application(LEASE_ROUTES, services)
 
 
-def ask_for_lease(caches: Caches, name: str) -> tuple[str, dict[str, str]]:
+def ask_for_lease(
+    caches: Caches, name: str, method: str = "GET", generation: str = ""
+) -> tuple[str, dict[str, str]]:
     answers: list[tuple[str, dict[str, str]]] = []
-    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/lease", "HTTP_POKY_NODE": name}
+    environ = {"REQUEST_METHOD": method, "PATH_INFO": "/lease", "HTTP_POKY_NODE": name}
+    if generation:
+        environ["HTTP_POKY_GENERATION"] = generation
     lease_app(caches)(environ, lambda status, headers: answers.append((status, dict(headers))))
     return answers[0]
+
+
+def leave(caches: Caches, name: str) -> None:
+    """As a cache's host does once the cache has ended."""
+    status, headers = ask_for_lease(caches, name, "DELETE")
+    assert status == "200 OK"
+    generation = headers["Poky-Generation"]
+    assert ask_for_lease(caches, name, "DELETE", generation)[0] == "200 OK"
 
 
 @pytest.fixture
@@ -259,6 +271,74 @@ def test_no_lease_for_a_stranger(leased: Caches) -> None:
 def test_no_lease_for_a_suspended_node(leased: Caches, store: Store) -> None:
     store.suspend_node("one", hold=True)
     assert ask_for_lease(leased, "one")[0] == "403 Forbidden"
+
+
+@pytest.fixture
+def leased_for_long(start: Start, store: Store, node: FakeCache) -> Caches:
+    """The same with a lease that no test waits for."""
+    caches = start(node, lease_seconds=LONG)
+    wait_until(lambda: takes_part(store), what="the node takes part")
+    assert ask_for_lease(caches, "one")[0] == "200 OK"
+    return caches
+
+
+def test_a_node_that_has_ended_is_not_waited_for(
+    leased_for_long: Caches, store: Store, bucket: str, node: FakeCache
+) -> None:
+    node.stop()
+    leave(leased_for_long, "one")
+    assert timed(leased_for_long.purge, bucket, ["k"], [change(store, bucket)]) < LONG / 2
+
+
+def test_a_change_that_waits_for_a_node_goes_on_once_it_has_ended(
+    leased_for_long: Caches, store: Store, bucket: str, node: FakeCache
+) -> None:
+    node.stop()
+    purge = threading.Thread(
+        target=leased_for_long.purge, args=(bucket, ["k"], [change(store, bucket)])
+    )
+    purge.start()
+    wait_until(lambda: only(store).suspended_at is not None, what="the node is suspended")
+    assert not only(store).drained
+    leave(leased_for_long, "one")
+    purge.join(LONG / 2)
+    assert not purge.is_alive()
+
+
+def test_a_node_that_ended_comes_back_under_another_generation(
+    leased: Caches, store: Store
+) -> None:
+    before = only(store).generation
+    leave(leased, "one")
+    wait_until(lambda: takes_part(store), what="the node takes part again")
+    assert only(store).generation != before
+
+
+def test_that_a_node_has_ended_says_nothing_of_its_successor(leased: Caches, store: Store) -> None:
+    """Whichever of the two requests is late, and whatever has happened since."""
+    status, headers = ask_for_lease(leased, "one", "DELETE")
+    assert status == "200 OK"
+    late = headers["Poky-Generation"]
+    assert ask_for_lease(leased, "one")[0] == "403 Forbidden", "a lease while it is suspended"
+    store.drain_node("one", late)
+    wait_until(lambda: takes_part(store), what="the successor takes part")
+    assert ask_for_lease(leased, "one")[0] == "200 OK"
+    assert ask_for_lease(leased, "one", "DELETE", late)[0] == "403 Forbidden"
+    assert takes_part(store)
+    suspended = store.suspend_node("one", hold=True)
+    assert suspended
+    assert suspended.generation != late
+    assert ask_for_lease(leased, "one", "DELETE", late)[0] == "403 Forbidden"
+    assert not only(store).drained
+
+
+def test_a_stranger_has_nothing_to_end(leased: Caches, store: Store) -> None:
+    for generation in ("", only(store).generation):
+        assert ask_for_lease(leased, "stranger", "DELETE", generation)[0] == "403 Forbidden"
+    # The generation that it has is no word of a suspension.
+    generation = only(store).generation
+    assert ask_for_lease(leased, "one", "DELETE", generation)[0] == "403 Forbidden"
+    assert takes_part(store)
 
 
 def test_neither_yes_nor_no_without_a_database(nowhere: Store, node: FakeCache) -> None:

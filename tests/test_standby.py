@@ -130,3 +130,29 @@ def test_a_host_that_hangs_is_tried_last_from_then_on(pair: Pair) -> None:
 def test_status_names_the_server_that_answers(pair: Pair, tmp_path: Path) -> None:
     with running(pair.dsn, tmp_path / "log") as service:
         assert service.client().get("/status?verbose").json()["server"] == "socket"
+
+
+def test_a_write_whose_wait_for_a_standby_is_cancelled_is_in_doubt(
+    pair: Pair, tmp_path: Path
+) -> None:
+    """PostgreSQL commits it, says so in a notice alone, and has it on one machine."""
+    waiting = (
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity"
+        " WHERE wait_event = 'SyncRep' AND usename = 'poky_service'"
+    )
+    outcomes = []
+    with running(pair.dsn, tmp_path / "log") as service:
+        client = service.client(timeout=60)
+        assert client.put("/kv/b/before", "v").status == 200
+        for setting in ("synchronous_commit = on", "synchronous_standby_names = 'nobody'"):
+            query(pair.leader, f"ALTER SYSTEM SET {setting}")
+        query(pair.leader, "SELECT pg_reload_conf()")
+        wait_until(lambda: query(pair.leader, "SHOW synchronous_standby_names") == "nobody", 30)
+        writer = threading.Thread(target=lambda: outcomes.append(client.put("/kv/b/k", "v")))
+        writer.start()
+        wait_until(lambda: query(pair.leader, waiting), 30, "the write waits, and is cancelled")
+        writer.join(60)
+        (answer,) = outcomes
+        assert answer.status == 503
+        assert answer.headers["Poky-Outcome"] == "unknown"
+        assert client.get("/kv/b/k").body == b"v"

@@ -65,19 +65,22 @@ SABOTAGES = {
     "lease-from-end": Sabotage(
         "A lease counts from the end of its fetch, when its answer may be old.",
         (
-            ("now - bereq.time >= beresp.grace * 2.0", "false"),
+            ("now - bereq.time >= beresp.grace * 10.0", "false"),
             ("now - bereq.time < beresp.grace", "true"),
             (
                 "std.time2real(bereq.time + beresp.grace, 0.0)",
                 "std.time2real(now + beresp.grace, 0.0)",
             ),
-            ("beresp.grace - (now - bereq.time);\n    } else", "beresp.grace;\n    } else"),
+            (
+                "beresp.grace - (now - bereq.time);\n        set",
+                "beresp.grace;\n        set",
+            ),
         ),
         "21-",
     ),
     "late-lease-kept": Sabotage(
         "A lease that arrives after its end loses its TTL, not its generation.",
-        (("now - bereq.time >= beresp.grace * 2.0", "false"),),
+        (("now - bereq.time >= beresp.grace * 10.0", "false"),),
         "22-",
     ),
     "failed-refresh-denies": Sabotage(
@@ -86,7 +89,7 @@ SABOTAGES = {
         "23-",
     ),
     "failed-refresh-storms": Sabotage(
-        "Every read of a lease's second half tries what has just failed.",
+        "Every read after a lease's first tenth tries what has just failed.",
         (("    if (bereq.is_bgfetch && std.real(", "    if (false && std.real("),),
         "27-",
     ),

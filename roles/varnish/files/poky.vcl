@@ -228,7 +228,7 @@ sub poky_fetch_object {
     set bereq.backend = poky_service.backend();
 }
 
-# A listener and threads of its own: a busy service must not cost us the lease. In its second half every
+# A listener and threads of its own: a busy service must not cost us the lease. After its first tenth every
 # read starts a refresh unless one runs; after one that failed, half a second of them end here.
 sub poky_fetch_lease {
     if (bereq.is_bgfetch && std.real(var.global_get("poky_retry"), 0.0) > std.time2real(now, 0.0)) {
@@ -362,16 +362,17 @@ sub poky_beresp_waiters_only {
 }
 
 # A lease of L seconds counts from the start of its fetch. We use nine tenths of it, for clocks that run
-# at different rates: half as TTL, half as grace, so that one background fetch renews it.
+# at different rates: a tenth of that as TTL, the rest as grace, in which one background fetch renews it.
+# So whenever PostgreSQL fails, at least 0.81 L are left.
 sub poky_beresp_lease {
     set beresp.http.Poky-Internal = "lease";
     call poky_beresp_waiters_only;
     set beresp.keep = 0s;
-    set beresp.grace = std.duration(beresp.http.Poky-Lease + "s", 0s) * 0.45;
+    set beresp.grace = std.duration(beresp.http.Poky-Lease + "s", 0s) * 0.09;
     if (beresp.status == 403) {
         call poky_beresp_lease_denied;
     } elseif (beresp.status != 200 || beresp.http.Poky-Generation !~ "^[A-Za-z0-9_-]+$" ||
-        now - bereq.time >= beresp.grace * 2.0) {
+        now - bereq.time >= beresp.grace * 10.0) {
         call poky_beresp_lease_missing;
     } else {
         call poky_beresp_lease_granted;
@@ -385,8 +386,9 @@ sub poky_beresp_lease_granted {
         var.global_set("poky_generation", beresp.http.Poky-Generation);
         var.global_set("poky_until", std.time2real(bereq.time + beresp.grace, 0.0));
         set beresp.ttl = beresp.grace - (now - bereq.time);
+        set beresp.grace = beresp.grace * 9.0;
     } else {
-        set beresp.grace = beresp.grace * 2.0 - (now - bereq.time);
+        set beresp.grace = beresp.grace * 10.0 - (now - bereq.time);
     }
 }
 

@@ -1,6 +1,6 @@
 # lease: copies are used only while the service cannot have acknowledged a write without our purge.
 
-# Two variables spare the lookup of the lease during its first half. "until" is read first and written
+# Two variables spare the lookup of the lease during its first tenth. "until" is read first and written
 # last (poky_beresp_lease_granted), so that it never vouches for a generation older than its own.
 sub poky_mode_hit_epoch {
     if (std.real(var.global_get("poky_until"), 0.0) > std.time2real(now, 0.0)) {

@@ -1,4 +1,4 @@
-"""/lease: a cache asks how long it may use its copies, and under which generation."""
+"""/lease: how long a cache may use its copies, and under which generation; or that it has ended."""
 
 from poky.api.guard import require
 from poky.api.services import Services
@@ -26,6 +26,21 @@ def get_lease(services: Services, environ: Environ) -> Answer:
         "200 OK",
         [("Poky-Generation", lease.generation), ("Poky-Lease", f"{lease.seconds:.3f}")],
     )
+
+
+def delete_lease(services: Services, environ: Environ) -> Answer:
+    """The node that Poky-Node names has ended: no change has to wait for its lease.
+
+    Said twice, because a request may be late. The first one suspends the node, which is safe at
+    any time, and answers Poky-Generation; the second one brings that back, and ends no lease that
+    was granted since. 403 is no.
+    """
+    generation = services.caches.leave(
+        environ.get("HTTP_POKY_NODE", ""), environ.get("HTTP_POKY_GENERATION", "")
+    )
+    if generation is None:
+        return Answer("403 Forbidden", [])
+    return Answer("200 OK", [("Poky-Generation", generation)])
 
 
 def get_access(services: Services, environ: Environ, bucket: str) -> Answer:

@@ -225,6 +225,7 @@ ADMIN_ROUTES = (
 
 LEASE_ROUTES = (
     Route(GET, "/lease", lease.get_lease, "none", "a lease", "200 403"),
+    Route(("DELETE",), "/lease", lease.delete_lease, "none", "a cache has ended", "200 403"),
     Route(
         GET,
         "/access/<bucket>",

@@ -41,6 +41,9 @@ class Caches(Protocol):
     def lease(self, node: str) -> Lease | None:
         """Grant a cache a lease; None is no."""
 
+    def leave(self, node: str, generation: str) -> str | None:
+        """Have no change wait for a cache that has ended; None is no."""
+
 
 class Sight(NamedTuple):
     """What the admin listener's page shows, besides what the store says."""

@@ -59,7 +59,7 @@ class Clients:
     """Writers and readers through every nginx, each a thread; a context manager."""
 
     def __init__(
-        self, addresses: Sequence[str], *, writers: int = 8, readers: int = 8, pause: float = 0.05
+        self, addresses: Sequence[str], *, writers: int = 10, readers: int = 8, pause: float = 0.05
     ) -> None:
         self.seen = Seen()
         self._addresses = list(addresses)
