@@ -29,8 +29,10 @@ class Cluster:
     def databases(self) -> list[str]:
         return self.deployment.groups["database"]
 
-    def podman(self, verb: str, name: str) -> None:
+    def podman(self, verb: str, name: str) -> int:
+        """Do that to a machine; the time when it was done, which may be a second or two later."""
         machine("podman", verb, machine("container", name).strip())
+        return time.monotonic_ns()
 
     def run(self, name: str, command: str, *, check: bool = True) -> str:
         """By podman, which needs no network of the machine."""
