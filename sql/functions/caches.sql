@@ -147,6 +147,20 @@ $$;
 COMMENT ON FUNCTION poky.drain_node IS
 'Say that the leases of a suspended cache have run out: for those who waited for it by a clock that is never set.';
 
+CREATE OR REPLACE FUNCTION poky.end_node(p_node text, p_generation text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+BEGIN
+    -- Without a lease no pause follows either (poky.reinstate_node): it kept no writer waiting.
+    UPDATE poky.cache_node SET drained = true, lease_seconds = 0
+    WHERE name = p_node AND generation = p_generation AND suspended_at IS NOT NULL;
+    RETURN FOUND;
+END;
+$$;
+COMMENT ON FUNCTION poky.end_node IS
+'Say that a suspended cache had ended by then, and its leases with it.';
+
 CREATE OR REPLACE FUNCTION poky.reinstate_node(p_node text, p_generation text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = poky, pg_temp

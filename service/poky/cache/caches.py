@@ -237,13 +237,13 @@ class Caches:
         return None if generation is None else Lease(generation, self._grant)
 
     def leave(self, node: str, generation: str = "") -> str | None:
-        """Have no change wait for a node that has ended: suspend it; then, by generation, drain it.
+        """Have no change wait for a node that has ended: suspend it; then, by generation, end it.
 
         Returns the generation that it was suspended under; None is no. A node that was started
         again since gets no lease before it is reinstated, so a request that is late ends none.
         """
         if generation:
-            return generation if self._store.drain_node(node, generation) else None
+            return generation if self._store.end_node(node, generation) else None
         suspended = self._store.suspend_node(node)
         if suspended is None:
             return None

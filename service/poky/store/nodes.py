@@ -33,6 +33,10 @@ class Nodes(Pool):
         """Say that the leases of a suspended cache have certainly run out."""
         return bool(self._write_freely("SELECT poky.drain_node(%s, %s)", (node, generation))[0][0])
 
+    def end_node(self, node: str, generation: str) -> bool:
+        """Say that a suspended cache had ended by then: it has no lease, and no pause to keep."""
+        return bool(self._write_freely("SELECT poky.end_node(%s, %s)", (node, generation))[0][0])
+
     def reinstate_node(self, node: str, generation: str) -> bool:
         """Let a cache take part again, unless its pause is not over; whether it does now."""
         return bool(
