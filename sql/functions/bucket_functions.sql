@@ -230,7 +230,7 @@ SET search_path = poky, pg_temp
 AS $$
     SELECT CASE WHEN b.leaf IS NULL THEN 0 ELSE b.id END FROM poky.bucket AS b WHERE b.name = p_bucket
     UNION ALL
-    SELECT 0 WHERE poky._is_flat()
+    SELECT 0 WHERE poky._is_flat() AND poky._is_name(p_bucket)
     LIMIT 1
 $$;
 COMMENT ON FUNCTION poky.function_number IS

@@ -22,8 +22,8 @@ BEGIN
             ' AND (expires_at IS NULL OR expires_at > statement_timestamp())'
             ' ORDER BY key LIMIT $4'
             USING v_id, p_prefix, p_after, p_limit;
-    ELSIF NOT poky._is_flat() THEN
-        PERFORM poky._refuse_bucket(p_bucket);
+    ELSE
+        PERFORM poky._require_flat(p_bucket);
     END IF;
 END;
 $$;
@@ -135,9 +135,7 @@ BEGIN
     SELECT b.id, coalesce(b.leaf, '_object') INTO v_id, v_table
     FROM poky.bucket AS b WHERE b.name = p_bucket;
     IF v_id IS NULL THEN
-        IF NOT poky._is_flat() THEN
-            PERFORM poky._refuse_bucket(p_bucket);
-        END IF;
+        PERFORM poky._require_flat(p_bucket);
     ELSIF p_by_level THEN
         IF p_after LIKE '%/' AND starts_with(p_after, p_prefix) AND p_after <> p_prefix THEN
             v_begin := poky._after_level(p_after, length(p_prefix));

@@ -66,6 +66,19 @@ END;
 $$;
 COMMENT ON FUNCTION poky._check_names IS 'PK400 unless the bucket''s name and all keys are legal.';
 
+CREATE OR REPLACE FUNCTION poky._require_flat(p_bucket text) RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    IF NOT poky._is_flat() THEN
+        PERFORM poky._refuse_bucket(p_bucket);
+    END IF;
+    PERFORM poky._check_names(p_bucket, '{}');
+END;
+$$;
+COMMENT ON FUNCTION poky._require_flat IS
+'For a bucket without a row: in the flat schema it is there, and empty, if it has a legal name. PK400, PK404.';
+
 CREATE OR REPLACE FUNCTION poky._bucket_for_writing(p_bucket text, p_keys text [])
 RETURNS poky.bucket
 LANGUAGE plpgsql

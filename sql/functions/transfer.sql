@@ -26,8 +26,8 @@ BEGIN
             coalesce(v_leaf, '_object')
         )
             USING v_id, p_after, p_limit;
-    ELSIF NOT poky._is_flat() THEN
-        PERFORM poky._refuse_bucket(p_bucket);
+    ELSE
+        PERFORM poky._require_flat(p_bucket);
     END IF;
 END;
 $$;
