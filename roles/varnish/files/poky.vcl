@@ -94,6 +94,10 @@ sub poky_recv_purge {
     if (req.method == "PURGE" && req.url ~ "^/kv/[A-Za-z0-9_.,-]+/[A-Za-z0-9_.,~:@=+/-]+$") {
         return (purge);
     }
+    if (req.method == "PURGE" && req.url == "/policy") {
+        # Without poky_access_tokens.vcl, which comes first, nothing was decided here.
+        return (synth(200, "Purged"));
+    }
     if (req.method == "GET" && req.url == "/node") {
         return (synth(200, "Node"));
     }
