@@ -16,6 +16,7 @@ import pytest
 
 from poky.store import CODES, Store, StoreError
 from poky.store.errors import refuse_unreplicated
+from poky.store.pool import Pool
 from tests.conftest import Cluster, Database
 from tests.support.databases import hung
 
@@ -204,3 +205,42 @@ def test_a_write_that_the_standby_does_not_confirm_is_in_doubt() -> None:
             ["WARNING:  canceling wait for synchronous replication\n", "FATAL:  x\n"]
         )
     assert (refused.value.code, refused.value.unknown) == ("outcome_unknown", True)
+
+
+class _Sleeper(Pool):
+    """A pool whose statements take as long as they are told."""
+
+    def sleep(self, seconds: float) -> None:
+        self._read("SELECT pg_sleep(%s)", (seconds,))
+
+
+@pytest.mark.alone
+def test_a_wait_for_a_connection_ends_in_time_if_one_comes_in_that_moment(
+    database: Database,
+) -> None:
+    """Those who lose the race for it must not wait for the next one as well."""
+    waited: list[float] = []
+    codes: set[str] = set()
+
+    def wait(pool: _Sleeper) -> None:
+        began = time.monotonic()
+        slept = 0.3
+        try:
+            pool.sleep(slept)
+        except StoreError as error:
+            codes.add(error.code)
+            slept = 0
+        waited.append(time.monotonic() - began - slept)
+
+    with closing(_Sleeper(database.dsn_service, pool_size=3, pool_timeout=0.1)) as pool:
+        for round_ in range(12):
+            holding = 0.0975 + round_ * 0.0003
+            threads = [threading.Thread(target=pool.sleep, args=(holding,)) for _ in range(3)]
+            threads += [threading.Thread(target=wait, args=(pool,)) for _ in range(16)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    assert len(waited) == 12 * 16
+    assert max(waited) < 0.3
+    assert codes == {"busy"}

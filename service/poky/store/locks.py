@@ -20,7 +20,7 @@ class Locks(Pool):
         ends, so a holder that dies leaves nothing behind, and one whose connection is lost may meet
         another holder.
         """
-        connection = self._connect()
+        connection = self._connect(None)
         try:
             try:
                 connection.statement.execute(

@@ -6,7 +6,6 @@ Knows psycopg2 and connections; knows no function of schema ``poky`` beyond the 
 import contextlib
 import logging
 import os
-import queue
 import select
 import socket
 import threading
@@ -169,10 +168,9 @@ class Pool:
             " SET idle_in_transaction_session_timeout = 5000;"
             + "".join(function.prepare(name) for name, function in FUNCTIONS.items())
         )
-        # A semaphore in C: threading's own, in Python, would cost as much as parsing a request.
-        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(pool_size):
-            self._places.put(None)
+        # Not a SimpleQueue: up to Python 3.12, who loses the race for an item in the moment its
+        # time ends waits for the next one without end.
+        self._places = threading.Semaphore(pool_size)
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
         self.guard = _Guard()
@@ -303,9 +301,7 @@ class Pool:
         copied: CopiedRows | None,
         extra: float,
     ) -> Rows:
-        try:
-            self._places.get_nowait()
-        except queue.Empty:
+        if not self._places.acquire(blocking=False):
             self._wait_for_place(deadline)
         try:
             connection = self._check_out(check_alive, deadline, extra)
@@ -349,23 +345,21 @@ class Pool:
                 else:
                     connection.close()
         finally:
-            self._places.put(None)
+            self._places.release()
 
     def _wait_for_place(self, deadline: float | None) -> None:
         began = time.monotonic()
         patience = self._pool_timeout
         if deadline is not None:
             patience = min(patience, max(deadline - began, 0.01))
-        try:
-            self._places.get(timeout=patience)
-        except queue.Empty:
+        has_place = self._places.acquire(timeout=patience)
+        self.counts.add("waits")
+        self.counts.add("wait_seconds", time.monotonic() - began)
+        if not has_place:
             self.counts.add("timeouts")
             raise StoreError(
                 503, "All connections to the database are busy. Try again shortly.", code="busy"
-            ) from None
-        finally:
-            self.counts.add("waits")
-            self.counts.add("wait_seconds", time.monotonic() - began)
+            )
 
     def _is_fit_after(self, connection: Connection, error: psycopg2.Error, is_write: bool) -> bool:
         """Whether the connection can be used again. StoreError: no other attempt, time is up."""
@@ -402,7 +396,7 @@ class Pool:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                connection = self._connect()
+                connection = self._connect(deadline)
                 connection.deadline = deadline or time.monotonic() + self._patience + extra
                 return connection
             now = time.monotonic()
@@ -412,7 +406,7 @@ class Pool:
                 return connection
             connection.close()
 
-    def _connect(self) -> Connection:
+    def _connect(self, deadline: float | None) -> Connection:
         self.counts.add("connects")
         began = time.monotonic()
         # The first one twice: a connection may be ended while it is made.
@@ -421,7 +415,7 @@ class Pool:
                 break
             try:
                 connection: Connection = psycopg2.connect(
-                    dsn, connection_factory=Connection, **self._connect_options()
+                    dsn, connection_factory=Connection, **_connect_options(deadline)
                 )
                 self._busy.add(connection)
                 try:
@@ -458,13 +452,6 @@ class Pool:
             503, "The database cannot be reached. Try again shortly.", code="database_unavailable"
         ) from failure
 
-    def _connect_options(self) -> dict[str, Any]:
-        """A shorter wait for a host if a request has little time left; two seconds at least."""
-        if not self.guard.since:
-            return {}
-        left = self.guard.since + self._read_seconds - time.monotonic()
-        return {"connect_timeout": 2} if left < _CONNECT_SECONDS else {}
-
     def _cut_overdue(self) -> None:
         """Cut connections past their deadline: there even the statement timeout did not end it."""
         while not self._closed.wait(_WATCH_SECONDS):
@@ -473,6 +460,12 @@ class Pool:
                 if connection.deadline < now:
                     log.warning("a statement got no answer from the database and was given up")
                     connection.cut()
+
+
+def _connect_options(deadline: float | None) -> dict[str, Any]:
+    """A shorter wait for a host if a request has little time left; two seconds at least."""
+    is_short = deadline is not None and deadline - time.monotonic() < _CONNECT_SECONDS
+    return {"connect_timeout": 2} if is_short else {}
 
 
 def _extra(items: int, size: int = 0) -> float:
