@@ -891,7 +891,11 @@ def test_every_variable_has_a_type_and_a_sentence() -> None:
 
 def test_what_is_written_to_files_has_an_order() -> None:
     """Ansible's set filters have none: a file of several hosts would change with each run."""
-    for file in sorted((ROOT / "roles").glob("*/vars/*.yml")):
+    for file in sorted(
+        file
+        for pattern in ("*/vars/*.yml", "*/defaults/*.yml", "*/templates/*")
+        for file in (ROOT / "roles").glob(pattern)
+    ):
         for line in file.read_text().splitlines():
             if re.search(r"\| (union|difference|intersect|symmetric_difference)\(", line):
                 assert "| sort" in line or "== [" in line, f"{file}: {line}"
