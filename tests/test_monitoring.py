@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,15 @@ def test_exporters_answer_prometheus_alone() -> None:
         unit = roles.render("monitoring", "exporter.conf.j2", **given, item=item)
         assert f"={given['poky_address']}:{exporter['port']} " in unit
         assert "IPAddressDeny=any\nIPAddressAllow=localhost 192.0.2.9\n" in unit
+
+
+def test_the_ends_of_certificates_are_told_of_the_files_that_there_are(tmp_path: Path) -> None:
+    there = tmp_path / "poky.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=a"]
+    command += ["-keyout", tmp_path / "key.pem", "-days", "30", "-out", there]
+    subprocess.run(command, capture_output=True, check=True)
+    subprocess.run([FILES / "poky-certificate", tmp_path / "none", there], cwd=tmp_path, check=True)
+    (line,) = re.findall(r"^[^#].*", (tmp_path / "poky_certificate.prom").read_text(), re.M)
+    name, seconds = line.split()
+    assert name == f'poky_certificate_expiry_timestamp_seconds{{file="{there}"}}'
+    assert abs(int(seconds) - time.time() - 30 * 86400) < 100
