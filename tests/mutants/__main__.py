@@ -1,4 +1,4 @@
-"""The command: COUNT=100 SEED=1 ONLY=api/names python -m tests.mutants."""
+"""The command: COUNT=100 SEED=1 ONLY="api/names api/found:12" JOBS=2 python -m tests.mutants."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
@@ -126,28 +128,38 @@ def survives(module: str, mutant: Mutant, seconds: float = 600) -> bool:
         return done.returncode == 0
 
 
+def is_named(module: str, line: int, only: Sequence[str]) -> bool:
+    """Whether ONLY names it: the beginning of its path, or module:line. Nothing names all."""
+    return not only or any(
+        each == f"{module}:{line}" if ":" in each else module.startswith(each) for each in only
+    )
+
+
 def main() -> int:
     count = int(os.environ.get("COUNT", "20"))
     seed = int(os.environ.get("SEED", str(random.randrange(10**6))))
-    only = os.environ.get("ONLY", "")
+    jobs = int(os.environ.get("JOBS", str(os.cpu_count() or 1)))
+    only = os.environ.get("ONLY", "").split()
     every = [
         (module, mutant)
         for path in sorted(SERVICE.rglob("*.py"))
         for module in [str(path.relative_to(SERVICE).with_suffix(""))]
-        if module.startswith(only) and not path.name.startswith("__")
+        if not path.name.startswith("__")
         for mutant in mutants(path.read_text())
+        if is_named(module, mutant.line, only)
     ]
     chosen = random.Random(seed).sample(every, min(count, len(every)))
-    console.print(f"{len(chosen)} of {len(every)} mutants, SEED={seed}")
+    console.print(f"{len(chosen)} of {len(every)} mutants, SEED={seed}, {jobs} at a time")
     alive = []
-    for number, (module, mutant) in enumerate(chosen, 1):
-        survived = survives(module, mutant)
-        word = "[red]survived[/red]" if survived else "killed"
-        where = f"service/poky/{module}.py:{mutant.line}"
-        console.print(f"{number:4} {word} {where}", end="  ", highlight=False)
-        console.print(mutant.says, markup=False, highlight=False)
-        if survived:
-            alive.append((where, mutant.says))
+    with ThreadPoolExecutor(jobs) as pool:
+        outcomes = pool.map(lambda each: survives(*each), chosen)
+        for number, ((module, mutant), survived) in enumerate(zip(chosen, outcomes, strict=True)):
+            word = "[red]survived[/red]" if survived else "killed"
+            where = f"service/poky/{module}.py:{mutant.line}"
+            console.print(f"{number + 1:4} {word} {where}", end="  ", highlight=False)
+            console.print(mutant.says, markup=False, highlight=False)
+            if survived:
+                alive.append((where, mutant.says))
     console.print(f"{len(alive)} of {len(chosen)} survived")
     for where, says in alive:
         console.print(f"  {where}  {says}", markup=False, highlight=False)

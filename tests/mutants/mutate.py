@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 _COMPARE = {
@@ -19,11 +19,23 @@ _ARITHMETIC = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change: where, what it says, and the module's text with it."""
+    """A change: where, and what it says."""
 
     line: int
     says: str
-    text: str
+    source: str
+    node: int  # its number in a walk through the tree
+    change: int  # its number among those of the node
+
+    @property
+    def text(self) -> str:
+        """The module's text with it."""
+        tree = ast.parse(self.source)
+        node = list(ast.walk(tree))[self.node]
+        new = list(_changes(node))[self.change](node)
+        if new is not node:
+            _replace(tree, node, new)
+        return ast.unparse(ast.fix_missing_locations(tree))
 
 
 def mutants(source: str) -> Iterator[Mutant]:
@@ -33,18 +45,11 @@ def mutants(source: str) -> Iterator[Mutant]:
     for number, node in enumerate(ast.walk(tree)):
         if id(node) in skipped:
             continue
-        for change in _changes(node):
-            changed = copy.deepcopy(tree)
-            twin = list(ast.walk(changed))[number]
-            before = ast.unparse(node)
-            new = change(twin)
-            if new is not twin:
-                _replace(changed, twin, new)
-            after = ast.unparse(new)
+        for index, change in enumerate(_changes(node)):
+            before, after = ast.unparse(node), ast.unparse(change(copy.deepcopy(node)))
             if before != after:
                 says = f"{_short(before)}  ->  {_short(after)}"
-                line = getattr(node, "lineno", 0)
-                yield Mutant(line, says, ast.unparse(ast.fix_missing_locations(changed)))
+                yield Mutant(getattr(node, "lineno", 0), says, source, number, index)
 
 
 def _not_code(tree: ast.AST) -> set[int]:
@@ -67,7 +72,7 @@ def _not_code(tree: ast.AST) -> set[int]:
     return found
 
 
-def _changes(node: ast.AST) -> Iterator[object]:
+def _changes(node: ast.AST) -> Iterator[Callable[[ast.AST], ast.AST]]:
     if isinstance(node, ast.Compare) and type(node.ops[0]) in _COMPARE:
         yield lambda twin: _with(twin, ops=[_COMPARE[type(twin.ops[0])](), *twin.ops[1:]])
     elif isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
