@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from poky.cli.serve import start_text
+from poky.access import Token
+from poky.cli.serve import _show_start, start_text
 from poky.config import Config, url_of
 from poky.store import Store
 from tests.conftest import Database
@@ -380,3 +381,84 @@ def test_the_verbs_of_a_cache_speak_json(database: Database) -> None:
         }
         said = poky("cache", verb, "absent", "--json", env=env)
         assert failure(said) == (1, "cache_not_found")
+
+
+# A disk that is full.
+
+
+def full(*arguments: str, database: Database, given: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command whose output cannot be written."""
+    with open("/dev/full", "w") as nothing:
+        return subprocess.run(
+            [sys.executable, "-m", "poky", *arguments],
+            stdout=nothing,
+            stderr=subprocess.PIPE,
+            text=True,
+            input=given,
+            env={
+                **{name: text for name, text in os.environ.items() if name[:5] != "POKY_"},
+                **{"POKY_DSN": database.dsn_service, "POKY_OWNER_DSN": database.dsn_owner},
+            },
+            timeout=60,
+            check=False,
+        )
+
+
+_NOT_WRITTEN = "The output cannot be written: No space left on device. "
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_output_that_cannot_be_written_is_one_sentence(
+    own_database: Database, tmp_path: Path
+) -> None:
+    """For every command that prints; what it does is done before."""
+    with closing(Store(own_database.dsn_owner)) as store:
+        store.ensure_bucket("tips")
+        store.put("tips", "k", b"v", "text/plain")
+    file = str(tmp_path / "tips.jsonl")
+    env = {"POKY_DSN": own_database.dsn_service, "POKY_OWNER_DSN": own_database.dsn_owner}
+    assert poky("export", "tips", "-o", file, env=env).returncode == 0
+    for line in (
+        *("--help", "--version", "serve --help", "config", "version", "migrate --plan"),
+        *(f"verify tips {file}", f"import tips {file}", "migrate", "changes tips --after 0"),
+        *("bucket create more", "bucket list", "bucket set tips --changes 1d", "bucket drop more"),
+        *("token create a --grant read:*", "token list", "token show a", "token rotate a"),
+        *("token rotate a --finish", "token revoke a", "token generate", "token apply"),
+        *("cache add c http://127.0.0.1:9", "cache status", "cache suspend c", "cache resume c"),
+        *("cache purge tips k", "cache remove c", "restored"),
+    ):
+        if line.startswith("changes"):
+            assert poky("bucket", "set", "tips", "--changes", "1d", env=env).returncode == 0
+        token = Token.create()
+        given = [{"name": "b", "id": token.id, "hash": token.hash, "grants": ["read:*"]}]
+        said = full(*line.split(), database=own_database, given=json.dumps(given))
+        (sentence,) = said.stderr.split("\n")[-2:-1]
+        assert said.returncode == 1, (line, said.stderr)
+        assert sentence.startswith(f"Error: {_NOT_WRITTEN}"), (line, said.stderr)
+        assert said.stderr.count("\n") == 1 or line == "migrate", (line, said.stderr)  # its bar
+    with closing(Store(own_database.dsn_owner)) as store:
+        assert [each.name for each in store.tokens()] == ["b"]
+    said = full("export", "tips", database=own_database)
+    assert (said.returncode, said.stderr.count("\n")) == (1, 1), said.stderr
+    assert "No space left on device" in said.stderr
+
+
+def test_programs_are_told_that_output_cannot_be_written(database: Database) -> None:
+    said = full("config", "--json", database=database)
+    assert said.returncode == 1
+    error = json.loads(said.stderr)
+    assert error["code"] == "output_not_written"
+    assert error["detail"].startswith(_NOT_WRITTEN)
+
+
+def test_a_service_goes_on_where_its_start_cannot_be_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open("/dev/full", "w") as nothing:
+        monkeypatch.setattr(sys, "stdout", nothing)
+        _show_start(Config(port=free_ports(1)[0]), "nowhere")
+        monkeypatch.undo()
+        assert caplog.messages == ["how to use it cannot be shown: No space left on device"]
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), nothing.fileno())  # so that it can be closed

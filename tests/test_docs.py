@@ -173,7 +173,7 @@ def test_code_names_the_mechanism() -> None:
 
 def test_every_fault_has_a_test_that_exists_or_a_reason() -> None:
     rows = re.findall(r"^\| (\d+) \| (.+) \|$", read("docs/reliability.md"), re.M)
-    assert [int(number) for number, _ in rows] == list(range(1, 101))
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
     tests = {
         name
         for path in (ROOT / "tests").rglob("test_*.py")

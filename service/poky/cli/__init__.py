@@ -5,6 +5,8 @@ programs. Exit status: 0 done, 1 it failed, 2 the command or its settings were w
 ``--json`` the last line of stderr then is an object with a ``code`` and a ``detail``.
 """
 
+import contextlib
+import errno
 import logging
 import os
 import sys
@@ -15,13 +17,15 @@ from poky import __version__, schema
 from poky.cli.buckets import bucket
 from poky.cli.caches import cache
 from poky.cli.changes import changes
-from poky.cli.context import as_json, load_config
+from poky.cli.context import Failed, as_json, load_config
 from poky.cli.migrate import migrate
 from poky.cli.output import print_json, print_table
 from poky.cli.restored import restored
 from poky.cli.serve import serve
 from poky.cli.tokens import token
 from poky.cli.transfer import export_bucket, import_bucket, verify
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 _EXAMPLES = """\b
 Examples:
@@ -83,7 +87,33 @@ def main() -> None:
     """Run the command; anything a person can mend is one sentence, never a traceback."""
     _open_standard_files()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    poky(prog_name="poky")
+    try:
+        poky(prog_name="poky")
+    except OSError as error:
+        if error.errno not in _NO_ROOM or error.filename is not None:
+            raise
+        failed = Failed(
+            f"The output cannot be written: {error.strerror}. What the command was to change may be"
+            " changed already.",
+            code="output_not_written",
+            as_json="--json" in sys.argv,
+        )
+        with contextlib.suppress(OSError):  # stderr may be as full
+            failed.show()
+        sys.exit(failed.exit_code)
+    finally:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """Forget what could not be written; Python would try again at the end, with a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
 
 
 def _open_standard_files() -> None:

@@ -52,11 +52,11 @@ class Failed(click.ClickException):
 
     _line = "Error: {}"
 
-    def __init__(self, detail: str, *, code: str) -> None:
+    def __init__(self, detail: str, *, code: str, as_json: bool = False) -> None:
         super().__init__(detail)
         self.code = code
         context = click.get_current_context(silent=True)
-        self._as_json = bool(context and context.params.get("as_json"))
+        self._as_json = as_json or bool(context and context.params.get("as_json"))
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print it on stderr."""

@@ -1,5 +1,6 @@
 """``poky serve``."""
 
+import logging
 import os
 import shutil
 import sys
@@ -11,6 +12,8 @@ import click
 
 from poky.cli.context import BadSettings, database, dsn_option, load_config
 from poky.config import Config, url_of
+
+log = logging.getLogger("poky.cli")
 
 
 @click.command(epilog="\b\nExample:\n  poky serve -p 9000 --home ~/poky")
@@ -48,7 +51,11 @@ def _source_of_dsn(dsn: str | None) -> str:
 
 
 def _show_start(config: Config, where: str) -> None:
-    click.echo(start_text(config, where, _trouble(url_of(config.listen, config.port))))
+    text = start_text(config, where, _trouble(url_of(config.listen, config.port)))
+    try:
+        click.echo(text)
+    except OSError as error:  # a full disk, a pipe that nothing reads: it serves all the same
+        log.warning("how to use it cannot be shown: %s", error.strerror)
 
 
 def _trouble(base: str) -> str:
