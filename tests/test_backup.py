@@ -350,7 +350,9 @@ def write(store: Store, *keys: str, value: bytes = b"v") -> None:
 
 def figures(server: Server, name: str) -> dict[str, float]:
     text = (server.home / "metrics" / f"{name}.prom").read_text()
-    return {metric: float(value) for metric, value in re.findall(r"^(\w+) ([\d.]+)$", text, re.M)}
+    return {
+        metric: float(value) for metric, value in re.findall(r"^([^#\s]+) ([\d.]+)$", text, re.M)
+    }
 
 
 @pytest.mark.timeout(300)
@@ -368,6 +370,7 @@ def test_the_program_takes_backups_goes_back_and_tries_it(
         assert time.time() - figures(server, "poky_backup")[
             "poky_backup_success_timestamp_seconds"
         ] == pytest.approx(0, abs=60)
+        assert 'poky_backup_last_timestamp_seconds{kind="full"}' in figures(server, "poky_backup")
         program.check(settings)
         assert "poky_backup_check_timestamp_seconds" in figures(server, "poky_backup_check")
 

@@ -50,6 +50,35 @@ def test_monitoring_reaches_exporters_and_metrics(topology: ModuleType) -> None:
     assert rule not in topology.poky_accepts("app2", groups, HOSTVARS, [22])
 
 
+def test_the_service_asks_the_prometheus_that_it_can_reach(topology: ModuleType) -> None:
+    def url(here: str, **known: object) -> str:
+        groups = {**GROUPS, "monitoring": ["eye"]} if known else GROUPS
+        found: str = topology.poky_prometheus_url(here, groups, {**HOSTVARS, "eye": known})
+        return found
+
+    eye = {"poky_address": "192.0.2.7"}
+    assert url("app1") == ""
+    assert url("app1", **eye) == ""  # it listens on loopback
+    assert url("app1", **eye, monitoring_listen="localhost") == ""
+    assert url("eye", **eye) == "http://127.0.0.1:9090"
+    assert url("eye", **eye, monitoring_prometheus=False) == ""
+    elsewhere = {"monitoring_listen": "192.0.2.8", "monitoring_port": 9091}
+    assert url("app1", **eye, **elsewhere) == "http://192.0.2.8:9091"
+    assert url("app1", **eye, monitoring_listen="0.0.0.0") == "http://192.0.2.7:9090"
+    assert url("eye", **eye, monitoring_listen="0.0.0.0") == "http://127.0.0.1:9090"
+
+
+def test_prometheus_lets_the_service_ask_if_it_listens_for_others(topology: ModuleType) -> None:
+    groups = {**GROUPS, "monitoring": ["eye"]}
+    known = {"poky_address": "192.0.2.7"}
+    rule = "ip saddr { 192.0.2.2, 192.0.2.3 } tcp dport { 9090 } accept"
+    for listen, is_let in ((None, False), ("127.0.0.1", False), ("192.0.2.7", True)):
+        hostvars = {**HOSTVARS, "eye": {**known, "monitoring_listen": listen}}
+        assert (rule in topology.poky_accepts("eye", groups, hostvars, [22])) == is_let
+    allowed = topology.poky_ip_allow(groups, {**HOSTVARS, "eye": known}, [])
+    assert "192.0.2.7" in allowed
+
+
 def test_the_repository_and_the_database_reach_each_other(topology: ModuleType) -> None:
     hostvars = {**HOSTVARS, "kept": {"poky_address": "192.0.2.9", "backup_port": 8433}}
     groups = {**GROUPS, "backup": ["kept"]}

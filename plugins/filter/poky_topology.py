@@ -22,6 +22,7 @@ _LOCAL_DOMAINS = (".internal", ".local", ".lan", ".localdomain", ".home.arpa")
 
 # Where exporters listen (role monitoring).
 _EXPORTERS = (9100, 9113, 9131, 9187)
+_PROMETHEUS = 9090
 
 HostVars = Mapping[str, Mapping[str, Any]]
 
@@ -97,6 +98,31 @@ def _is_private(host: str) -> bool:
     return any(address in ipaddress.ip_network(network) for network in _PRIVATE)
 
 
+def poky_prometheus_url(here: str, groups: Mapping[str, Sequence[str]], hostvars: HostVars) -> str:
+    """Where the host ``here`` reaches the first Prometheus of ours; empty: there is none for it."""
+    for host in groups.get("monitoring", []):
+        known = hostvars[host]
+        listen = str(known.get("monitoring_listen") or "127.0.0.1")
+        if known.get("monitoring_prometheus") in (False, "false", "no"):
+            continue
+        port = known.get("monitoring_port") or _PROMETHEUS
+        if host == here:
+            return f"http://{'127.0.0.1' if _is_any(listen) else listen}:{port}"
+        if not _is_loopback(listen):
+            return f"http://{_address(known, host) if _is_any(listen) else listen}:{port}"
+    return ""
+
+
+def _is_any(listen: str) -> bool:
+    return listen in ("0.0.0.0", "::", "*")  # noqa: S104  # not to listen there
+
+
+def _is_loopback(listen: str) -> bool:
+    return listen == "localhost" or (
+        _is_address(listen) and ipaddress.ip_address(listen).is_loopback
+    )
+
+
 def poky_targets(hosts: Iterable[str], hostvars: HostVars) -> list[str]:
     """The kinds of Python that releases must be built for, such as cp311-x86_64."""
     facts = [hostvars[host]["ansible_facts"] for host in hosts]
@@ -146,6 +172,10 @@ def poky_accepts(
         rules.append(([given("backup_port", 8432)], addresses("database")))
     elif host in groups.get("database", []):
         rules.append(([given("backup_port", 8432)], addresses("backup")))
+    if host in groups.get("monitoring", []) and not _is_loopback(
+        str(known.get("monitoring_listen") or "127.0.0.1")
+    ):
+        rules.append(([given("monitoring_port", _PROMETHEUS)], addresses("service")))
     if others := addresses("monitoring"):
         ports = [int(port) + 1000 for port in poky_setting(known, "poky_ports")]
         rules.append((sorted({*_EXPORTERS, *ports}), others))
@@ -178,7 +208,9 @@ def poky_ip_allow(
     ``names``: of databases and statsd, with or without a port.
     """
     hosts = dict.fromkeys(
-        host for group in ("service", "cache", "web", "database") for host in groups.get(group, [])
+        host
+        for group in ("service", "cache", "web", "database", "monitoring")
+        for host in groups.get(group, [])
     )
     found = [_address(hostvars[host], host) for host in hosts]
     found += [re.sub(r"^([^:]+):\d+$", r"\1", name) for name in names if name]
@@ -212,6 +244,7 @@ class FilterModule:
                 poky_addresses,
                 poky_purge_listeners,
                 poky_outside,
+                poky_prometheus_url,
                 poky_accepts,
                 poky_ip_allow,
                 poky_targets,

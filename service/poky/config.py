@@ -20,6 +20,7 @@ MB = 1024 * 1024
 
 _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
 _ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://(?:{_HOST.pattern})(?::[0-9]{{1,5}})?")
+_PROMETHEUS = re.compile(rf"(?i)https?://(?:{_HOST.pattern})(?::[0-9]{{1,5}})?(?:/[^\s?#]*)?")
 
 
 class ConfigError(Exception):
@@ -58,6 +59,12 @@ def _origins(text: str) -> tuple[str, ...]:
 
 def _hosts(text: str) -> tuple[str, ...]:
     return _words(text, _HOST, "a name or address without a port")
+
+
+def _prometheus(text: str) -> str:
+    if not _PROMETHEUS.fullmatch(text):
+        raise ValueError(f"“{text}” is not http://host:port")
+    return text.rstrip("/")
 
 
 def setting(
@@ -250,6 +257,12 @@ class Config:
         2.0, "How often a canary is written and read.", unit="s", at_least=0.1, at_most=3600
     )
     probe_bucket: str = setting("poky-probe", "The bucket of the canaries.")
+    prometheus_url: str = setting(
+        "",
+        "The Prometheus that the admin listener's page asks for alerts, backups, hit ratios and"
+        " other instances, as http://host:port. Empty: none.",
+        parse=_prometheus,
+    )
     release: str = setting(
         "", "The name of this release. Empty: the file RELEASE beside the venv, or the version."
     )

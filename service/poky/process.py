@@ -39,7 +39,7 @@ from poky.feed import Feed
 from poky.health import Health
 from poky.http import Budget, CannotListen, Server
 from poky.logs import Log, take_over
-from poky.metrics import Metrics, Statsd
+from poky.metrics import Metrics, Prometheus, Statsd
 from poky.probe import Probe
 from poky.reaper import Reaper
 from poky.sharing import BEGIN_SECONDS, Lane, Reads, Stages, Writes
@@ -144,6 +144,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
             failing_since=lambda: house.counts.failing_since,
             memory=lambda: (budget.used(), budget.limit),
             groups=lambda: (writes.sizes.count, writes.sizes.sum),
+            prometheus=Prometheus(config.prometheus_url) if config.prometheus_url else None,
             started_at=time.time(),
         ),
         house,

@@ -93,12 +93,17 @@ def size(count: float) -> str:
 
 
 def publish(name: str, gauges: dict[str, tuple[str, float]]) -> None:
-    """Write {metric: (help, value)} for the node exporter, if it is here."""
+    """Write {metric, with its labels: (help, value)} for the node exporter, if it is here.
+
+    Those of one name follow each other.
+    """
     if not METRICS.is_dir():
         return
-    lines = []
+    lines: list[str] = []
     for metric, (sentence, value) in gauges.items():
-        lines += [f"# HELP {metric} {sentence}", f"# TYPE {metric} gauge", f"{metric} {value:.3f}"]
+        bare = metric.partition("{")[0]
+        head = [f"# HELP {bare} {sentence}", f"# TYPE {bare} gauge"]
+        lines += [*(head if head[0] not in lines else ()), f"{metric} {value:.3f}"]
     new = METRICS / f"{name}.prom.new"
     new.write_text("\n".join(lines) + "\n")
     new.chmod(0o644)
@@ -190,6 +195,13 @@ class Repository:
                 backups[-1]["timestamp"]["stop"] if backups else 0,
             )
         }
+        for kind in ("full", "diff", "incr"):
+            ends = [each["timestamp"]["stop"] for each in backups if each["type"] == kind]
+            if ends:
+                gauges[f'poky_backup_last_timestamp_seconds{{kind="{kind}"}}'] = (
+                    "When the last good backup of a kind ended.",
+                    ends[-1],
+                )
         if backups:
             last = backups[-1]
             gauges |= {

@@ -11,7 +11,7 @@ from poky.config import Config
 from poky.feed import Feed
 from poky.health import Health
 from poky.logs import Event
-from poky.metrics import Sample
+from poky.metrics import Prometheus, Sample
 from poky.sharing import Lane, Reads, Stages, Writes
 from poky.store import Node, Store
 
@@ -55,6 +55,7 @@ class Sight(NamedTuple):
     failing_since: Callable[[], float | None] = lambda: None  #: no connection to the database
     memory: Callable[[], tuple[float, float]] = lambda: (0.0, 1.0)  #: used, and the limit
     groups: Callable[[], tuple[int, int]] = lambda: (0, 0)  #: statements, and writes in them
+    prometheus: Prometheus | None = None  #: knows of all instances
     started_at: float = 0.0
 
 

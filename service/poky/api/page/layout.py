@@ -19,6 +19,7 @@ _STYLE: Final = """
 body { font: 1rem/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
   margin: 0 auto; max-width: 76rem; padding: 1rem }
 h1 { font-size: 1.4rem; margin: 0 } h2 { font-size: 1.1rem; margin: 1.6rem 0 .4rem }
+h3 { font-size: 1rem; margin: 1rem 0 .2rem }
 header { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; align-items: baseline }
 a { color: var(--link) } a:focus-visible { outline: 3px solid var(--link) }
 nav a { margin-right: .8rem }
@@ -47,6 +48,7 @@ pre { background: var(--soft); border: 1px solid var(--line); border-radius: .4r
 img { max-width: 100%; border: 1px solid var(--line) }
 input, button { font: inherit; padding: .2rem .5rem }
 footer { margin-top: 2rem; font-size: .9rem }
+@media (max-width: 40rem) { td:not(.number) { min-width: 6.5rem } }
 @media print { body { max-width: none } nav, form, footer, #gone { display: none }
   figure, tr { break-inside: avoid } }
 """

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from poky.api import welcome
+from poky.api.page import fleet
 from poky.api.page.layout import ago, page, size_of, table
 from poky.api.page.plots import Line, plot
 from poky.api.page.troubles import since_words, troubles
@@ -31,6 +32,7 @@ def get_overview(services: Services, environ: Environ) -> Answer:
         return welcome.get_admin_welcome(services, environ)
     now = time.time()
     sight = services.sight
+    asking = fleet.Asking(sight.prometheus)
     state = services.health.check()
     activity: Activity | None = None
     nodes: Sequence[Node] = sight.nodes()
@@ -43,7 +45,9 @@ def get_overview(services: Services, environ: Environ) -> Answer:
             buckets = services.house.buckets()
             public = set(services.house.public_buckets())
     tasks = services.background()
+    known = asking.fleet()
     found = troubles(state, sight, nodes, tasks, activity, _gone(activity, now), now)
+    found += fleet.troubles(known)
     items = "".join(
         f'<li><span class="what">{escape(each.what)}</span> {since_words(each, now)}'
         f"<br>{escape(each.do)}</li>"
@@ -64,11 +68,14 @@ def get_overview(services: Services, environ: Environ) -> Answer:
     )
     body = (
         banner,
+        fleet.alerts(known, now),
         _plots(services, now),
         _instances(activity, config.instance),
-        _database(services, activity, now),
-        _caches(nodes, now),
+        fleet.instances(known, now),
+        _database(services, activity, fleet.lags(known), now),
+        _caches(nodes, fleet.hit_ratios(known), now),
         _buckets(services, buckets, public),
+        fleet.backups(known, now),
         _tasks(tasks, now),
         _events(services, now),
     )
@@ -121,12 +128,17 @@ def _instances(activity: Activity | None, ours: str) -> str:
     return f"<h2>Instances</h2>{table('Instances', columns, rows, empty, 'connections')}"
 
 
-def _database(services: Services, activity: Activity | None, now: float) -> str:
+def _database(
+    services: Services, activity: Activity | None, lags: Mapping[str, float], now: float
+) -> str:
     busy, idle = services.store.connections
     used = f"{busy} of our {services.store.pool_size} connections are busy, {idle} idle."
     if activity is None:
         return f'<h2>Database</h2><p class="bad">It does not answer.</p><p>{used}</p>'
-    standbys = ", ".join(map(escape, activity.standbys)) or "none"
+    standbys = ", ".join(
+        escape(name) + (f" ({size_of(lags[name])} behind)" if name in lags else "")
+        for name in activity.standbys
+    )
     archive = "not archived"
     if activity.is_archiving:
         archive = "archived, nothing yet"
@@ -136,12 +148,12 @@ def _database(services: Services, activity: Activity | None, now: float) -> str:
             archive = '<span class="bad">archiving fails</span>'
     return (
         f"<h2>Database</h2><p>PostgreSQL {escape(activity.version)}, up"
-        f" {ago(now - activity.started_at)}, {size_of(activity.bytes)}; standbys: {standbys};"
-        f" WAL: {archive}. {used}</p>"
+        f" {ago(now - activity.started_at)}, {size_of(activity.bytes)};"
+        f" standbys: {standbys or 'none'}; WAL: {archive}. {used}</p>"
     )
 
 
-def _caches(nodes: Sequence[Node], now: float) -> str:
+def _caches(nodes: Sequence[Node], hits: Mapping[str, str], now: float) -> str:
     rows = []
     for node in nodes:
         state = '<span class="good">takes part</span>'
@@ -149,9 +161,17 @@ def _caches(nodes: Sequence[Node], now: float) -> str:
             state = f'<span class="bad">suspended since {ago(now - node.suspended_at)}</span>'
         leased = "never" if node.leased_at is None else f"{ago(now - node.leased_at)} ago"
         purged = "never" if node.purged_at is None else f"{ago(now - node.purged_at)} ago"
-        rows.append((escape(node.name), state, leased, purged, escape(node.url)))
-    columns = ("cache", "state", "last lease", "last purge", "address")
-    return f"<h2>Caches</h2>{table('Caches', columns, rows, 'There are none.')}"
+        ratio = hits.get(node.name, "\N{EN DASH}")
+        rows.append((escape(node.name), state, leased, purged, ratio, escape(node.url)))
+    columns = ("cache", "state", "last lease", "last purge", "hits", "address")
+    # A cache may have another name than its host has in Prometheus.
+    others = {
+        host: ratio for host, ratio in hits.items() if host not in {node.name for node in nodes}
+    }
+    more = ", ".join(f"{escape(host)} {ratio}" for host, ratio in others.items())
+    return f"<h2>Caches</h2>{table('Caches', columns, rows, 'There are none.', 'hits')}" + (
+        f'<p class="quiet">Hits by host: {more}.</p>' if more else ""
+    )
 
 
 def _buckets(services: Services, buckets: Sequence[Bucket] | None, public: set[str]) -> str:
