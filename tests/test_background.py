@@ -106,6 +106,19 @@ def test_the_end_waits_for_what_is_at_work(store: Store) -> None:
     assert len(background.status()) == 1
 
 
+def test_the_end_waits_no_longer_than_it_may_and_names_what_is_at_work(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("poky.background._STOP_SECONDS", 0.1)
+    background, begun, go_on = Background(store), threading.Event(), threading.Event()
+    background.add("idle", lambda: None, period=0.01)
+    background.add("endless", lambda: begun.set() or go_on.wait(30), period=0.01)
+    assert begun.wait(10)
+    background.stop()
+    assert caplog.messages == ["the background task endless was still at work at the end"]
+    go_on.set()
+
+
 def test_one_of_the_fleet_runs_a_task_and_another_takes_over(database: Database) -> None:
     at_work: list[int] = []
     most = 0

@@ -65,6 +65,18 @@ def test_secrets_come_from_systemds_credentials(tmp_path: Path) -> None:
     assert named.dsn == "host=x"
 
 
+def test_a_number_that_is_none_or_beyond_all_use_is_refused() -> None:
+    """NaN is neither below nor above a bound."""
+    many = "9" * 16
+    assert problems(
+        POKY_LEASE_SECONDS="nan", POKY_SHUTDOWN_TIMEOUT="inf", POKY_MAX_FUTURE_SECONDS=many
+    ) == [
+        f"POKY_MAX_FUTURE_SECONDS: “{many}” is not a whole number.",
+        "POKY_SHUTDOWN_TIMEOUT: “inf” is not a number.",
+        "POKY_LEASE_SECONDS: “nan” is not a number.",
+    ]
+
+
 def test_all_problems_are_reported_at_once() -> None:
     said = problems(
         POKY_PORT="0",

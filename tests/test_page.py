@@ -261,6 +261,14 @@ def test_an_hour_is_kept_in_samples(kind: str) -> None:
     assert last.median == pytest.approx(0.0055)
 
 
+def test_a_sample_has_the_buckets_that_were_used_in_its_time(kind: str) -> None:
+    history = History()
+    for now, buckets in ((0.0, {"idle": 3}), (10.0, {"idle": 3, "new": 1})):
+        history.take(now, 0, 0, (1.0,), [0.0, 0.0], buckets)
+    (sample,) = history.samples
+    assert sample.buckets == {"new": 1}
+
+
 def test_quantiles_are_linear_within_a_bound(kind: str) -> None:
     bounds = (1.0, 2.0, 4.0)
     assert quantile(bounds, [0, 0, 0, 0], 0.5) is None

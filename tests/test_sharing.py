@@ -387,6 +387,24 @@ def test_what_comes_while_a_statement_waits_is_written_by_another_when_it_is_lat
     assert writes.sizes.count == 2
 
 
+def test_for_late_writes_one_thread_more_is_asked_at_a_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    writes = Writes(store, NoCaches(), THREADS)
+    monkeypatch.setattr(writes._lane, "submit", lambda begin, refuse: asked.append(begin))
+    told = Told(1)
+    writes.add(Writing(put_of("k", b"1"), None, told.done(0)))
+    writes.after_turn(False)
+    writes.late()
+    assert len(asked) == 1  # it has not begun yet
+    writes._begun = 0
+    for busy, expected in ((THREADS - 1, 1), (THREADS - 2, 2)):
+        writes._began = dict.fromkeys(range(busy), (0.0, 1))
+        writes.late()
+        assert len(asked) == expected
+
+
 def test_while_few_writes_are_under_way_a_second_thread_writes(
     store: Store, own_database: Database
 ) -> None:
