@@ -146,6 +146,21 @@ def test_many_header_lines_are_431(chain: Chain, client: Client, count: int) -> 
     assert (response.status, response.body) == (200, b"value")
 
 
+@pytest.mark.parametrize("field", ["X-A: a\x01b", "X-A: a\x7f", "If-None-Match: \x0b"])
+@pytest.mark.parametrize("line", [f"PUT {KEY}", f"GET {KEY}", f"DELETE {KEY}", "GET /status"])
+def test_a_control_character_is_400_without_words(
+    chain: Chain, client: Client, line: str, field: str
+) -> None:
+    """Varnish refuses it before any rule of ours, and nginx cannot tell that from an answer."""
+    client.put(KEY, "untouched")
+    request = raw(f"{line} HTTP/1.1", field, "Content-Length: 0")
+    response = answer(chain.http_port, request)
+    assert (response.status, response.body) == (400, b"")
+    assert client.get(KEY).body == b"untouched"
+    told = answer(chain.instances[0].port, request)
+    assert_problem(told, 400, "request_malformed")
+
+
 @pytest.mark.parametrize(
     ("method", "range"), [("PUT", "items=0-4"), ("PUT", "bytes=5-2"), ("DELETE", "bytes=abc")]
 )
