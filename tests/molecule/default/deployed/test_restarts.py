@@ -53,14 +53,16 @@ def test_postgresql_comes_back_when_its_disk_has_room_again(
     wal = f"/var/lib/postgresql/{version}/main/pg_wal"
     host.check_output(f"systemctl stop {postgresql}")
     host.check_output(
-        f"mv {wal} {wal}.kept && mkdir {wal} && mount -t tmpfs -o size=80m none {wal}"
+        # Room for what is there, whatever was written before, and for two segments and a half more.
+        f"mv {wal} {wal}.kept && mkdir {wal} &&"
+        f" mount -t tmpfs -o size=$(( $(du -sm {wal}.kept | cut -f1) + 40 ))m none {wal}"
     )
     host.check_output(
         f"cp -a {wal}.kept/. {wal}/ && chown postgres:postgres {wal} && chmod 700 {wal}"
     )
     host.check_output(f"systemctl start {postgresql}")
     wait_until(lambda: deployment.request("PUT", "/kv/molecule/k", "v")[0] == 200, 60, "a write")
-    host.run(f"head -c 100M /dev/zero >{wal}/full")
+    host.run(f"head -c 1G /dev/zero >{wal}/full")
     value = secrets.token_hex(500_000)  # what does not compress fills the log fast
 
     def refused() -> bool:
