@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from poky.store import Store
+from poky.feed import Cursor, Feed, Follower
+from poky.store import Changed, ChangesPage, Store
 from tests.conftest import Database
 from tests.service import Client, Response, Service, running, wait_until
 from tests.test_access import Maker, bearer, command
@@ -397,6 +398,50 @@ def test_a_reader_that_is_slow_misses_nothing(
 
 
 @pytest.mark.slow
+class _Idle(Follower):
+    def __init__(self, bucket: str) -> None:
+        super().__init__(bucket)
+        self.cursor = Cursor.parse("s.7.7.")
+
+    def take(self, changes: list[Changed], page: Cursor) -> None: ...
+
+    def tick(self, now: float) -> None: ...
+
+
+class _Calls:
+    """A store without changes, and work in the background that goes on; what was asked."""
+
+    is_stopping = False
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def add(self, *arguments: Any, **options: Any) -> None: ...
+
+    def renew_changes(self) -> None: ...
+
+    def changes(self, bucket: str, *place: Any) -> ChangesPage:
+        self.asked.append(bucket)
+        return ChangesPage([], "s.7.7.", True, "")
+
+
+def test_a_reader_that_is_slow_costs_no_look_at_the_changes() -> None:
+    """It has left until it has taken what it was sent; others are looked for as before."""
+    calls = _Calls()
+    feed = Feed(calls, calls, 2)  # type: ignore[arg-type]
+    slow, quick = _Idle("slow"), _Idle("quick")
+    for each in (slow, quick):
+        feed.admit(each)
+        feed.join(each)
+    wait_until(lambda: {"slow", "quick"} <= set(calls.asked))
+    feed.leave(slow)
+    wait_until(lambda: calls.asked[-4:] == ["quick"] * 4)
+    feed.join(slow)
+    wait_until(lambda: "slow" in calls.asked[-4:])
+    for each in (slow, quick):
+        feed.release(each)
+
+
 def test_a_stream_without_changes_shows_that_it_lives(
     client: Client, service: Service, followed: str
 ) -> None:
