@@ -611,6 +611,20 @@ def test_a_bucket_that_returned_meanwhile_is_written_to(database: Database) -> N
             owner.drop_bucket("back", keys=True)
 
 
+def test_a_bucket_that_returned_is_soon_read_by_its_new_function(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poky.store.bucket_functions._PAUSE_SECONDS", 0.0)
+    owner = Store(database.dsn_owner)
+    with closing(owner), closing(Store(database.dsn_service)) as store:
+        for _ in range(2):
+            owner.ensure_bucket("renewed")
+            for _ in range(2):  # the first finds that the former function is gone
+                assert store.get("renewed", "k") is None
+            assert f"get_{store.function_number('renewed')}" in functions_in_use(store)
+            owner.drop_bucket("renewed", keys=True)
+
+
 def test_requests_change_nothing_in_the_catalogue(database: Database, bucket: str) -> None:
     """A bucket has its functions before the first request; what the service asks works anywhere."""
     catalogue = "SELECT oid, xmin::text FROM pg_proc WHERE pronamespace = 'poky'::regnamespace"
