@@ -530,6 +530,8 @@ def test_a_locked_object_delays_its_neighbours_only_briefly(
         for n in range(20):
             writes.add(Writing(put_of(f"k{n}", b"x", "abc"[n % 3]), None, done(n)))
         writes.after_turn(False)
+        wait_until(lambda: ("a", "locked") in writes._apart)
+        assert 20 not in took  # what comes for it meanwhile goes its own way, too
         *others, locked = told.all()
         assert {type(each) for each in others} == {Put}
         assert isinstance(locked, StoreError)
