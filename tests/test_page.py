@@ -9,15 +9,18 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from poky import embedded
-from poky.metrics import History, Sample
+from poky.metrics import History, Sample, Totals
 from poky.metrics.history import quantile
 from poky.schema.migrate import migrate
+from poky.store import Store, StoreError
 from tests.conftest import HASTY, Database
 from tests.fake_cache import FakeCache
 from tests.service import Client, Response, Service, running, wait_until
@@ -201,6 +204,7 @@ def test_a_cache_that_is_cut_off_is_named(
             wait_until(lambda: lease.get("/lease", poky_node="one").status == 200)
             assert "All is well" in state_of(admin)
             # Nothing renews its lease now.
+            seen_within(admin, "The cache one does not renew its lease.")
             seen_within(admin, "The cache one has no lease.")
             cache.stop()
             service.client().put("/kv/b/k", "v")
@@ -209,6 +213,72 @@ def test_a_cache_that_is_cut_off_is_named(
             assert re.search(r"suspended\. +since \d+ s", said)
             assert "Is Varnish up on its host" in said
             assert "it is suspended" in show(admin).body.decode().rpartition("Last warnings")[2]
+
+
+def test_a_cache_that_confirms_late_or_was_removed_is_named(
+    kind: str, own_database: Database, tmp_path: Path
+) -> None:
+    with FakeCache("one") as cache:
+        settings = {"caches": f"one={cache.url}", "purge_timeout": "1", "lease_seconds": "2"}
+        with running(own_database.dsn_service, tmp_path / "log", **settings) as service:
+            admin, lease = service.admin(), Client(service.lease_port)
+            admin.request("PUT", "/buckets/b")
+            wait_until(lambda: lease.get("/lease", poky_node="one").status == 200)
+            client = service.client()
+            for number in range(10):
+                client.put(f"/kv/b/{number}", "v")
+            assert "to confirm" not in state_of(admin)
+            cache.delay = 0.3
+            for number in range(6):
+                client.put(f"/kv/b/{number}", "w")
+            for number in range(6):
+                client.put(f"/kv/b/{number}", "x")
+            assert re.search(r"The cache one takes 3\d\d ms to confirm a purge", state_of(admin))
+            cache.delay = 0
+            wait_until(lambda: "to confirm" not in state_of(admin))
+            with closing(Store(own_database.dsn_service, pool_size=1)) as store:
+                store.suspend_node("one", hold=True)
+
+                def is_removed() -> bool:
+                    with suppress(StoreError):  # it may hold a lease
+                        return store.remove_node("one")
+                    return False
+
+                wait_until(is_removed)
+            seen_within(admin, "The cache one does not take part.")
+
+
+def test_requests_that_are_slow_are_told(kind: str, own_database: Database, tmp_path: Path) -> None:
+    with FakeCache("one") as cache:
+        settings = {"caches": f"one={cache.url}", "purge_timeout": "4", "lease_seconds": "60"}
+        with running(own_database.dsn_service, tmp_path / "log", **settings) as service:
+            admin, lease = service.admin(), Client(service.lease_port)
+            admin.request("PUT", "/buckets/b")
+            wait_until(lambda: lease.get("/lease", poky_node="one").status == 200)
+            cache.delay = 0.8
+
+            def write(number: int) -> int:
+                client = service.client()
+                return [client.put(f"/kv/b/{number}-{n}", "v") for n in range(5)][-1].status
+
+            with ThreadPoolExecutor(20) as writers:
+                assert set(writers.map(write, range(20))) == {200}
+            said = state_of(admin)
+            assert re.search(r"One request for an object in a hundred took longer than \d", said)
+            wait_until(lambda: "took longer" not in state_of(admin))
+
+
+def test_an_instance_that_is_gone_is_named_by_a_page_that_was_not_open(
+    kind: str, own_database: Database, tmp_path: Path
+) -> None:
+    dsn = own_database.dsn_service
+    with running(dsn, tmp_path / "one", instance="one") as one:
+        with running(dsn, tmp_path / "two", instance="two"):
+            runs = r'"name": ?"instances".*?"runs": ?[1-9]'
+            status = "/status?verbose"
+            wait_until(lambda: re.search(runs, one.client().get(status).body.decode()))
+            time.sleep(6)
+        seen_within(one.admin(), "The instance two is gone.")
 
 
 def test_an_instance_that_is_gone_is_named(
@@ -247,13 +317,12 @@ def test_a_database_that_is_gone_is_named(kind: str, tmp_path: Path) -> None:
 
 
 def test_an_hour_is_kept_in_samples(kind: str) -> None:
-    history = History()
-    bounds = (0.001, 0.01, 0.1)
+    history = History((0.001, 0.01, 0.1))
     for number in range(500):
         now = 1000.0 + 10 * number
         assert history.is_due(now)
         counts = [0.0, 10.0 * number, 0.0, 0.0]
-        history.take(now, 10 * number, number, bounds, counts, {"b": 5 * number})
+        history.take(Totals(now, 10 * number, number, counts, {"b": 5 * number}))
         assert not history.is_due(now + 9)
     assert len(history.samples) == 360
     last: Sample = history.samples[-1]
@@ -262,9 +331,9 @@ def test_an_hour_is_kept_in_samples(kind: str) -> None:
 
 
 def test_a_sample_has_the_buckets_that_were_used_in_its_time(kind: str) -> None:
-    history = History()
+    history = History((1.0,))
     for now, buckets in ((0.0, {"idle": 3}), (10.0, {"idle": 3, "new": 1})):
-        history.take(now, 0, 0, (1.0,), [0.0, 0.0], buckets)
+        history.take(Totals(now, 0, 0, [0.0, 0.0], buckets))
     (sample,) = history.samples
     assert sample.buckets == {"new": 1}
 

@@ -1,6 +1,11 @@
-"""Health: whether the database answers and suits this release, known within a bounded time."""
+"""Health: whether the database answers and suits this release, known within a bounded time.
+
+And the other instances: which of them were here and are gone.
+"""
 
 import threading
+import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from poky import schema
@@ -57,3 +62,30 @@ class Health:
             missing = error.code == "schema_missing"
             return State("ok" if missing else "unavailable", "missing" if missing else "unknown")
         return State("ok", schema.state(list(migrations)), server)
+
+
+class Instances:
+    """The instances of this database, by name: those that were connected, and are not."""
+
+    MOST = 1000
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._seen: dict[str, float] = {}
+        self._here: frozenset[str] = frozenset()
+
+    def look(self) -> None:
+        """Note who is connected now; raises StoreError."""
+        self.note(self._store.instances())
+
+    def note(self, names: Iterable[str]) -> None:
+        """Note that these are, and no others."""
+        self._here = frozenset(names)
+        if len(self._seen) > self.MOST:
+            self._seen = {}
+        self._seen = {**self._seen, **dict.fromkeys(self._here, time.time())}
+
+    def gone(self) -> dict[str, float]:
+        """Those that were here and are not, and when they were last seen (since 1970)."""
+        here = self._here
+        return {name: at for name, at in self._seen.items() if name not in here}

@@ -36,7 +36,7 @@ from poky.background import Background
 from poky.cache import Caches
 from poky.config import Config, is_path
 from poky.feed import Feed
-from poky.health import Health
+from poky.health import Health, Instances
 from poky.http import Budget, CannotListen, Server
 from poky.logs import Log, take_over
 from poky.metrics import Metrics, Prometheus, Statsd
@@ -51,6 +51,7 @@ log = logging.getLogger("poky.process")
 
 _CONNECTION_HEADROOM = 65_536
 _STUCK_SECONDS = 20.0
+_LOOK_SECONDS = 5.0  # for instances that come and go
 _PREFIXES = ("POKY_", "POKY_ADMIN_", "POKY_LEASE_")  # of the listeners' settings, in their order
 # What a request's body takes while it is stored, times its length: the body, or instead of it three
 # copies of a literal of at most four thirds. `make abuse` measures it.
@@ -84,6 +85,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
     # Connections of its own, for what must not wait for the work of clients.
     house = Store(config.dsn, pool_size=4, pool_timeout=config.pool_timeout, name=name)
     background = Background(house)
+    background.add("instances", (instances := Instances(house)).look, period=_LOOK_SECONDS)
     caches = Caches(house, config, background)
     stages = Stages() if config.server_timing == "on" else None
     reads = Reads(store, config.threads, stages)
@@ -144,6 +146,10 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
             failing_since=lambda: house.counts.failing_since,
             memory=lambda: (budget.used(), budget.limit),
             groups=lambda: (writes.sizes.count, writes.sizes.sum),
+            purge_seconds=caches.purge_seconds,
+            recent=metrics.recent,
+            note=instances.note,
+            gone=instances.gone,
             prometheus=Prometheus(config.prometheus_url) if config.prometheus_url else None,
             started_at=time.time(),
         ),
@@ -194,12 +200,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         return 1
     caches.start()
     probe.start(background)
-    threads = [
-        threading.Thread(target=_serve_until_stopped, args=(listener, stopping), daemon=True)
-        for listener in listeners
-    ]
-    for thread in threads:
-        thread.start()
+    _accept(listeners, stopping)
     # Loaded modules live as long as the process: exclude them from garbage collection.
     gc.collect()
     gc.freeze()
@@ -336,6 +337,13 @@ def return_large_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another libc than glibc
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+
+
+def _accept(listeners: Sequence[Server], stopping: Stopping) -> None:
+    for listener in listeners:
+        threading.Thread(
+            target=_serve_until_stopped, args=(listener, stopping), daemon=True
+        ).start()
 
 
 def _serve_until_stopped(listener: Server, stopping: Stopping) -> None:

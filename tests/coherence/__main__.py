@@ -1,9 +1,10 @@
 """``make coherence``: the long form of the proof, with a progress line and a table.
 
 The environment says how long and what: MINUTES=60, FAULT="none purges-lost"; SABOTAGE=plain-purge
-breaks the stack on purpose. ACCESS=tokens: tokens that come and go under readers, without writers.
-Exit status 1 if anything was stale, older than what a refusal told, went back or had no order, or
-if a token was answered after its revocation was acknowledged.
+breaks the stack on purpose. PAGE=yes: the admin listener's page is opened during each fault, and
+must say within five seconds what is wrong. ACCESS=tokens: tokens that come and go under readers,
+without writers. Exit status 1 if the page did not, if anything was stale, older than what a refusal
+told, went back or had no order, or if a token was answered after its revocation was acknowledged.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +25,7 @@ from rich.live import Live
 from rich.progress import Progress
 from rich.table import Table
 
-from tests.coherence import cost, tokens, working_set
+from tests.coherence import cost, page, tokens, working_set
 from tests.coherence.faults import FAULTS, NONE, Fault
 from tests.coherence.load import Count, Load
 from tests.coherence.run import Result, altered, run
@@ -49,19 +51,22 @@ def main() -> int:
         faults = []
     seconds = float(os.environ.get("MINUTES", "0")) * 60 / len([*faults, *sabotages])
     results: list[Result] = []
+    sights: list[page.Sight] | None = [] if os.environ.get("PAGE") else None
     try:
         with tempfile.TemporaryDirectory(prefix="coherence-") as folder:
             console.print("Starting PostgreSQL, two instances, two Varnish nodes and nginx …")
             with Stack(Path(folder)) as stack:
                 for fault in [*faults, *(sabotage.fault for sabotage in sabotages)]:
                     reads = READS_WITHOUT_FAULTS if fault is NONE else READS_WITH_EACH_FAULT
-                    results.append(_run(stack, fault, reads, seconds))
+                    results.append(_run(stack, fault, reads, seconds, sights))
     finally:  # what was seen before something broke down
         console.print(_table(results))
+        if sights:
+            console.print(_sights(sights))
     if not os.environ.get("FAULT") and not sabotages:
         _cost()
         _hit_ratio()
-    return 0 if all(result.ok for result in results) else 1
+    return 0 if all(each.ok for each in [*results, *(sights or ())]) else 1
 
 
 def _tokens() -> int:
@@ -137,7 +142,9 @@ def _chosen(variable: str, there_are: Sequence[Choice]) -> list[Choice]:
     return [each for each in there_are if not names or each.name in names]
 
 
-def _run(stack: Stack, fault: Fault, reads: int, seconds: float) -> Result:
+def _run(
+    stack: Stack, fault: Fault, reads: int, seconds: float, sights: list[page.Sight] | None
+) -> Result:
     loads: list[Load] = []
     began = time.monotonic()
 
@@ -153,9 +160,21 @@ def _run(stack: Stack, fault: Fault, reads: int, seconds: float) -> Result:
 
     if not console.is_terminal:
         console.print(line())
+
+    @contextmanager
+    def meanwhile(load: Load) -> Iterator[None]:
+        if sights is None:
+            yield
+            return
+        with page.opened(stack, fault, load) as sight:
+            sights.append(sight)
+            yield
+
     live = Live(get_renderable=line, console=console, transient=True, refresh_per_second=2)
     with live, altered(stack, fault):
-        result = run(stack, fault, reads=reads, seconds=seconds, watch=loads.append)
+        result = run(
+            stack, fault, reads=reads, seconds=seconds, watch=loads.append, meanwhile=meanwhile
+        )
     verdict = result.verdict
     console.print(
         f"  {verdict.reads:,} reads in {result.seconds:.0f} s: {verdict.stale} stale,"
@@ -165,6 +184,21 @@ def _run(stack: Stack, fault: Fault, reads: int, seconds: float) -> Result:
     for sentence in verdict.findings[:5]:
         console.print(f"  [red]{sentence}[/red]")
     return result
+
+
+def _sights(sights: list[page.Sight]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("fault")
+    table.add_column("seconds", justify="right")
+    table.add_column("what the page said")
+    for sight in sights:
+        said = sight.headline or " ".join(sorted(sight.others)) or "All is well"
+        table.add_row(
+            f"[{'green' if sight.ok else 'red'}]{sight.fault.name}",
+            "" if sight.seconds is None else f"{sight.seconds:.1f}",
+            said,
+        )
+    return table
 
 
 def _table(results: list[Result]) -> Table:

@@ -25,6 +25,7 @@ class Fault:
     vcl: str = ""  # what is broken in Varnish (tests.vcl.sabotage)
     stalls: bool = False  # threads are held up anywhere, of the service and of Varnish
     ttl: int = 0  # seconds after which half of the objects expire
+    shows: str = ""  # what the admin listener's page says; empty: nothing that an operator minds
 
 
 def nothing(stack: Stack) -> None:
@@ -170,20 +171,70 @@ NONE = Fault("none", "No fault.", nothing)
 FAULTS = (
     Fault("slow-reads", "The service answers long after it has read.", nothing, "slow_reads"),
     Fault("stalls", "Any thread may be held up between any two steps.", nothing, stalls=True),
-    Fault("purges-lost", "One purge in fifty gets no answer.", purges_lost),
-    Fault("purges-dropped", "One node hears no purge (a firewall drops).", purges_dropped),
-    Fault("purges-late", "Purges arrive late at all nodes, but in time.", purges_late),
-    Fault("purges-refused", "No node accepts a purge.", purges_refused),
-    Fault("leases-slow", "Leases arrive late or too late, and purges are lost.", leases_slow),
-    Fault("leases-cut", "No lease arrives.", leases_cut),
-    Fault("varnish-paused", "A node is stopped (SIGSTOP) for longer than a lease.", varnish_paused),
-    Fault("varnish-restarted", "A node is killed and started.", varnish_restarted),
+    Fault("purges-lost", "One purge in fifty gets no answer.", purges_lost, shows="is suspended"),
+    Fault(
+        "purges-dropped",
+        "One node hears no purge (a firewall drops).",
+        purges_dropped,
+        shows="is suspended",
+    ),
+    Fault(
+        "purges-late",
+        "Purges arrive late at all nodes, but in time.",
+        purges_late,
+        shows="to confirm a purge",
+    ),
+    Fault("purges-refused", "No node accepts a purge.", purges_refused, shows="is suspended"),
+    Fault(
+        "leases-slow",
+        "Leases arrive late or too late, and purges are lost.",
+        leases_slow,
+        shows="is suspended|no lease|not renew its lease",
+    ),
+    Fault("leases-cut", "No lease arrives.", leases_cut, shows="not renew its lease|no lease"),
+    Fault(
+        "varnish-paused",
+        "A node is stopped (SIGSTOP) for longer than a lease.",
+        varnish_paused,
+        shows="is suspended|not renew its lease",
+    ),
+    Fault(
+        "varnish-restarted",
+        "A node is killed and started.",
+        varnish_restarted,
+        shows="is suspended|not renew its lease",
+    ),
     Fault("vcl-reloaded", "The VCL is loaded again, all the time.", vcl_reloaded),
-    Fault("instance-killed", "An instance is killed (SIGKILL) and started.", instance_killed),
-    Fault("rolling-restart", "The instances restart in turn, as in a deploy.", instances_restarted),
-    Fault("database-killed", "PostgreSQL crashes and recovers.", database_killed),
-    Fault("node-removed", "A node is removed by command and added again.", node_removed),
-    Fault("node-suspended", "A node is suspended by command and resumed.", node_suspended),
+    Fault(
+        "instance-killed",
+        "An instance is killed (SIGKILL) and started.",
+        instance_killed,
+        shows="instance .* is gone",
+    ),
+    Fault(
+        "rolling-restart",
+        "The instances restart in turn, as in a deploy.",
+        instances_restarted,
+        shows="instance .* is gone",
+    ),
+    Fault(
+        "database-killed",
+        "PostgreSQL crashes and recovers.",
+        database_killed,
+        shows="database does not answer",
+    ),
+    Fault(
+        "node-removed",
+        "A node is removed by command and added again.",
+        node_removed,
+        shows="does not take part",
+    ),
+    Fault(
+        "node-suspended",
+        "A node is suspended by command and resumed.",
+        node_suspended,
+        shows="is suspended by command",
+    ),
     Fault("caches-emptied", "All caches are told to forget everything.", caches_emptied),
     Fault("expiring", "Half of the objects expire after a second.", nothing, ttl=1),
     Fault(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,8 +63,12 @@ def run(
     reads: int,
     seconds: float = 0,
     watch: Callable[[Load], None] = lambda _: None,
+    meanwhile: Callable[[Load], AbstractContextManager[object]] = lambda _: nullcontext(),
 ) -> Result:
-    """Strike an altered stack until there are so many reads and so many seconds have passed."""
+    """Strike an altered stack until there are so many reads and so many seconds have passed.
+
+    ``meanwhile`` is entered when the load runs, before the first strike.
+    """
     phase = next(_phases)
     bucket = stack.create_bucket(f"phase{phase}-{fault.name}")
     folder = stack.folder / bucket
@@ -74,8 +78,9 @@ def run(
     began = time.monotonic()
     try:
         watch(load)
-        while load.count(Count.READS) < reads or time.monotonic() < began + seconds:
-            fault.strike(stack)
+        with meanwhile(load):
+            while load.count(Count.READS) < reads or time.monotonic() < began + seconds:
+                fault.strike(stack)
         load.stop()
     finally:
         load.kill()

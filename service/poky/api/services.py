@@ -1,7 +1,7 @@
 """What handlers may use: the store, the caches and the rest, each by its interface."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -55,6 +55,10 @@ class Sight(NamedTuple):
     failing_since: Callable[[], float | None] = lambda: None  #: no connection to the database
     memory: Callable[[], tuple[float, float]] = lambda: (0.0, 1.0)  #: used, and the limit
     groups: Callable[[], tuple[int, int]] = lambda: (0, 0)  #: statements, and writes in them
+    purge_seconds: Callable[[], Mapping[str, float]] = dict  #: recent ones, by cache
+    recent: Callable[[], Sample | None] = lambda: None  #: the last seconds, objects alone
+    note: Callable[[Iterable[str]], None] = lambda _: None  #: the instances that are here now
+    gone: Callable[[], Mapping[str, float]] = dict  #: instances that are not, and since when
     prometheus: Prometheus | None = None  #: knows of all instances
     started_at: float = 0.0
 

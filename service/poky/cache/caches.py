@@ -29,6 +29,9 @@ from poky.store import Node, Store, StoreError
 log = logging.getLogger("poky.cache")
 
 _TICK_SECONDS = 0.25
+_RECENT_SECONDS = 10.0
+_MOST_RECENT = 50  # purges of a cache
+_ENOUGH = 5
 _GOOD_PROBES = 3  # in a row, a tick apart, before a node takes part again
 _SWEEP_SECONDS = 3.0  # the age at which a change counts as left behind by its writer
 _SWEEP_CHANGES = 1000
@@ -58,9 +61,10 @@ class Caches:
         self._store = store
         self._background = background
         self._purges = Histogram()
+        self._recent: dict[str, deque[tuple[float, float]]] = {}
         self._client = PurgeClient(
             config.purge_timeout,
-            lambda node, outcome, seconds: self._purges.observe((node, outcome), seconds),
+            self._observe,
         )
         self._may_wait = config.cache_mode != "bounded"
         # A cut-off node delays a change by the purge's timeout and by the lease it was granted:
@@ -256,6 +260,24 @@ class Caches:
     def seen(self) -> Sequence[Node]:
         """All nodes as they were a moment ago: no query, and the last word while there is none."""
         return self._seen
+
+    def purge_seconds(self) -> dict[str, float]:
+        """How long each cache took to confirm a purge, in the middle of the last ten seconds'."""
+        begin = time.monotonic() - _RECENT_SECONDS
+        found = {}
+        for node, times in tuple(self._recent.items()):
+            recent = sorted(seconds for at, seconds in tuple(times) if at > begin)
+            if len(recent) >= _ENOUGH:
+                found[node] = recent[len(recent) // 2]
+        return found
+
+    def _observe(self, node: str, outcome: str, seconds: float) -> None:
+        self._purges.observe((node, outcome), seconds)
+        if outcome == "confirmed":
+            times = self._recent.get(node)
+            if times is None:
+                times = self._recent.setdefault(node, deque(maxlen=_MOST_RECENT))
+            times.append((time.monotonic(), seconds))
 
     def status(self) -> Sequence[Node]:
         """All nodes."""

@@ -6,7 +6,7 @@ to. docs/metrics.md lists every metric. Knows the log; knows nothing of what is 
 """
 
 from poky.metrics.figures import SECONDS, Figure, Figures, Histogram, Sizes
-from poky.metrics.history import History, Sample
+from poky.metrics.history import History, Sample, Totals
 from poky.metrics.prometheus import Alert, Prometheus, Told
 from poky.metrics.requests import Metrics
 from poky.metrics.statsd import Statsd
@@ -24,4 +24,5 @@ __all__ = [
     "Sizes",
     "Statsd",
     "Told",
+    "Totals",
 ]

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 PERIOD_SECONDS = 10.0
 _MOST_SAMPLES = 360
+_MARK_SECONDS = 2.0
+_MARKS = 3
 
 
 class Sample(NamedTuple):
@@ -20,47 +22,69 @@ class Sample(NamedTuple):
     buckets: dict[str, int]  #: requests by bucket, of those that have series
 
 
-class History:
-    """Takes a sample of growing totals from time to time, and keeps an hour of them."""
+class Totals(NamedTuple):
+    """What had happened by ``at`` since the process began."""
 
-    def __init__(self) -> None:
+    at: float
+    requests: int
+    failed: int
+    counts: list[float]  #: of times, by bound
+    buckets: dict[str, int]
+
+
+class History:
+    """Takes a sample of growing totals from time to time, and keeps an hour of them.
+
+    Totals of every other second are kept for a moment, for what happened just now.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
         self.samples: deque[Sample] = deque(maxlen=_MOST_SAMPLES)
-        self._before: tuple[float, int, int, list[float], dict[str, int]] | None = None
+        self._bounds = bounds
+        self._before: Totals | None = None
+        self._marks: deque[Totals] = deque(maxlen=_MARKS)
 
     def is_due(self, now: float) -> bool:
         """Whether the next sample is to be taken."""
-        return self._before is None or now - self._before[0] >= PERIOD_SECONDS
+        return self._before is None or now - self._before.at >= PERIOD_SECONDS
 
-    def take(
-        self,
-        now: float,
-        requests: int,
-        failed: int,
-        bounds: Sequence[float],
-        counts: list[float],
-        buckets: dict[str, int],
-    ) -> None:
-        """Add a sample, from totals since the process began; ``counts`` of times by bound."""
-        before, self._before = self._before, (now, requests, failed, counts, buckets)
-        if before is None:
-            return
-        then, requests_then, failed_then, counts_then, buckets_then = before
-        grown = [new - old for new, old in zip(counts, counts_then, strict=True)]
-        self.samples.append(
-            Sample(
-                now,
-                now - then,
-                requests - requests_then,
-                failed - failed_then,
-                quantile(bounds, grown, 0.5),
-                quantile(bounds, grown, 0.99),
-                {
-                    name: count - buckets_then.get(name, 0)
-                    for name, count in buckets.items()
-                    if count > buckets_then.get(name, 0)
-                },
-            )
-        )
+    def is_mark_due(self, now: float) -> bool:
+        """Whether totals are to be kept for a moment."""
+        return not self._marks or now - self._marks[-1].at >= _MARK_SECONDS
+
+    def take(self, totals: Totals) -> None:
+        """Add a sample of what happened since the one before."""
+        before, self._before = self._before, totals
+        if before is not None:
+            self.samples.append(_between(self._bounds, before, totals))
+
+    def mark(self, totals: Totals) -> None:
+        """Keep totals for a moment."""
+        self._marks.append(totals)
+
+    def recent(self, totals: Totals) -> Sample | None:
+        """What happened in the last four to six seconds; None at the very beginning."""
+        marks = tuple(self._marks)
+        if not marks or totals.at <= marks[0].at:
+            return None
+        return _between(self._bounds, marks[0], totals)
+
+
+def _between(bounds: Sequence[float], before: Totals, totals: Totals) -> Sample:
+    grown = [new - old for new, old in zip(totals.counts, before.counts, strict=True)]
+    return Sample(
+        totals.at,
+        totals.at - before.at,
+        totals.requests - before.requests,
+        totals.failed - before.failed,
+        quantile(bounds, grown, 0.5),
+        quantile(bounds, grown, 0.99),
+        {
+            name: count - before.buckets.get(name, 0)
+            for name, count in totals.buckets.items()
+            if count > before.buckets.get(name, 0)
+        },
+    )
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[float], share: float) -> float | None:

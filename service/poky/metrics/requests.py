@@ -11,7 +11,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from poky.logs import Log
 from poky.metrics.figures import SECONDS, Figure, Figures, Histogram, families
-from poky.metrics.history import History
+from poky.metrics.history import History, Sample, Totals
 from poky.metrics.lines import LINES, Seen
 from poky.metrics.statsd import Statsd
 
@@ -22,6 +22,7 @@ _MOST_SEEN = 4096
 _METHODS: Final = ("GET", "HEAD", "PUT", "POST", "DELETE")
 _BATCHES: Final = (1, 10, 100, 1000, 10_000, 100_000)
 _IN_BUCKETS: Final = ("/kv/", "/multi/")
+_OBJECTS: Final = ("/kv/<bucket>/<key>",)
 OTHER: Final = "-"  # the series of all buckets that have none of their own
 
 
@@ -58,7 +59,7 @@ class Metrics:
         self._registry.register(self)
         self._most_buckets = buckets
         self._buckets: set[str] = set()
-        self.history = History()
+        self.history = History(SECONDS)
         self._statsd = statsd
         self._access = access_log
         self._seen: deque[Seen] = deque()
@@ -96,26 +97,33 @@ class Metrics:
             self._count()
             now = time.time()
             if self.history.is_due(now):
-                self._sample(now)
+                self.history.take(self._totals(now, _IN_BUCKETS))
+            if self.history.is_mark_due(now):
+                self.history.mark(self._totals(now, _OBJECTS))
 
-    def _sample(self, now: float) -> None:
+    def recent(self) -> Sample | None:
+        """Requests for objects alone, in the last four to six seconds."""
+        self._count()
+        return self.history.recent(self._totals(time.time(), _OBJECTS))
+
+    def _totals(self, now: float, routes: tuple[str, ...]) -> Totals:
+        """What there was on routes that begin so."""
         with self._counting:
             of_clients = [
                 (status, count)
                 for (_, route, status), count in self.requests.items()
-                if route.startswith(_IN_BUCKETS)
+                if route.startswith(routes)
             ]
             times = [0.0] * (len(SECONDS) + 2)
             for labels, counts in self.seconds.series().items():
-                if labels[1].startswith(_IN_BUCKETS):
+                if labels[1].startswith(routes):
                     times = [sum(pair) for pair in zip(times, counts, strict=True)]
             buckets: Counter[str] = Counter()
             for (bucket, _), count in self.bucket_requests.items():
                 buckets[bucket] += count
         failed = sum(count for status, count in of_clients if status.startswith("5"))
-        self.history.take(
-            now, sum(count for _, count in of_clients), failed, SECONDS, times[:-1], dict(buckets)
-        )
+        requests = sum(count for _, count in of_clients)
+        return Totals(now, requests, failed, times[:-1], dict(buckets))
 
     def _count(self) -> None:
         """Count what was seen, and queue its lines."""

@@ -24,6 +24,13 @@ SELECT current_setting('server_version'),
          WHERE last_failed_time > coalesce(last_archived_time, '-infinity'))
 """
 
+_INSTANCES = """
+SELECT DISTINCT substr(application_name, 6)
+  FROM pg_stat_activity
+ WHERE starts_with(application_name, 'poky ')
+   AND datname = current_database() AND application_name <> 'poky migrate'
+"""
+
 
 class Activity(NamedTuple):
     """The server that answered, and who else is connected to this database."""
@@ -44,3 +51,7 @@ class Activities(Pool):
     def activity(self) -> Activity:
         """The server and its clients now."""
         return Activity._make(self._read_freely(_STATEMENT, ())[0])
+
+    def instances(self) -> list[str]:
+        """The instances that are connected now, by name."""
+        return [str(name) for (name,) in self._read_freely(_INSTANCES, ())]

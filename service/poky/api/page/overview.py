@@ -21,10 +21,6 @@ from poky.store import Activity, Bucket, Node, StoreError
 _MOST_BUCKETS = 200
 _RATE_SECONDS = 60.0
 
-# Instances that were connected to the database, by name: when they were last seen.
-_seen: dict[str, float] = {}
-_MOST_SEEN = 1000
-
 
 def get_overview(services: Services, environ: Environ) -> Answer:
     """What this instance sees, as a page; for what is no browser, where to go on."""
@@ -46,7 +42,11 @@ def get_overview(services: Services, environ: Environ) -> Answer:
             public = set(services.house.public_buckets())
     tasks = services.background()
     known = asking.fleet()
-    found = troubles(state, sight, nodes, tasks, activity, _gone(activity, now), now)
+    if activity:
+        sight.note(each["name"] for each in activity.instances)
+    # One that revalidates every read is not registered.
+    caches = services.config.caches if services.config.cache_mode != "revalidate" else ()
+    found = troubles(state, caches, sight, nodes, tasks, activity, now)
     found += fleet.troubles(known)
     items = "".join(
         f'<li><span class="what">{escape(each.what)}</span> {since_words(each, now)}'
@@ -81,17 +81,6 @@ def get_overview(services: Services, environ: Environ) -> Answer:
     )
     title = f"{'Trouble' if found else 'All is well'}: Poky {config.instance}"
     return page(title, head, "\n".join(body))
-
-
-def _gone(activity: Activity | None, now: float) -> dict[str, float]:
-    """Instances that were here and are not."""
-    if activity is None:
-        return {}
-    here = {each["name"] for each in activity.instances}
-    if len(_seen) > _MOST_SEEN:
-        _seen.clear()
-    _seen.update(dict.fromkeys(here, now))
-    return {name: at for name, at in _seen.items() if name not in here}
 
 
 def _plots(services: Services, now: float) -> str:

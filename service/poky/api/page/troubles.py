@@ -1,10 +1,12 @@
 """What is wrong, since when, and what to do: by what an instance knows without asking anyone."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any, NamedTuple
 
 from poky.api.page.layout import ago
 from poky.api.services import Sight
+from poky.config import CacheNode
 from poky.health import State
 from poky.store import Activity, Node
 
@@ -13,6 +15,9 @@ _RECENT_SECONDS = 60.0
 _STALE_SECONDS = 3600.0
 _GONE_SECONDS = 600.0
 _FULL = 0.9
+_SLOW_SECONDS = 0.5  # as the alert PokySlow has it
+_SLOW_PURGE_SECONDS = 0.1
+_ENOUGH = 50  # requests, to say that they are slow
 
 #: What to do, by what is wrong; docs/operations.md has a paragraph for each.
 DO = {
@@ -23,6 +28,12 @@ DO = {
     " reads through it are passed on; it takes part again by itself.",
     "lease": "Can the cache reach an instance's lease listener (port + 2000)? Until then it passes"
     " every read on.",
+    "removed": "It was removed by command: an instance that starts makes it take part again;"
+    " or take it out of POKY_CACHES.",
+    "slow-purge": "Is its host, or the network to it, overloaded? Every write waits for it; beyond"
+    " POKY_PURGE_TIMEOUT it is suspended.",
+    "slow": "POKY_SERVER_TIMING=on says in which stage; the plots below since when. Is PostgreSQL's"
+    " host busy, or are there too few instances?",
     "stale": "Call for help: the promise is broken. poky cache purge --all makes every cache forget"
     " what it has.",
     "task": "Its error says why; it is tried again by itself.",
@@ -43,14 +54,14 @@ class Trouble(NamedTuple):
 
 def troubles(
     state: State,
+    caches: Sequence[CacheNode],
     sight: Sight,
     nodes: Sequence[Node],
     tasks: Sequence[Mapping[str, Any]],
     activity: Activity | None,
-    gone: Mapping[str, float],
     now: float,
 ) -> list[Trouble]:
-    """All that is wrong now, the worst first. ``gone``: instances, and when each was last seen."""
+    """All that is wrong now, the worst first. ``caches``: those that this instance is to tell."""
     found = []
     stale_at = sight.stale_at()
     if stale_at and now - stale_at < _STALE_SECONDS:
@@ -63,16 +74,32 @@ def troubles(
     found += [_of_node(node) for node in nodes if node.suspended_at is not None]
     found += [
         Trouble(
-            f"The cache {node.name} has no lease.",
-            node.leased_at + node.lease_seconds if node.leased_at else None,
+            f"The cache {node.name} {_lack(node, now)}.",
+            node.leased_at,
             DO["lease"],
         )
         for node in nodes
-        if node.suspended_at is None and _is_without_lease(node, now)
+        if node.suspended_at is None and _lack(node, now)
+    ]
+    if state.ok:
+        known = {word for node in nodes for word in (node.name, node.url)}
+        found += [
+            Trouble(f"The cache {each.name or each.url} does not take part.", None, DO["removed"])
+            for each in caches
+            if (each.name or each.url) not in known
+        ]
+    found += [
+        Trouble(
+            f"The cache {name} takes {seconds * 1000:,.0f} ms to confirm a purge.",
+            None,
+            DO["slow-purge"],
+        )
+        for name, seconds in sight.purge_seconds().items()
+        if seconds > _SLOW_PURGE_SECONDS
     ]
     found += [
         Trouble(f"The instance {name} is gone.", at, DO["instance"])
-        for name, at in gone.items()
+        for name, at in sight.gone().items()
         if now - at < _GONE_SECONDS
     ]
     found += [
@@ -91,6 +118,12 @@ def troubles(
         since = min(sample.at - sample.seconds for sample in recent if sample.failed)
         what = f"{failed:,} of {requests:,} requests of the last minute failed (5xx)."
         found.append(Trouble(what, since, DO["failed"]))
+    last = sight.recent()
+    if last and last.requests >= _ENOUGH and (last.slowest_percent or 0) > _SLOW_SECONDS:
+        what = (
+            f"One request for an object in a hundred took longer than {last.slowest_percent:.2f} s."
+        )
+        found.append(Trouble(what, None, DO["slow"]))
     used, limit = sight.memory()
     if used > _FULL * limit:
         found.append(Trouble("The memory for requests is used up.", None, DO["memory"]))
@@ -109,8 +142,12 @@ def _of_node(node: Node) -> Trouble:
     )
 
 
-def _is_without_lease(node: Node, now: float) -> bool:
-    return node.leased_at is None or now - node.leased_at > node.lease_seconds + 2
+def _lack(node: Node, now: float) -> str:
+    """What a cache that takes part lacks; empty: nothing. It renews its lease after a tenth."""
+    age = inf if node.leased_at is None else now - node.leased_at
+    if age > node.lease_seconds + 1:
+        return "has no lease"
+    return "does not renew its lease" if age > node.lease_seconds / 4 + 1 else ""
 
 
 def since_words(trouble: Trouble, now: float) -> str:
