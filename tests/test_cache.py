@@ -154,7 +154,7 @@ def test_a_lease_is_refused_with_the_reason_if_the_database_is_away(
     assert asked(nowhere) == ("503", "away")
     assert asked(store) == ("403", None)
     with closing(Store(store.dsn, pool_size=1, pool_timeout=0.01)) as busy:
-        busy._places.get()
+        busy._places.acquire()
         assert asked(busy) == ("503", None)
 
 
