@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from poky.api.changes import _Events
 from poky.feed import Cursor, Feed, Follower
 from poky.store import Changed, ChangesPage, Store
 from tests.conftest import Database
@@ -397,7 +399,6 @@ def test_a_reader_that_is_slow_misses_nothing(
     events.close()
 
 
-@pytest.mark.slow
 class _Idle(Follower):
     def __init__(self, bucket: str) -> None:
         super().__init__(bucket)
@@ -442,6 +443,27 @@ def test_a_reader_that_is_slow_costs_no_look_at_the_changes() -> None:
         feed.release(each)
 
 
+def test_a_stream_that_has_read_all_asks_no_more() -> None:
+    """Its last page was full: one more look, and from then on it waits for the feed."""
+    change = Changed("k", "delete", 1, None, None, 1, "s.7.7.")
+    pages = [ChangesPage([change], "s.7.7.", False, ""), ChangesPage([], "s.7.7.", True, "")]
+    store = SimpleNamespace(
+        held_policy=lambda: None,
+        under=lambda policy, check: nullcontext(),
+        changes=lambda *place: pages.pop(0),
+    )
+    joined: list[object] = []
+    feed = SimpleNamespace(admit=lambda who: None, join=joined.append)
+    lane = SimpleNamespace(submit=lambda work, busy: work())
+    services = SimpleNamespace(store=store, gate=None, lanes={"changes": lane}, feed=feed)
+    events = _Events(services, {}, "b", "", "0", 1)  # type: ignore[arg-type]
+    events.begin(lambda answer: None)
+    events._drained()
+    assert not pages
+    assert joined == [events]
+
+
+@pytest.mark.slow
 def test_a_stream_without_changes_shows_that_it_lives(
     client: Client, service: Service, followed: str
 ) -> None:
