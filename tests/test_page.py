@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from poky import embedded
+from poky.api.page.plots import shown
 from poky.metrics import History, Sample, Totals
 from poky.metrics.history import quantile
 from poky.schema.migrate import migrate
@@ -336,6 +337,21 @@ def test_a_sample_has_the_buckets_that_were_used_in_its_time(kind: str) -> None:
         history.take(Totals(now, 0, 0, [0.0, 0.0], buckets))
     (sample,) = history.samples
     assert sample.buckets == {"new": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "expected"),
+    [
+        (None, "s", "\N{EN DASH}"),
+        (0.0, "", "0"),
+        (0.001234, "s", "1.23 ms"),
+        (0.01234, "s", "12.3 ms"),
+        (12.345, "s", "12,345 ms"),
+        (7.0, "", "7"),
+    ],
+)
+def test_figures_have_few_digits(kind: str, value: float | None, unit: str, expected: str) -> None:
+    assert shown(value, unit) == expected
 
 
 def test_quantiles_are_linear_within_a_bound(kind: str) -> None:

@@ -62,7 +62,7 @@ CONCERN = {
     "cli/tokens": "test_access test_cli test_cache",
     "cli/transfer": "test_transfer",
     "client": "test_client test_filesystem",
-    "api/page": "test_page",
+    "api/page": "test_page test_fleet",
     "config": "test_config test_cli test_docs",
     "embedded": "test_embedded",
     "feed": "test_following test_changes",
