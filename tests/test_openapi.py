@@ -51,6 +51,19 @@ def test_the_service_conforms_to_its_document(service: Service, tmp_path: Path) 
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
+def test_each_operation_is_told_in_a_sentence_and_has_a_name(client: Client) -> None:
+    operations = [
+        operation
+        for methods in client.get("/openapi.json").json()["paths"].values()
+        for method, operation in methods.items()
+        if method != "parameters"
+    ]
+    for each in operations:
+        assert re.fullmatch(r"[A-Z][a-z]* [^:]+\.", each["summary"]), each["summary"]
+    names = [each["operationId"] for each in operations]
+    assert sorted(set(names)) == sorted(names)
+
+
 def test_the_document_allows_what_the_service_takes(client: Client, bucket: str) -> None:
     """If-Match of every form; a key of a batch as in a path."""
     document = client.get("/openapi.json").json()

@@ -63,7 +63,7 @@ def _not_code(tree: ast.AST) -> set[int]:
             below.append(node.annotation)
         if isinstance(node, ast.FunctionDef) and node.returns:
             below.append(node.returns)
-        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log."):
+        if isinstance(node, ast.Expr) and ast.unparse(node).startswith("log."):
             below.append(node)
         if isinstance(node, ast.JoinedStr):
             below.append(node)
