@@ -419,6 +419,11 @@ def test_tokens_as_code(database: Database, client: Client, bucket: str) -> None
     said = command(database, "token", "apply", stdin=json.dumps([new, wish[0]]), code=1)
     assert "token_id_used" in said
     assert wish[0]["name"] in said
+    # Nor is one that is there changed before that is known.
+    command(database, "token", "apply", stdin=json.dumps([new]))
+    both = json.dumps([{**new, "grants": ["read:y"]}, wish[0]])
+    command(database, "token", "apply", stdin=both, code=1)
+    assert command(database, "token", "apply", stdin=json.dumps([new]))["changes"] == {}
     assert command(database, "token", "apply", stdin="[]")["changes"] == {}
 
 

@@ -100,6 +100,8 @@ def test_combinations_that_cannot_work_are_refused() -> None:
     assert "65535" in problems(POKY_PORT="65000")[0]
     assert "POKY_MAX_INFLIGHT_BYTES" in problems(POKY_MAX_INFLIGHT_BYTES="1000")[0]
     assert "POKY_LOCK_TIMEOUT" in problems(POKY_LOCK_TIMEOUT="9", POKY_STATEMENT_TIMEOUT="2")[0]
+    assert "POKY_PURGE_TIMEOUT" in problems(POKY_PURGE_TIMEOUT="2", POKY_LEASE_SECONDS="3")[0]
+    assert Config.from_env({"POKY_PURGE_TIMEOUT": "2", "POKY_LEASE_SECONDS": "4"})
 
 
 def test_caches() -> None:

@@ -391,10 +391,11 @@ def test_a_reader_that_is_slow_misses_nothing(
     client: Client, service: Service, followed: str
 ) -> None:
     events = Events(service, f"/changes/{followed}").begun()
-    names = [f"{number:04}-" + "k" * 900 for number in range(3000)]
-    for begin in range(0, len(names), 500):
-        batch = [{"key": key, "data": ""} for key in names[begin : begin + 500]]
+    names = [f"{number:05}-" + "k" * 1000 for number in range(10_000)]  # sockets hold 6 MB
+    for begin in range(0, len(names), 2500):
+        batch = [{"key": key, "data": ""} for key in names[begin : begin + 2500]]
         assert client.batch("PUT", followed, batch).status == 200
+    time.sleep(2)  # it is not given up
     assert [events.next()["key"] for _ in names] == names
     events.close()
 
