@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.service import Client, free_ports, wait_until
 from tests.support import roles
 from tests.test_exported import documented
 
@@ -31,6 +33,8 @@ _EXPORTERS = {
     *("node_filesystem_avail_bytes", "pg_up", "pg_stat_replication_pg_wal_lsn_diff"),
     *("pg_stat_archiver_failed_count", "varnish_main_client_req", "varnish_main_backend_req"),
     *("up", "process_cpu_seconds_total"),
+    *("patroni_primary", "patroni_sync_standby", "patroni_dcs_last_seen"),
+    *("haproxy_backend_active_servers", "haproxy_backend_current_sessions"),
 }
 
 
@@ -67,7 +71,11 @@ def test_every_alert_has_a_paragraph_that_says_what_to_do(rule: dict[str, Any]) 
 @pytest.mark.parametrize("query", [*(rule["expr"] for rule in ALERTS), *QUERIES])
 def test_queries_name_metrics_that_exist_and_their_labels(query: str) -> None:
     bare = re.sub(r'"[^"]*"', "", query)
-    names = set(re.findall(r"\b((?:poky|pg|node|varnish|nginx|process)_\w+|up)\b(?!\()", bare))
+    names = set(
+        re.findall(
+            r"\b((?:poky|pg|node|varnish|nginx|process|patroni|haproxy)_\w+|up)\b(?!\()", bare
+        )
+    )
     assert names
     page = documented()
     text = (ROOT / "docs/metrics.md").read_text()
@@ -160,6 +168,82 @@ def test_prometheus_elsewhere_asks_by_address_and_refuses_loopback(tmp_path: Pat
     assert ("postgres", "two") not in found
     unreachable = roles.value("monitoring", "_monitoring_unreachable", **inventory)
     assert unreachable == ["one"]
+
+
+def test_a_cluster_s_patroni_and_haproxy_are_asked(tmp_path: Path) -> None:
+    given = _inventory(alone=False)
+    hosts = ["data1", "data2", "data3"]
+    given["groups"] = {**given["groups"], "database": hosts}
+    given["hostvars"] = {
+        **given["hostvars"],
+        **{name: {"poky_address": f"192.0.2.3{number}"} for number, name in enumerate(hosts)},
+    }
+    (tmp_path / "ca.pem").touch()
+    text = roles.render("monitoring", "prometheus.yml.j2", **given, _monitoring_tls=str(tmp_path))
+    file = tmp_path / "prometheus.yml"
+    file.write_text(text.replace("/etc/prometheus", str(FILES)))
+    promtool("check", "config", file)
+    jobs = {each["job_name"]: each for each in yaml.safe_load(text)["scrape_configs"]}
+
+    def targets(job: str) -> list[str]:
+        return [each for config in jobs[job]["static_configs"] for each in config["targets"]]
+
+    assert targets("patroni") == ["192.0.2.30:8008", "192.0.2.31:8008", "192.0.2.32:8008"]
+    assert jobs["patroni"]["scheme"] == "https"  # and by addresses, which are in the certificates
+    assert targets("haproxy") == ["192.0.2.1:8405", "192.0.2.2:8405"]
+
+
+@pytest.mark.parametrize("groups", [{}, {"monitoring": ["eye"]}])
+def test_haproxy_exports_itself_where_there_is_monitoring(
+    tmp_path: Path, groups: dict[str, list[str]]
+) -> None:
+    program = shutil.which("haproxy", path="/usr/sbin:/usr/bin")
+    assert program, "haproxy is missing: make packages"
+    here, there = free_ports(2)
+    given = {
+        **{"groups": {"database": [], **groups}, "poky_address": "127.0.0.1"},
+        **{"hostvars": {"eye": {"poky_address": "127.0.0.2"}}},
+        **{"haproxy_port": here, "haproxy_metrics_port": there, "_haproxy_tls": str(tmp_path)},
+    }
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -subj /CN=ca -keyout key"
+    command = ["openssl", *words.split(), "-out", "ca.pem"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    text = roles.render("haproxy", "haproxy.cfg.j2", **given)
+    # Of a host that runs as a service; here it is one process of the test.
+    lines = [
+        line for line in text.splitlines() if not re.match(r" +(chroot|stats|user|group) ", line)
+    ]
+    file = tmp_path / "haproxy.cfg"
+    file.write_text("\n".join(lines) + "\n")
+    process = subprocess.Popen([program, "-db", "-f", str(file)])
+    try:
+        wait_until(lambda: accepts(here))
+        assert accepts(there) == bool(groups)
+        if groups:
+            client = Client(there)
+            page = client.get("/metrics").body.decode()
+            assert 'haproxy_backend_active_servers{proxy="postgresql"} 0' in page
+            assert client.get("/").status == 404
+            # Others than those named are refused.
+            assert ask_from("127.0.0.3", there).startswith(b"HTTP/1.1 403 ")
+            assert ask_from("127.0.0.2", there).startswith(b"HTTP/1.1 200 ")
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 2).close()
+    except OSError:
+        return False
+    return True
+
+
+def ask_from(source: str, port: int) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), 5, (source, 0)) as peer:
+        peer.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        return peer.recv(100)
 
 
 def test_exporters_answer_prometheus_alone() -> None:

@@ -50,6 +50,18 @@ def test_monitoring_reaches_exporters_and_metrics(topology: ModuleType) -> None:
     assert rule not in topology.poky_accepts("app2", groups, HOSTVARS, [22])
 
 
+def test_monitoring_reaches_patroni_and_haproxy_of_a_cluster(topology: ModuleType) -> None:
+    databases = {f"data{number}": {"poky_address": f"192.0.2.3{number}"} for number in range(3)}
+    groups = {**GROUPS, "database": [*databases], "monitoring": ["eye"]}
+    hostvars = {**HOSTVARS, **databases, "eye": {"poky_address": "192.0.2.7"}}
+    seen = "ip saddr { 192.0.2.7 } tcp dport "
+    common = "9081, 9082, 9100, 9113, 9131, 9187"
+    for host, port in (("data1", 8008), ("app1", 8405)):
+        rules = topology.poky_accepts(host, groups, hostvars, [22])
+        assert f"{seen}{{ {port}, {common} }} accept" in rules
+    assert f"{seen}{{ {common} }} accept" in topology.poky_accepts("edge", groups, hostvars, [22])
+
+
 def test_the_service_asks_the_prometheus_that_it_can_reach(topology: ModuleType) -> None:
     def url(here: str, **known: object) -> str:
         groups = {**GROUPS, "monitoring": ["eye"]} if known else GROUPS

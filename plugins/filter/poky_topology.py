@@ -178,6 +178,11 @@ def poky_accepts(
         rules.append(([given("monitoring_port", _PROMETHEUS)], addresses("service")))
     if others := addresses("monitoring"):
         ports = [int(port) + 1000 for port in poky_setting(known, "poky_ports")]
+        if len(groups.get("database", [])) > 1:
+            if host in groups["database"]:
+                ports.append(given("patroni_rest_port", 8008))
+            if host in groups.get("service", []):
+                ports.append(given("haproxy_metrics_port", 8405))
         rules.append((sorted({*_EXPORTERS, *ports}), others))
     rules += [(each["ports"], each.get("from") or None) for each in further]
     return list(
