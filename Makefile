@@ -75,7 +75,7 @@ abuse: $(VENV)/.dev packages ## Try what strangers may try, with a table of figu
 	@$(BIN)/python -m tests.abuse
 
 .PHONY: mutants
-mutants: $(VENV)/.dev packages ## Change one thing at a time and see whether a test notices (COUNT=20 SEED=1 ONLY=api/names)
+mutants: $(VENV)/.dev packages ## Change one thing at a time and see whether a test notices (COUNT=20 SEED=1 ONLY="api/names api/found:12" JOBS=2)
 	@$(BIN)/python -m tests.mutants
 
 .PHONY: deploy
