@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from poky.api.changes import _Events
+from poky.api.changes import _Events, _Poll
 from poky.feed import Cursor, Feed, Follower
-from poky.store import Changed, ChangesPage, Store
+from poky.store import Changed, ChangesPage, Store, StoreError
 from tests.conftest import Database
 from tests.service import Client, Response, Service, running, wait_until
 from tests.test_access import Maker, bearer, command
@@ -462,6 +462,23 @@ def test_a_stream_that_has_read_all_asks_no_more() -> None:
     events._drained()
     assert not pages
     assert joined == [events]
+
+
+@pytest.mark.parametrize("kind_of_request", [_Events, _Poll])
+def test_a_request_for_which_no_thread_is_free_is_refused(
+    kind_of_request: type[_Events | _Poll],
+) -> None:
+    busy = StoreError(503, "All threads are busy.", code="server_busy")
+    lane = SimpleNamespace(submit=lambda work, refuse: refuse(busy))
+    feed = SimpleNamespace(admit=lambda who: None, release=lambda who: None)
+    store = SimpleNamespace(held_policy=lambda: None)
+    services = SimpleNamespace(store=store, gate=None, lanes={"changes": lane}, feed=feed)
+    answers: list[Any] = []
+    environ = {"REQUEST_METHOD": "GET"}
+    request = kind_of_request(services, environ, "b", "", "0", 1)  # type: ignore[arg-type]
+    request.begin(answers.append)
+    (answer,) = answers
+    assert answer.status.startswith("503")
 
 
 @pytest.mark.slow
