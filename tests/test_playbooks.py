@@ -871,7 +871,7 @@ def test_the_environment_file_has_every_setting() -> None:
 
 def test_the_defaults_of_the_role_are_those_of_the_service() -> None:
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
-    computed = {"listen", "lease_listen", "caches", "max_inflight_bytes"}
+    computed = {"listen", "lease_listen", "caches", "max_inflight_bytes", "prometheus_url"}
     for each in fields(Config):
         if each.name not in NOT_IN_THE_FILE | computed:
             default = list(each.default) if isinstance(each.default, tuple) else each.default
