@@ -10,17 +10,19 @@ import os
 import pwd
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.request import Request, urlopen
 
 import psycopg2
 import pytest
@@ -28,7 +30,7 @@ import yaml
 
 from poky.schema.migrate import migrate
 from poky.store import Store
-from tests.service import wait_until
+from tests.service import free_ports, wait_until
 from tests.support import roles
 from tests.test_playbooks import plugin
 
@@ -281,6 +283,95 @@ def _recovered(cursor: Any) -> bool:
 
 @pytest.fixture
 def server(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    yield from made(program, monkeypatch)
+
+
+@pytest.fixture
+def stored(
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Server]:
+    """The same, its repository in an S3-compatible store, with a certificate by a CA of ours.
+
+    moto's, and nginx before it: moto ends its connections as TLS forbids.
+    """
+    port, plain = free_ports(2)
+    ca = Path(tempfile.mkdtemp(prefix="poky-store-"))  # PostgreSQL's user does not see pytest's
+    ca.chmod(0o755)
+    issue(ca)
+    (tmp_path / "nginx.conf").write_text(
+        f"""
+        daemon off;
+        {"user root;" if os.geteuid() == 0 else ""}
+        pid {tmp_path}/pid;
+        error_log {tmp_path}/nginx.log;
+        events {{ }}
+        http {{
+            access_log {tmp_path}/access.log;
+            client_body_temp_path {tmp_path}/body; proxy_temp_path {tmp_path}/proxy;
+            fastcgi_temp_path {tmp_path}/f; uwsgi_temp_path {tmp_path}/u;
+            scgi_temp_path {tmp_path}/s;
+            client_max_body_size 0;
+            server {{
+                listen 127.0.0.1:{port} ssl;
+                ssl_certificate {ca}/store.pem;
+                ssl_certificate_key {ca}/store.key;
+                location / {{
+                    proxy_pass http://127.0.0.1:{plain};
+                    proxy_set_header Host $http_host;
+                }}
+            }}
+        }}
+        """
+    )
+    commands = (
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(plain)],
+        ["nginx", "-e", f"{tmp_path}/nginx.log", "-c", f"{tmp_path}/nginx.conf"],
+    )
+    with (tmp_path / "store.log").open("wb") as log:
+        processes = [subprocess.Popen(command, stdout=log, stderr=log) for command in commands]
+    try:
+        trusting = ssl.create_default_context(cafile=f"{ca}/ca.pem")
+        bucket = Request(f"https://127.0.0.1:{port}/backups", method="PUT")
+        bucket.add_header(
+            "Authorization", "AWS4-HMAC-SHA256 Credential=k/20260101/us-east-1/s3/aws4_request"
+        )
+
+        def is_made() -> bool:
+            with suppress(OSError), urlopen(bucket, context=trusting, timeout=5) as answer:
+                return bool(answer.status == 200)
+            return False
+
+        wait_until(is_made, 60, f"the store answers; see {tmp_path / 'store.log'}")
+        given = {
+            **S3,
+            **{"backup_s3_endpoint": f"127.0.0.1:{port}", "backup_s3_bucket": "backups"},
+            **{"backup_s3_ca_file": f"{ca}/ca.pem", "backup_path": "/poky"},
+        }
+        (ca / "ca.pem").chmod(0o644)
+        yield from made(program, monkeypatch, **given)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait(20)
+        shutil.rmtree(ca)
+
+
+def issue(folder: Path) -> None:
+    """A CA, and a certificate by it for 127.0.0.1, as the role ca makes them."""
+    key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc"
+    for words in (
+        f"req -x509 {key} -subj /CN=ca -addext basicConstraints=critical,CA:TRUE"
+        " -keyout ca.key -out ca.pem",
+        f"req {key} -subj /CN=store -addext subjectAltName=IP:127.0.0.1,DNS:127.0.0.1"
+        " -keyout store.key -out store.csr",
+        "x509 -req -in store.csr -CA ca.pem -CAkey ca.key -copy_extensions copy -out store.pem",
+    ):
+        done = ["openssl", *words.split()]
+        subprocess.run(done, cwd=folder, capture_output=True, check=True)
+
+
+def made(program: ModuleType, monkeypatch: pytest.MonkeyPatch, **given: Any) -> Iterator[Server]:
+    """A PostgreSQL that archives as the role tells it, with a repository."""
     bin = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     home = Path(tempfile.mkdtemp(prefix="poky-backup-"))
     (home / "metrics").mkdir()
@@ -289,7 +380,7 @@ def server(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ser
         path.chmod(0o755)
         if os.geteuid() == 0:
             os.chown(path, pwd.getpwnam("postgres").pw_uid, -1)
-    configuration = told("a", "a", "a", backup_path=f"{home}/repository")
+    configuration = told("a", "a", "a", **{"backup_path": f"{home}/repository", **given})
     configuration = configuration.replace("/var/lib/postgresql/17/main", f"{home}/data")
     (home / "pgbackrest.conf").write_text(
         f"{configuration}\npg1-socket-path={home}\npg1-user=postgres\n"
@@ -408,6 +499,36 @@ def test_the_program_takes_backups_goes_back_and_tries_it(
     program.restore(settings, "", "", keep=True)
     assert former.stat().st_ino == inode
     assert Path(f"{former}-2").is_dir()
+
+
+@pytest.mark.timeout(300)
+def test_a_repository_in_s3_is_written_and_restored_from(
+    stored: Server, program: ModuleType
+) -> None:
+    """Real pgBackRest and a store that is not Amazon's: the variables of the role are enough."""
+    settings = stored.settings
+    with closing(Store(stored.dsn, pool_size=1)) as store:
+        store.ensure_bucket("tips")
+        write(store, *map(str, range(50)), value=b"x" * 3000)
+        program.run(settings, "full", only_missing=False)
+        write(store, "later")
+        program.run(settings, "diff", only_missing=False)
+        assert set(figures(stored, "poky_backup")) >= {
+            'poky_backup_last_timestamp_seconds{kind="full"}',
+            'poky_backup_last_timestamp_seconds{kind="diff"}',
+        }
+        program.check(settings)
+        (moment,) = stored.ask("SELECT clock_timestamp()")
+        write(store, "lost")
+        stored.ask("SELECT pg_switch_wal()")
+    assert not (stored.home / "repository").exists()
+    stored.control("stop", "-m", "fast")
+    target = moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f+00")
+    program.restore(settings, target, "", keep=False)
+    stored.start()
+    with closing(Store(stored.dsn, pool_size=1)) as store:
+        found = [key for key in ("0", "later", "lost") if store.get("tips", key)]
+    assert found == ["0", "later"]
 
 
 @pytest.mark.timeout(300)
