@@ -11,7 +11,9 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -331,14 +333,15 @@ class Stack:
         bucket = self.create_bucket("whole")
         token = self.authorization
         self.services[0].client().put(f"/kv/{bucket}/k", "v", **token)
+
+        def has_lease(cache: Cache) -> bool:
+            with suppress(OSError, HTTPException):  # on a busy machine it may not listen yet
+                found = Client(cache.port).get(f"/kv/{bucket}/k", **token)
+                return found.headers["X-Cache"] == "HIT"
+            return False
+
         for cache in self.caches:
-            wait_until(
-                lambda cache=cache: (
-                    Client(cache.port).get(f"/kv/{bucket}/k", **token).headers["X-Cache"] == "HIT"
-                ),
-                timeout,
-                f"{cache.name} has a lease",
-            )
+            wait_until(partial(has_lease, cache), timeout, f"{cache.name} has a lease")
 
     def _is_whole(self) -> bool:
         try:
