@@ -67,7 +67,7 @@ bench: $(VENV)/.dev packages ## Measure Poky against its yardsticks (SUITE="get 
 	@$(BIN)/python -m tests.bench $(SUITE) $(if $(LARGE),--large) $(if $(RECORD),--record)
 
 .PHONY: coherence
-coherence: $(VENV)/.dev packages ## Prove that no read is stale, whatever fails (MINUTES=60 FAULT=… SABOTAGE=… PAGE=yes)
+coherence: $(VENV)/.dev packages ## Prove that no read is stale, whatever fails (MINUTES=60 FAULT=… SABOTAGE=… PAGE=yes SHARDS=3)
 	@$(BIN)/python -m tests.coherence
 
 .PHONY: abuse

@@ -17,13 +17,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg2
 import pytest
 
 from poky import embedded
+from poky.store import ShardedStore
 from tests.service import Client, Deployed, Service, deployed, running
 
 KINDS = ("partitioned", "flat")
@@ -42,7 +43,13 @@ ADMINISTRATION = {
 }
 
 # Nothing in a test's database has to survive the machine.
-HASTY = {"fsync": "off", "synchronous_commit": "off", "shared_buffers": "64MB"}
+HASTY = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "shared_buffers": "64MB",
+    "wal_level": "logical",  # for buckets that move
+    "max_replication_slots": "10",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,6 +59,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=[*KINDS, "both"],
         default="both",
         help="which schema the tests with a `database` run on (default: both, one after the other)",
+    )
+    group.addoption(
+        "--shards",
+        type=int,
+        default=1,
+        help="how many databases the service of the HTTP contract's tests has (with --schema"
+        " partitioned): its buckets are in each of them",
     )
     group.addoption(
         "--bindir",
@@ -71,8 +85,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of a Poky that was deployed, look at what HTTP shows."""
-    if deployed():
+    """Of a Poky that was deployed, or has several databases, look at what HTTP shows."""
+    if deployed() or config.getoption("--shards") > 1:
         inside = [item for item in items if item.get_closest_marker("inside")]
         config.hook.pytest_deselected(items=inside)
         items[:] = [item for item in items if item not in inside]
@@ -96,6 +110,17 @@ class Database:
     kind: str
     dsn_owner: str
     dsn_service: str
+    others: tuple[Database, ...] = ()  #: shards, if this is control
+
+    @property
+    def shards(self) -> str:
+        """The setting POKY_SHARDS."""
+        return " ".join(f"{n}={each.dsn_service}" for n, each in enumerate(self.others, start=1))
+
+    @property
+    def owner_shards(self) -> str:
+        """The setting POKY_OWNER_SHARDS."""
+        return " ".join(f"{n}={each.dsn_owner}" for n, each in enumerate(self.others, start=1))
 
     def connect(self, *, as_service: bool = False) -> psycopg2.extensions.connection:
         return psycopg2.connect(self.dsn_service if as_service else self.dsn_owner)
@@ -131,6 +156,17 @@ class Cluster:
         self._execute(f"CREATE DATABASE {database.name} TEMPLATE {template} OWNER poky_owner")
         return database
 
+    def create_sharded(self, count: int) -> Database:
+        """Make control and further databases, ``count`` together."""
+        from poky.schema.shards import join_shards
+
+        control = self.create("partitioned")
+        others = tuple(self.create("partitioned") for _ in range(count - 1))
+        join_shards(
+            control.dsn_owner, {n: each.dsn_owner for n, each in enumerate(others, start=1)}
+        )
+        return replace(control, others=others)
+
     def copy(self, database: Database) -> Database:
         """Make a copy of a database that nobody is connected to."""
         copy = self._database(f"{database.name}_{next(self._numbers)}", database.kind)
@@ -138,6 +174,8 @@ class Cluster:
         return copy
 
     def drop(self, database: Database) -> None:
+        for other in database.others:
+            self.drop(other)
         self._execute(f"DROP DATABASE {database.name} WITH (FORCE)")
 
     def _template(self, kind: str) -> str:
@@ -186,9 +224,10 @@ def each_cluster(
 
 
 @pytest.fixture(scope="module")
-def database(cluster: Cluster, kind: str) -> Iterator[Database]:
+def database(request: pytest.FixtureRequest, cluster: Cluster, kind: str) -> Iterator[Database]:
     """A migrated database that the tests of one module share; each uses a bucket of its own."""
-    database = cluster.create(kind)
+    count = request.config.getoption("--shards")
+    database = cluster.create(kind) if count == 1 else cluster.create_sharded(count)
     yield database
     cluster.drop(database)
 
@@ -225,6 +264,12 @@ def bucket(request: pytest.FixtureRequest, kind: str, bucket_names: Callable[[],
         assert there.admin().request("PUT", f"/buckets/{name}").status == 200
         return name
     database: Database = request.getfixturevalue("database")
+    if database.others:
+        shard = int(name.rpartition("-")[2]) % (len(database.others) + 1)
+        shards = {n: each.dsn_service for n, each in enumerate(database.others, start=1)}
+        with closing(ShardedStore(database.dsn_service, shards)) as store:
+            store.ensure_bucket(name, shard)
+        return name
     with database.connect() as connection, connection.cursor() as cursor:
         cursor.execute("SELECT poky.ensure_bucket(%s)", [name])
     connection.close()
@@ -242,7 +287,9 @@ def service(
     database: Database = request.getfixturevalue("database")
     log = tmp_path_factory.mktemp("service") / "log"
     # Patient: what is tested with it is not how long a busy machine takes.
-    with running(database.dsn_service, log, statement_timeout="30") as service:
+    with running(
+        database.dsn_service, log, statement_timeout="30", shards=database.shards
+    ) as service:
         yield service
 
 

@@ -19,7 +19,8 @@ from poky.api import LEASE_ROUTES, Services, application
 from poky.background import Background
 from poky.cache import Caches
 from poky.cli import poky
-from poky.config import CacheNode, Config
+from poky.config import Config
+from poky.forms import CacheNode
 from poky.sharing import Lane
 from poky.store import Node, Store, StoreError
 from tests.conftest import Database

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.coherence.faults import FAULTS, NONE, Fault
+from tests.coherence.faults import FAULTS, MOVES, NONE, Fault
 from tests.coherence.load import Count
 from tests.coherence.run import altered, run
 from tests.coherence.sabotage import SABOTAGES, Sabotage
@@ -46,6 +46,16 @@ def test_no_read_is_stale(stack: Stack, fault: Fault) -> None:
     assert result.counts[Count.WRITES] > 20
     assert result.counts[Count.HITS] > 100
     assert result.counts[Count.TOLD]
+
+
+def test_no_read_is_stale_while_its_bucket_moves(tmp_path: Path) -> None:
+    with Stack(tmp_path, lease_seconds=2, shards=3) as stack:
+        for fault in MOVES:
+            with altered(stack, fault):
+                result = run(stack, fault, reads=2000, seconds=8)
+            assert result.ok, "\n".join(result.verdict.findings) or result.counts
+            assert result.counts[Count.WRITES] > 20
+            assert result.counts[Count.HITS] > 100
 
 
 def test_nothing_is_left_behind_by_a_run_that_is_ended(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from poky.config import CacheNode, Config, ConfigError, mask, unknown_settings
+from poky.config import Config, ConfigError, mask, unknown_settings
+from poky.forms import CacheNode
 
 
 def problems(**env: str) -> list[str]:

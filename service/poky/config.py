@@ -16,11 +16,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-MB = 1024 * 1024
+from poky.forms import CacheNode, Shard, caches, hosts, origins, prometheus
+from poky.forms import shards as parse_shards
 
-_HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
-_ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://(?:{_HOST.pattern})(?::[0-9]{{1,5}})?")
-_PROMETHEUS = re.compile(rf"(?i)https?://(?:{_HOST.pattern})(?::[0-9]{{1,5}})?(?:/[^\s?#]*)?")
+MB = 1024 * 1024
 
 
 class ConfigError(Exception):
@@ -29,42 +28,6 @@ class ConfigError(Exception):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
-
-
-@dataclass(frozen=True)
-class CacheNode:
-    """A cache to be told of every change; without a name, it is learned from its answers."""
-
-    name: str
-    url: str
-
-    def __str__(self) -> str:
-        return f"{self.name}={self.url}" if self.name else self.url
-
-
-def _words(text: str, form: re.Pattern[str], what: str) -> tuple[str, ...]:
-    words = text.lower().split()
-    if wrong := [word for word in words if not form.fullmatch(word)]:
-        verb = "is" if len(wrong) == 1 else "are"
-        raise ValueError(f"{', '.join(f'“{word}”' for word in wrong)} {verb} not {what}")
-    return tuple(dict.fromkeys(words))
-
-
-def _origins(text: str) -> tuple[str, ...]:
-    if text == "*":
-        return ("*",)
-    found = _words(text, _ORIGIN, "scheme://host or scheme://host:port, or * alone")
-    return tuple(re.sub(r"^(http:.*):80$|^(https:.*):443$", r"\1\2", each) for each in found)
-
-
-def _hosts(text: str) -> tuple[str, ...]:
-    return _words(text, _HOST, "a name or address without a port")
-
-
-def _prometheus(text: str) -> str:
-    if not _PROMETHEUS.fullmatch(text):
-        raise ValueError(f"“{text}” is not http://host:port")
-    return text.rstrip("/")
 
 
 def setting(
@@ -95,18 +58,6 @@ def setting(
     )
 
 
-def _caches(text: str) -> tuple[CacheNode, ...]:
-    nodes = []
-    for word in text.split():
-        match = re.fullmatch(r"(?:([A-Za-z0-9_.-]+)=)?(http://[^\s/=]+:\d{1,5})/?", word)
-        if not match:
-            raise ValueError(f"“{word}” is not name=http://host:port")
-        nodes.append(CacheNode(match[1] or "", match[2]))
-    if len({node.url for node in nodes}) < len(nodes):
-        raise ValueError("a cache is named twice")
-    return tuple(nodes)
-
-
 @dataclass(frozen=True)
 class Config:
     """All settings of the service, checked; a fact not here does not come from the environment."""
@@ -119,6 +70,16 @@ class Config:
     )
     owner_dsn: str = setting(
         "", "Where PostgreSQL is, as the owner, for poky migrate. Empty: POKY_DSN.", secret=True
+    )
+    shards: tuple[Shard, ...] = setting(
+        (),
+        "The databases besides POKY_DSN that have buckets, as the service role: 1=postgresql://…"
+        " 2=postgresql://… Empty: none.",
+        parse=parse_shards,
+        secret=True,
+    )
+    owner_shards: tuple[Shard, ...] = setting(
+        (), "The same databases as the owner. Empty: POKY_SHARDS.", parse=parse_shards, secret=True
     )
     home: str = setting("", "Where the embedded PostgreSQL lives. Empty: the user's data folder.")
     listen: str = setting("127.0.0.1", "The address to serve on.")
@@ -139,12 +100,12 @@ class Config:
     admin_hosts: tuple[str, ...] = setting(
         (),
         "Names by which the admin listener is asked, besides loopback and its own address.",
-        parse=_hosts,
+        parse=hosts,
     )
     cors_origins: tuple[str, ...] = setting(
         (),
         "Origins whose pages may use the main listener: https://app.example …, or *: every page.",
-        parse=_origins,
+        parse=origins,
     )
     access: str = setting(
         "",
@@ -251,7 +212,7 @@ class Config:
         (),
         "Where canaries are read all the time, as name=http://host:port: the caches' listeners for"
         " clients. Empty: nowhere.",
-        parse=_caches,
+        parse=caches,
     )
     probe_seconds: float = setting(
         2.0, "How often a canary is written and read.", unit="s", at_least=0.1, at_most=3600
@@ -261,14 +222,14 @@ class Config:
         "",
         "The Prometheus that the admin listener's page asks for alerts, backups, hit ratios and"
         " other instances, as http://host:port. Empty: none.",
-        parse=_prometheus,
+        parse=prometheus,
     )
     release: str = setting(
         "", "The name of this release. Empty: the file RELEASE beside the venv, or the version."
     )
     instance: str = setting("", "The name of this process. Empty: host name and port.")
     caches: tuple[CacheNode, ...] = setting(
-        (), "The purge listeners of all caches, as name=http://host:port.", parse=_caches
+        (), "The purge listeners of all caches, as name=http://host:port.", parse=caches
     )
     cache_mode: str = setting(
         "lease",
@@ -306,7 +267,7 @@ class Config:
         if "caches" not in values and env.get("VARNISH_PURGE_HOST"):
             host, port = env["VARNISH_PURGE_HOST"], env.get("VARNISH_PURGE_PORT", "6091")
             try:
-                values["caches"] = _caches(f"http://{host}:{port}")
+                values["caches"] = caches(f"http://{host}:{port}")
             except ValueError as error:
                 problems.append(f"VARNISH_PURGE_HOST and VARNISH_PURGE_PORT: {error}.")
         values.update({name: value for name, value in overrides.items() if value is not None})
@@ -326,6 +287,7 @@ class Config:
             "lease_listen": self.lease_listen or self.listen,
             "pool_size": self.pool_size or self.threads + 4,
             "owner_dsn": self.owner_dsn or self.dsn,
+            "owner_shards": self.owner_shards or self.shards,
             "home": self.home or str(data_folder()),
             "release": self.release or _release_beside_venv(),
             "instance": self.instance or f"{socket.gethostname()}:{self.port}",
@@ -348,6 +310,14 @@ class Config:
                 f"POKY_ACCESS: others reach {self.listen}; say tokens, or open if every client"
                 " may read, write and delete everything."
             )
+        if (self.shards or self.owner_shards) and not (self.dsn or self.owner_dsn):
+            problems.append(
+                "POKY_SHARDS: needs POKY_DSN, the database that knows where buckets are; an"
+                " embedded one is alone."
+            )
+        owned: Any = filled["owner_shards"]
+        if self.shards and {each.number for each in owned} != {s.number for s in self.shards}:
+            problems.append("POKY_OWNER_SHARDS: must name the shards that POKY_SHARDS names.")
         if inflight < largest:
             problems.append(
                 "POKY_MAX_INFLIGHT_BYTES: must not be below POKY_MAX_VALUE_BYTES or "
@@ -454,7 +424,7 @@ def _with_credentials(env: Mapping[str, str], problems: list[str]) -> dict[str, 
     merged = dict(env)
     directory = env.get("CREDENTIALS_DIRECTORY")
     if directory:
-        for name in ("POKY_DSN", "POKY_OWNER_DSN"):
+        for name in ("POKY_DSN", "POKY_OWNER_DSN", "POKY_SHARDS", "POKY_OWNER_SHARDS"):
             file = Path(directory) / name.lower()
             if name not in merged and file.is_file():
                 try:

@@ -13,7 +13,8 @@ from collections import Counter
 from urllib.parse import urlsplit
 
 from poky.background import Background
-from poky.config import CacheNode, Config
+from poky.config import Config
+from poky.forms import CacheNode
 from poky.metrics import Figure, Figures, Histogram
 from poky.sharing import Writes, Writing
 from poky.store import Put, Store, StoreError, Value, Write

@@ -42,8 +42,8 @@ from poky.logs import Log, take_over
 from poky.metrics import Metrics, Prometheus, Statsd
 from poky.probe import Probe
 from poky.reaper import Reaper
-from poky.sharing import BEGIN_SECONDS, Lane, Reads, Stages, Writes
-from poky.store import Store
+from poky.sharing import BEGIN_SECONDS, Lane, Stages, open_sharing
+from poky.store import open_store
 
 Environ = dict[str, Any]
 
@@ -74,8 +74,10 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
     handler = take_over(lines, config.log_format)
     return_large_memory()
     name = f"poky {config.instance}"  # as PostgreSQL shows our sessions
-    store = Store(
+    shards = {each.number: each.dsn for each in config.shards}
+    store = open_store(
         config.dsn,
+        shards,
         pool_size=config.pool_size,
         pool_timeout=config.pool_timeout,
         statement_timeout=config.statement_timeout,
@@ -83,13 +85,12 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         name=name,
     )
     # Connections of its own, for what must not wait for the work of clients.
-    house = Store(config.dsn, pool_size=4, pool_timeout=config.pool_timeout, name=name)
+    house = open_store(config.dsn, shards, pool_size=4, pool_timeout=config.pool_timeout, name=name)
     background = Background(house)
     background.add("instances", (instances := Instances(house)).look, period=_LOOK_SECONDS)
     caches = Caches(house, config, background)
     stages = Stages() if config.server_timing == "on" else None
-    reads = Reads(store, config.threads, stages)
-    writes = Writes(store, caches, config.threads, stages)
+    reads, writes = open_sharing(store, caches, config.threads, stages)
     feed = Feed(house, background, config.max_followers)
     probe = Probe(house, writes, config)
 

@@ -33,6 +33,7 @@ BEGIN
     IF v_bucket.declared THEN
         RETURN false;
     END IF;
+    PERFORM poky._settle_name(p_bucket);
     INSERT INTO poky.bucket AS b (name) VALUES (p_bucket)
     ON CONFLICT (name) DO UPDATE SET declared = true WHERE NOT b.declared
     RETURNING * INTO v_bucket;
@@ -46,7 +47,7 @@ BEGIN
     RETURN true;
 END;
 $$;
-COMMENT ON FUNCTION poky.ensure_bucket IS 'Create a bucket unless it is there; true if created. PK400.';
+COMMENT ON FUNCTION poky.ensure_bucket IS 'Create a bucket unless it is there; true if created. PK400, PK421.';
 
 CREATE OR REPLACE FUNCTION poky._lock_patiently(p_locks text, p_tries integer) RETURNS void
 LANGUAGE plpgsql
@@ -111,6 +112,7 @@ BEGIN
         -- Before the bucket's row, which a delete locks after its object (poky._settle_later).
         PERFORM poky._lock_leaf(v_bucket.leaf);
         PERFORM FROM poky.bucket WHERE id = v_bucket.id FOR UPDATE;
+        PERFORM poky._refuse_moving(v_bucket.id);
     END IF;
     v_has_keys := poky._has_keys(v_bucket);
     IF v_bucket.id IS NULL OR NOT (v_bucket.declared OR v_has_keys) THEN

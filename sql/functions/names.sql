@@ -11,17 +11,43 @@ AS $$
 $$;
 COMMENT ON FUNCTION poky._is_flat IS 'Whether all buckets share one table.';
 
+CREATE OR REPLACE FUNCTION poky._is_elsewhere(p_bucket text) RETURNS boolean
+LANGUAGE sql STABLE
+AS $$
+    SELECT
+        EXISTS (SELECT FROM poky.placement AS e WHERE e.name = p_bucket AND e.settled)
+        OR EXISTS (SELECT FROM poky.shard AS s WHERE s.number > 0)
+$$;
+COMMENT ON FUNCTION poky._is_elsewhere IS
+'Whether a bucket without a row is, or may be, in another database: only control knows all.';
+
+CREATE OR REPLACE FUNCTION poky._refuse_elsewhere(p_bucket text) RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RAISE EXCEPTION USING
+        ERRCODE = 'PK421',
+        HINT = 'bucket_elsewhere',
+        MESSAGE = format('The bucket %s is not in this database: ask control where it is.', p_bucket);
+END;
+$$;
+COMMENT ON FUNCTION poky._refuse_elsewhere IS 'PK421: another database has this bucket.';
+
 CREATE OR REPLACE FUNCTION poky._refuse_bucket(p_bucket text) RETURNS void
 LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
+    IF poky._is_elsewhere(p_bucket) THEN
+        PERFORM poky._refuse_elsewhere(p_bucket);
+    END IF;
     RAISE EXCEPTION USING
         ERRCODE = 'PK404',
         HINT = 'bucket_not_found',
         MESSAGE = format('There is no bucket named %s.', p_bucket);
 END;
 $$;
-COMMENT ON FUNCTION poky._refuse_bucket IS 'PK404: no such bucket.';
+COMMENT ON FUNCTION poky._refuse_bucket IS
+'For a bucket without a row. PK404: there is none; PK421: another database knows it.';
 
 CREATE OR REPLACE FUNCTION poky._is_key(p_key text) RETURNS boolean
 LANGUAGE sql IMMUTABLE

@@ -37,7 +37,7 @@ BEGIN
     ON CONFLICT (name) DO UPDATE SET applied_at = v_now;
     -- Suspended ones, too: a node keeps its generation when it is reinstated.
     UPDATE poky.cache_node SET generation = gen_random_uuid();
-    UPDATE poky.policy SET tag = gen_random_uuid();
+    UPDATE poky.policy AS p SET tag = gen_random_uuid(), revision = nextval('poky.revision');
     SELECT coalesce(max(n.lease_seconds), 0) INTO lease_seconds FROM poky.cache_node AS n;
 END;
 $$;

@@ -88,7 +88,9 @@ BEGIN
         IF v_id IS NULL THEN
             -- Caches may not have heard of its drop.
             v_outcome := (
-                NULL, 'no bucket', NULL, NULL, NULL,
+                NULL,
+                CASE WHEN poky._is_elsewhere(v_bucket) THEN 'elsewhere' ELSE 'no bucket' END,
+                NULL, NULL, NULL,
                 CASE WHEN EXISTS (SELECT FROM poky.cache_node) THEN 0 END, NULL
             )::poky.outcome;
         ELSE
@@ -137,4 +139,4 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION poky.change_each IS
-'Put or delete single objects of any buckets in one transaction, in the order given, which has to be that of buckets and keys. One outcome each; no bucket where there is none. outbox_id 0: nothing changed, but there are caches, which may not have heard of what the outcome tells. 55P03 after p_lock_timeout milliseconds; null: as the session has it. PK400.';
+'Put or delete single objects of any buckets in one transaction, in the order given, which has to be that of buckets and keys. One outcome each; no bucket where there is none, elsewhere where another database has it. outbox_id 0: nothing changed, but there are caches, which may not have heard of what the outcome tells. 55P03 after p_lock_timeout milliseconds; null: as the session has it. PK400.';

@@ -24,7 +24,7 @@ CREATE OR REPLACE FUNCTION poky._change_policy() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    UPDATE poky.policy SET tag = gen_random_uuid();
+    UPDATE poky.policy SET tag = gen_random_uuid(), revision = nextval('poky.revision');
     -- An empty key, so that the sweeper of any release makes caches drop everything.
     RETURN CASE
         WHEN EXISTS (SELECT FROM poky.cache_node)
@@ -76,7 +76,10 @@ SET search_path = poky, pg_temp
 AS $$
     SELECT
         p.tag,
-        coalesce((SELECT b.public_read FROM poky.bucket AS b WHERE b.name = p_bucket), false),
+        coalesce(
+            (SELECT b.public_read FROM poky.bucket AS b WHERE b.name = p_bucket),
+            (SELECT e.public_read FROM poky.placement AS e WHERE e.name = p_bucket), false
+        ),
         array_remove(ARRAY[t.hash, t.previous_hash], NULL),
         t.grants,
         extract(epoch FROM t.expires_at - clock_timestamp())::double precision
@@ -195,6 +198,9 @@ AS $$
 BEGIN
     UPDATE poky.bucket SET public_read = p_public_read WHERE name = p_bucket;
     IF NOT FOUND THEN
+        UPDATE poky.placement SET public_read = p_public_read WHERE name = p_bucket;
+    END IF;
+    IF NOT FOUND THEN
         PERFORM poky._refuse_bucket(p_bucket);
     END IF;
     RETURN poky._change_policy();
@@ -232,6 +238,9 @@ CREATE OR REPLACE FUNCTION poky.public_buckets() RETURNS SETOF text
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = poky, pg_temp
 AS $$
-    SELECT b.name FROM poky.bucket AS b WHERE b.public_read ORDER BY b.name
+    SELECT b.name FROM poky.bucket AS b WHERE b.public_read
+    UNION
+    SELECT e.name FROM poky.placement AS e WHERE e.public_read
+    ORDER BY 1
 $$;
 COMMENT ON FUNCTION poky.public_buckets IS 'The buckets that are read without a token, by name.';

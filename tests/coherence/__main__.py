@@ -1,10 +1,11 @@
 """``make coherence``: the long form of the proof, with a progress line and a table.
 
 The environment says how long and what: MINUTES=60, FAULT="none purges-lost"; SABOTAGE=plain-purge
-breaks the stack on purpose. PAGE=yes: the admin listener's page is opened during each fault, and
-must say within five seconds what is wrong. ACCESS=tokens: tokens that come and go under readers,
-without writers. Exit status 1 if the page did not, if anything was stale, older than what a refusal
-told, went back or had no order, or if a token was answered after its revocation was acknowledged.
+breaks the stack on purpose. SHARDS=3: a bucket moves among three databases. PAGE=yes: the admin
+listener's page is opened during each fault, and must say within five seconds what is wrong.
+ACCESS=tokens: tokens that come and go under readers, without writers. Exit status 1 if the page did
+not, if anything was stale, older than what a refusal told, went back or had no order, or if a token
+was answered after its revocation was acknowledged.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from tests.coherence import cost, page, tokens, working_set
-from tests.coherence.faults import FAULTS, NONE, Fault
+from tests.coherence.faults import FAULTS, MOVES, NONE, Fault
 from tests.coherence.load import Count, Load
 from tests.coherence.run import Result, altered, run
 from tests.coherence.sabotage import SABOTAGES, TOKEN_SABOTAGES, Sabotage
@@ -45,7 +46,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the stack is taken down
     if os.environ.get("ACCESS") == "tokens":
         return _tokens()
-    faults = _chosen("FAULT", (NONE, *FAULTS))
+    shards = int(os.environ.get("SHARDS", "1"))
+    faults = _chosen("FAULT", (NONE, *MOVES) if shards > 1 else (NONE, *FAULTS))
     sabotages = _chosen("SABOTAGE", SABOTAGES) if "SABOTAGE" in os.environ else []
     if sabotages and "FAULT" not in os.environ:
         faults = []
@@ -55,15 +57,16 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="coherence-") as folder:
             console.print("Starting PostgreSQL, two instances, two Varnish nodes and nginx …")
-            with Stack(Path(folder)) as stack:
+            with Stack(Path(folder), shards=shards) as stack:
                 for fault in [*faults, *(sabotage.fault for sabotage in sabotages)]:
-                    reads = READS_WITHOUT_FAULTS if fault is NONE else READS_WITH_EACH_FAULT
+                    is_long = fault is NONE and shards == 1
+                    reads = READS_WITHOUT_FAULTS if is_long else READS_WITH_EACH_FAULT
                     results.append(_run(stack, fault, reads, seconds, sights))
     finally:  # what was seen before something broke down
         console.print(_table(results))
         if sights:
             console.print(_sights(sights))
-    if not os.environ.get("FAULT") and not sabotages:
+    if not os.environ.get("FAULT") and not sabotages and shards == 1:
         _cost()
         _hit_ratio()
     return 0 if all(each.ok for each in [*results, *(sights or ())]) else 1

@@ -159,6 +159,11 @@ def caches_emptied(stack: Stack) -> None:
     time.sleep(1)
 
 
+def bucket_moved(stack: Stack) -> None:
+    stack.move_bucket()
+    time.sleep(0.5)
+
+
 def _clear_up(stack: Stack) -> None:
     for gate in [*stack.purge_gates, *stack.lease_gates]:
         gate.fair()
@@ -243,5 +248,16 @@ FAULTS = (
         nothing,
         "slow_reads",
         ttl=1,
+    ),
+)
+
+# With several databases (SHARDS=3).
+MOVES = (
+    Fault("bucket-moved", "The bucket moves from database to database.", bucket_moved),
+    Fault(
+        "bucket-moved-slow-reads",
+        "It does, and the service answers long after it has read.",
+        bucket_moved,
+        "slow_reads",
     ),
 )

@@ -22,8 +22,10 @@ import psycopg2
 
 from poky import embedded
 from poky.access import Grants, Token
+from poky.schema import moving
 from poky.schema.migrate import migrate
-from poky.store import Node, Store, StoreError
+from poky.schema.shards import join_shards
+from poky.store import Node, Store, StoreError, open_store
 from tests.coherence.gate import Gate, Gates
 from tests.service import Client, Service, free_ports, wait_until
 from tests.vcl.sabotage import SABOTAGES, held_up, sabotaged, stalled
@@ -131,6 +133,7 @@ class Stack:
         gated: bool = True,
         storage: str = "malloc,256m",
         access: str = "open",
+        shards: int = 1,
         server: embedded.Embedded | None = None,
     ) -> None:
         self.folder = folder
@@ -145,6 +148,8 @@ class Stack:
         self._gated = gated
         self._storage = storage
         self._access = access
+        self._shards = shards
+        self._bucket = ""  # that was created last
         self._token: Token | None = None
         self._owner: Store | None = None
         self._own_server = server is None
@@ -183,10 +188,12 @@ class Stack:
     def _start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._server is None:
-            self._server = embedded.ensure_running(self.folder / "home")
+            settings = {"wal_level": "logical"} if self._shards > 1 else {}
+            self._server = embedded.ensure_running(self.folder / "home", settings=settings)
             self._server.supervise()
         migrate(self._server.dsn_owner, release="coherence")
-        self._store = Store(self._server.dsn_service, pool_size=4)
+        self._make_shards()
+        self._store = open_store(self._server.dsn_service, self._dsns("poky_service"), pool_size=4)
         for node in self._store.nodes():  # of a run before
             self._store.suspend_node(node.name, hold=True)
             self._store.drain_node(node.name, self._node(node.name).generation)
@@ -208,6 +215,7 @@ class Stack:
             "POKY_PURGE_TIMEOUT": str(self.purge_timeout),
             "POKY_LOG_LEVEL": "warning",
             "POKY_ACCESS": self._access,
+            "POKY_SHARDS": self._setting("poky_service"),
         }
         self.services = [
             Service(self._server.dsn_service, self.folder / f"poky{n + 1}.log", settings)
@@ -230,6 +238,34 @@ class Stack:
             cache.start()
         self._start_nginx()
         self.wait_until_whole()
+
+    def _make_shards(self) -> None:
+        """Further databases in the same server."""
+        if self._shards == 1:
+            return
+        with closing(psycopg2.connect(self.database.dsn_owner)) as connection:
+            connection.autocommit = True
+            for number in range(1, self._shards):
+                connection.cursor().execute(f"CREATE DATABASE shard{number} OWNER poky_owner")
+        for dsn in self._dsns("postgres").values():
+            migrate(dsn, kind="partitioned", release="coherence")
+        join_shards(self.database.dsn_owner, self._dsns("postgres"))
+
+    def _dsns(self, user: str) -> dict[int, str]:
+        """The DSNs of all databases but control, by number."""
+        is_service = user == "poky_service"
+        dsn = self.database.dsn_service if is_service else self.database.dsn_owner
+        return {n: dsn.replace("/poky?", f"/shard{n}?") for n in range(1, self._shards)}
+
+    def _setting(self, user: str) -> str:
+        return " ".join(f"{number}={dsn}" for number, dsn in self._dsns(user).items())
+
+    def move_bucket(self) -> None:
+        """Move the bucket that was created last to the next database, while it is used."""
+        place = self.store.place(self._bucket)
+        assert place
+        owners = {0: self.database.dsn_owner, **self._dsns("postgres")}
+        moving.move(owners, self._bucket, (place.shard + 1) % self._shards)
 
     def _start_nginx(self) -> None:
         (self.nginx_port,) = free_ports(1)
@@ -325,6 +361,7 @@ class Stack:
 
     def create_bucket(self, name: str) -> str:
         self.store.ensure_bucket(name)
+        self._bucket = name
         return name
 
     def wait_until_whole(self, timeout: float = 60) -> None:
@@ -357,7 +394,11 @@ class Stack:
         """The command, as an operator would give it."""
         done = subprocess.run(
             [sys.executable, "-m", "poky", *arguments],
-            env={**os.environ, "POKY_DSN": self.database.dsn_service},
+            env={
+                **os.environ,
+                "POKY_DSN": self.database.dsn_service,
+                "POKY_SHARDS": self._setting("poky_service"),
+            },
             capture_output=True,
             text=True,
             timeout=60,

@@ -22,7 +22,8 @@ from typing import NamedTuple, NoReturn
 from poky.background import Background
 from poky.cache.purge import NotConfirmed, PurgeClient
 from poky.cache.waits import LeaseWaits
-from poky.config import CacheNode, Config
+from poky.config import Config
+from poky.forms import CacheNode
 from poky.metrics import Figure, Figures, Histogram
 from poky.store import Node, Store, StoreError
 

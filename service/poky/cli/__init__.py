@@ -22,6 +22,7 @@ from poky.cli.migrate import migrate
 from poky.cli.output import print_json, print_table
 from poky.cli.restored import restored
 from poky.cli.serve import serve
+from poky.cli.shards import shards
 from poky.cli.tokens import token
 from poky.cli.transfer import export_bucket, import_bucket, verify
 
@@ -72,6 +73,7 @@ for command in (
     serve,
     migrate,
     bucket,
+    shards,
     cache,
     changes,
     token,

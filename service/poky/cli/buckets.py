@@ -2,10 +2,19 @@
 
 import click
 
-from poky.cli.context import Failed, as_json, dsn_option, open_caches, open_store
+from poky.cli.context import (
+    Failed,
+    as_json,
+    dsn_option,
+    failures,
+    load_config,
+    open_caches,
+    open_store,
+)
 from poky.cli.durations import Duration, show_duration
-from poky.cli.output import print_json, print_table, rate_bar, show_pairs
-from poky.store import StoreError
+from poky.cli.output import print_json, print_table, progress_bar, rate_bar, show_pairs
+from poky.schema import moving
+from poky.store import ShardedStore, StoreError
 
 
 @click.group()
@@ -23,12 +32,28 @@ _TTL = click.IntRange(0, 1_000_000_000)
 )
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--ttl", type=_TTL, help="Seconds after which their objects expire; 0: never.")
+@click.option(
+    "--shard",
+    type=click.IntRange(0, 255),
+    help="The database to make them in, of those in POKY_SHARDS; 0: control. Default: the one with"
+    " the fewest bytes.",
+)
 @dsn_option
 @as_json
-def create_bucket(names: tuple[str, ...], ttl: int | None, dsn: str | None, as_json: bool) -> None:
-    """Create buckets; those that exist stay as they are, but for a --ttl."""
+def create_bucket(
+    names: tuple[str, ...], ttl: int | None, shard: int | None, dsn: str | None, as_json: bool
+) -> None:
+    """Create buckets; those that exist stay as they are, and where they are, but for a --ttl."""
     with open_store(dsn) as store:
-        done = {name: "created" if store.ensure_bucket(name) else "exists" for name in names}
+        if shard and (not isinstance(store, ShardedStore) or shard not in store.shards):
+            raise Failed(
+                f"There is no shard {shard}: POKY_SHARDS names those that there are.",
+                code="no_shard",
+            )
+        given = {"shard": shard} if isinstance(store, ShardedStore) else {}
+        done = {
+            name: "created" if store.ensure_bucket(name, **given) else "exists" for name in names
+        }
         if ttl is not None:
             for name in names:
                 store.set_bucket_ttl(name, ttl)
@@ -188,3 +213,53 @@ def set_bucket(
                 store.confirm([outbox_id])
             done.append("is read without a token" if public == "read" else "needs a token")
     show_pairs({name: ", ".join(done)}, as_json)
+
+
+@bucket.command(
+    "move",
+    epilog="\b\nExamples:\n  poky bucket move tooltips --to 1\n  poky bucket move --abort",
+)
+@click.argument("name", required=False)
+@click.option("--to", "target", type=click.IntRange(0, 255), help="The shard; 0: control.")
+@click.option("--abort", is_flag=True, help="Give the move up that was begun.")
+@as_json
+def move_bucket(name: str | None, target: int | None, abort: bool, as_json: bool) -> None:
+    """Move a bucket to another of the databases in POKY_OWNER_SHARDS, while it is used.
+
+    Reads go on; writes pause for a moment (below a second). What was interrupted goes on where it
+    was: the same command again. One bucket at a time.
+    """
+    if abort == (name is not None and target is not None):
+        raise click.UsageError("Say NAME and --to, or --abort alone.")
+    config = load_config()
+    if not config.owner_shards:
+        raise Failed(
+            "There is one database only: POKY_SHARDS and POKY_OWNER_SHARDS name others.",
+            code="no_shard",
+        )
+    owners = {0: config.owner_dsn} | {each.number: each.dsn for each in config.owner_shards}
+    with failures():
+        if name is None or target is None:
+            given_up = moving.abort(owners)
+            click.echo(
+                f"{given_up.name}: stays on shard {given_up.source}"
+                if given_up
+                else "No bucket is being moved."
+            )
+            return
+        with progress_bar() as progress:
+            moved = moving.move(owners, name, target, progress)
+    if as_json:
+        print_json(moved._asdict() if moved else {"name": name, "target": target})
+    elif moved is None:
+        click.echo(f"{name}: is on shard {target}")
+    else:
+        paused = (
+            ""
+            if moved.pause_seconds is None
+            else f", writes paused for {moved.pause_seconds:.2f} s"
+        )
+        click.echo(
+            f"{name}: moved from shard {moved.source} to shard {target} in {moved.seconds:.1f} s"
+            f"{paused}"
+        )

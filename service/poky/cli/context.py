@@ -16,7 +16,8 @@ import msgspec
 from poky.cli.served import noted, served_homes
 from poky.config import Config, ConfigError, unknown_settings
 from poky.schema import SchemaError
-from poky.store import BadDsn, Store, StoreError
+from poky.store import BadDsn, ShardedStore, Store, StoreError
+from poky.store import open_store as opened
 
 if TYPE_CHECKING:
     from poky.cache import Caches
@@ -167,8 +168,11 @@ def open_store(dsn: str | None, *, as_owner: bool = False) -> Iterator[Store]:
     As the owner (POKY_OWNER_DSN) for what the service itself may not do.
     """
     with database(load_config(dsn=dsn, owner_dsn=dsn)) as config:
-        store = Store(
+        # -d names one database, as it is.
+        shards = () if dsn else config.owner_shards if as_owner else config.shards
+        store = opened(
             config.owner_dsn if as_owner else config.dsn,
+            {each.number: each.dsn for each in shards},
             pool_size=2,
             statement_timeout=60,
             lock_timeout=10,
@@ -193,11 +197,19 @@ def open_caches(store: Store) -> Iterator["Caches"]:
         caches.stop()
 
 
+def holding(store: Store, bucket: str) -> Store:
+    """The store of the one database that has a bucket."""
+    return store.holding(bucket) if isinstance(store, ShardedStore) else store
+
+
 @contextlib.contextmanager
-def purging(store: Store, loader: "Loader", others: Sequence[int] = ()) -> Iterator[None]:
+def purging(
+    store: Store, loader: "Loader", others: Sequence[int] = (), within: str = ""
+) -> Iterator[None]:
     """Tell caches of what the block stored, whatever comes of it, and of changes of ``others``.
 
-    Of single keys as long as those are few; else they forget everything, once.
+    Of single keys as long as those are few; else they forget everything, once. ``within``: all of
+    it is in this bucket's database.
     """
     try:
         yield
@@ -212,4 +224,7 @@ def purging(store: Store, loader: "Loader", others: Sequence[int] = ()) -> Itera
                     for bucket, keys in loader.told.keys.items():
                         for start in range(0, len(keys), _PURGED):
                             caches.purge_keys(bucket, keys[start : start + _PURGED])
-            store.confirm(ids)
+            if isinstance(store, ShardedStore):
+                store.confirm_in(within, ids)
+            else:
+                store.confirm(ids)

@@ -9,7 +9,7 @@ import click
 
 from poky.cli.context import Failed, open_store, purging
 from poky.cli.output import rate_bar
-from poky.store import Store
+from poky.store import ShardedStore, Store
 
 if TYPE_CHECKING:
     from poky.transfer import Loader, Original
@@ -38,6 +38,12 @@ def take_over(source: str, dsn: str | None, *, once: bool, quiet: float, mirror:
 
     with ExitStack() as stack:
         store = stack.enter_context(open_store(dsn, as_owner=True))
+        if isinstance(store, ShardedStore):
+            raise Failed(
+                "The original is taken over into one database: name control's with -d, and move"
+                " buckets afterwards (poky bucket move).",
+                code="several_databases",
+            )
         session = stack.enter_context(transfer.Session(store.dsn, "poky import", as_owner=True))
         original = transfer.Original(stack.enter_context(transfer.Session(source, "poky import")))
         loader = transfer.Loader(session, "replace")

@@ -11,7 +11,15 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 
-from poky.cli.context import Failed, as_json, dsn_option, load_config, open_store, purging
+from poky.cli.context import (
+    Failed,
+    as_json,
+    dsn_option,
+    holding,
+    load_config,
+    open_store,
+    purging,
+)
 from poky.cli.output import print_json, rate_bar
 from poky.cli.poky1 import take_over
 from poky.store import Store, StoreError
@@ -40,7 +48,10 @@ def export_bucket(bucket: str, output: Path | None, compress: Any, dsn: str | No
         raise click.UsageError("Compressed output is not for a terminal: name a file with -o.")
     from poky import transfer  # noqa: PLC0415 - only these commands need it
 
-    with open_store(dsn) as store, transfer.Session(store.dsn, "poky export") as session:
+    with (
+        open_store(dsn) as store,
+        transfer.Session(holding(store, bucket).dsn, "poky export") as session,
+    ):
         rows = {each.name: each.estimated_rows for each in store.buckets()}.get(bucket)
         began = time.monotonic()
         with (
@@ -129,15 +140,16 @@ def import_bucket(
     with open_store(dsn, as_owner=True) as store:
         if create:
             store.ensure_bucket(bucket)
-        _require_bucket(store, bucket)
+        there = holding(store, bucket)
+        _require_bucket(there, bucket)
         with (
             _opened(file) as (raw, size),
-            transfer.Session(store.dsn, "poky import", as_owner=True) as session,
+            transfer.Session(there.dsn, "poky import", as_owner=True) as session,
             rate_bar("import", size, in_bytes=True) as report,
             _refusals(),
         ):
             loader = transfer.Loader(session, on_conflict)
-            with purging(store, loader), _resumable(loader):
+            with purging(store, loader, within=bucket), _resumable(loader):
                 read = transfer.import_file(
                     transfer.decompressed(raw),
                     bucket,
@@ -187,7 +199,8 @@ def verify(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_refusals())
         store = stack.enter_context(open_store(dsn))
-        session = stack.enter_context(transfer.Session(store.dsn, "poky verify"))
+        there = holding(store, bucket)
+        session = stack.enter_context(transfer.Session(there.dsn, "poky verify"))
         if other is not None:
             elsewhere = stack.enter_context(transfer.Session(other, "poky verify"))
             theirs = transfer.stored_objects(elsewhere, bucket)

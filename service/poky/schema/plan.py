@@ -21,9 +21,18 @@ State = Literal["ok", "missing", "outdated", "newer"]
 
 # functions.sql is these files of sql/functions, one after the other.
 _FUNCTIONS = (
-    *("names", "objects", "expiry", "templates", "bucket_functions", "batches", "shared"),
+    *(
+        "names",
+        "placement",
+        "objects",
+        "expiry",
+        "templates",
+        "bucket_functions",
+        "batches",
+        "shared",
+    ),
     *("listing", "transfer", "buckets", "caches", "tokens", "cursors", "changes", "restore"),
-    "older",
+    *("moving", "older"),
 )
 # Number 1 is schema.sql as it was before there were migrations.
 _MIGRATION = re.compile(r"(\d{4})_(expand|contract)_[a-z0-9_]+\.sql")

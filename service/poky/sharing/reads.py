@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from poky.metrics import Sizes
 from poky.sharing.lanes import Lane
 from poky.sharing.stages import Stages
-from poky.store import ALONE, Found, Held, Object, Store, StoreError
+from poky.store import ALONE, Found, Held, Object, OneShard, Store, StoreError
 
 log = logging.getLogger("poky.sharing")
 
@@ -40,18 +40,28 @@ class Reads:
     Large objects, and those of a bucket that is locked, are asked for alone, each kind in a lane.
     """
 
-    def __init__(self, store: Store, threads: int, stages: Stages | None = None) -> None:
+    def __init__(
+        self,
+        store: Store | OneShard,
+        threads: int,
+        stages: Stages | None = None,
+        most: int = 0,
+        sizes: Sizes | None = None,
+    ) -> None:
+        """``most``: threads that may wait for the database at a time, by default all."""
         self._store = store
         self._collected: dict[int, list[Read]] = {}
         # By thread: since when it asks, and for what; of each, the bucket comes first.
         self._running: dict[int, tuple[float, Sequence[Sequence[Any]]]] = {}
         self._most_late = threads - 1
+        self._most = most or threads
+        self._full = Lane("reads-full", 1, BEGIN_SECONDS)
         self._large = Lane("reads-large", max(threads // 2, 1), BEGIN_SECONDS)
         self._parted = Lane("reads-parted", 1, BEGIN_SECONDS)
         self._locked = Lane("reads-locked", max(threads // 4, 1), BEGIN_SECONDS)
         self._apart: dict[str, tuple[float, Lane]] = {}  # by bucket: until when, and in which lane
         self._stages = stages  # who wants to know how long statements take
-        self.sizes = Sizes()  #: of statements, in objects
+        self.sizes = sizes or Sizes()  #: of statements, in objects
 
     def add(self, read: Read) -> None:
         """Ask for an object after this turn of the calling thread."""
@@ -87,8 +97,14 @@ class Reads:
             others = [read for read in reads if (read.policy and read.policy[0]) != policy]
             if others:
                 reads = [read for read in reads if read not in others]
-            self._read(reads, policy)
+            if len(self._running) < self._most:
+                self._read(reads, policy)
+            else:
+                self._read_later(reads, policy)
             reads = others
+
+    def _read_later(self, reads: list[Read], policy: str | None) -> None:
+        self._full.submit(lambda: self._read(reads, policy), lambda error: _refuse(reads, error))
 
     def _late(self) -> set[str] | None:
         """Buckets whose statements take long."""

@@ -17,7 +17,7 @@ from typing import Protocol
 from poky.metrics import Sizes
 from poky.sharing.lanes import Lane
 from poky.sharing.stages import Stages
-from poky.store import Held, Put, Store, StoreError, Together, Write
+from poky.store import Held, OneShard, Put, Store, StoreError, Together, Write
 
 log = logging.getLogger("poky.sharing")
 
@@ -68,9 +68,15 @@ class Writes:
     """
 
     def __init__(
-        self, store: Store, caches: Caches, threads: int, stages: Stages | None = None
+        self,
+        store: Store | OneShard,
+        caches: Caches,
+        threads: int,
+        stages: Stages | None = None,
+        sizes: Sizes | None = None,
     ) -> None:
         self._store = store
+        self._is_one_of_several = isinstance(store, OneShard)
         self._caches = caches
         self._most_writers = max(threads - 1, 2)
         self._lane = Lane("writes", self._most_writers)
@@ -84,7 +90,7 @@ class Writes:
         self._begun = 0
         self._apart: dict[tuple[str, str], float] = {}
         self._stages = stages  # who wants to know how long statements take
-        self.sizes = Sizes()  #: of statements, in objects
+        self.sizes = sizes or Sizes()  #: of statements, in objects
 
     def add(self, writing: Writing) -> None:
         """Have a write made after this turn of the calling thread."""
@@ -266,6 +272,8 @@ class Writes:
         ended = time.monotonic() if stages else 0.0
         if stages:
             stages.set(began, ended)
+        if self._is_one_of_several:
+            batch, outcomes = self._without_elsewhere(batch, outcomes)
         told = [
             (writing, put)
             for writing, put in zip(batch, outcomes, strict=True)
@@ -277,6 +285,18 @@ class Writes:
             for writing, put in zip(batch, outcomes, strict=True):
                 if put.outbox_id is None:
                     writing.done(put)
+
+    def _without_elsewhere(
+        self, batch: list[Writing], outcomes: Sequence[Put]
+    ) -> tuple[list[Writing], Sequence[Put]]:
+        """Write alone, wherever they are now, those whose bucket has moved away."""
+        here = []
+        for writing, put in zip(batch, outcomes, strict=True):
+            if put.outcome == "elsewhere":
+                self._write_alone(writing, self._locked)
+            else:
+                here.append((writing, put))
+        return [writing for writing, _ in here], [put for _, put in here]
 
     def _purge(self, told: list[tuple[Writing, Put]], began: float, ended: float) -> None:
         def done(error: StoreError | None) -> None:

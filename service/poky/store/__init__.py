@@ -1,22 +1,17 @@
 """The store: every conversation of the running service with PostgreSQL.
 
 One method per function of schema ``poky``, same verb, same order of arguments: ``objects``,
-``buckets``, ``changes``, ``expiry``, ``nodes``, ``tokens``, ``locks`` and ``restore``, over the
-``pool``. Knows psycopg2 and SQLSTATEs (``errors``); knows nothing of HTTP headers, and builds no
-SQL beyond ``statements``.
+``buckets``, ``placements``, ``changes``, ``expiry``, ``nodes``, ``tokens``, ``locks`` and
+``restore``, over the ``pool``; ``sharded`` is the same over several databases. Knows psycopg2 and
+SQLSTATEs (``errors``); knows nothing of HTTP headers, and builds no SQL beyond ``statements``.
 """
 
-from poky.store.activity import Activities, Activity
-from poky.store.buckets import Buckets
-from poky.store.changes import Changed, Changes, ChangesPage
+from poky.store.activity import Activity
+from poky.store.changes import Changed, ChangesPage
 from poky.store.errors import CODES, BadDsn, PolicyChanged, StoreError
-from poky.store.expiry import Expiries
 from poky.store.literals import Value, is_utf8
-from poky.store.locks import Locks
-from poky.store.nodes import Nodes
-from poky.store.objects import Objects
+from poky.store.placements import Place, ShardState
 from poky.store.pool import Held
-from poky.store.restore import Restores
 from poky.store.results import (
     Bucket,
     Change,
@@ -32,12 +27,14 @@ from poky.store.results import (
     TokenRow,
     Write,
 )
-from poky.store.shared import ALONE, Alone, Found, Shared, Together
-from poky.store.tokens import Tokens
+from poky.store.sharded import CONTROL, OneShard, ShardedStore, open_store
+from poky.store.shared import ALONE, Alone, Found, Together
+from poky.store.store import Store
 
 __all__ = [
     "ALONE",
     "CODES",
+    "CONTROL",
     "Activity",
     "Alone",
     "BadDsn",
@@ -53,10 +50,14 @@ __all__ = [
     "Listed",
     "Node",
     "Object",
+    "OneShard",
     "Outcome",
     "Page",
+    "Place",
     "PolicyChanged",
     "Put",
+    "ShardState",
+    "ShardedStore",
     "Store",
     "StoreError",
     "Together",
@@ -64,14 +65,5 @@ __all__ = [
     "Value",
     "Write",
     "is_utf8",
+    "open_store",
 ]
-
-
-class Store(
-    Shared, Objects, Buckets, Changes, Expiries, Nodes, Tokens, Locks, Activities, Restores
-):
-    """The interface of schema ``poky`` over one pool of connections.
-
-    Never hands out a connection that the server has closed; every wait is bounded; a statement
-    that cannot be confirmed raises StoreError, and one that surely did nothing is tried again.
-    """

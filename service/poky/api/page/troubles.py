@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from poky.api.page.layout import ago
 from poky.api.services import Sight
-from poky.config import CacheNode
+from poky.forms import CacheNode
 from poky.health import State
 from poky.store import Activity, Node
 
