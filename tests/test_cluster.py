@@ -190,6 +190,19 @@ def test_a_cache_and_the_instances_of_its_host_reach_each_other(
     assert found == neighbours
 
 
+def test_a_plan_knows_of_no_member_of_etcd() -> None:
+    """A task that is skipped, as a plan for an empty machine skips it, registers no result."""
+    seen = {
+        "x": {"skipped": True},
+        "y": {"stat": {"exists": True}},
+        "z": {"stat": {"exists": False}},
+    }
+    hostvars = {name: {"inventory_hostname": name, "_etcd_seen": seen[name]} for name in seen}
+    hostvars["w"] = {"inventory_hostname": "w"}
+    found = value("etcd", "_etcd_seeded", groups={"etcd": list("wxyz")}, hostvars=hostvars)
+    assert list(found) == ["y"]
+
+
 def test_what_a_role_registers_is_private() -> None:
     """Any other name would be one that an operator has misspelt, from the next playbook on."""
     for path in ROOT.glob("roles/*/tasks/**/*.yml"):
