@@ -174,6 +174,32 @@ def test_a_value_that_breaks_a_promise_is_refused(
     assert sentence in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("there", "is_refused"),
+    [([], False), (["15"], True), (["15", "17"], False), (["17"], False)],
+)
+def test_data_of_another_version_are_no_empty_database(
+    tmp_path: Path, there: list[str], is_refused: bool
+) -> None:
+    for version in there:
+        data = tmp_path / version / "main"
+        data.mkdir(parents=True)
+        (data / "PG_VERSION").write_text(version)
+    tasks = {
+        "include_role": {"name": str(ROOT / "roles/postgresql"), "tasks_from": "data"},
+        "vars": {"_postgresql_home": str(tmp_path)},
+    }
+    playbook = tmp_path / "play.yml"
+    given = {"postgresql_version": "17"}
+    playbook.write_text(
+        yaml.safe_dump([{"hosts": "a", "gather_facts": False, "vars": given, "tasks": [tasks]}])
+    )
+    done = play(playbook, "-i", inventory_of(tmp_path / "hosts.yml"))
+    assert (done.returncode != 0) == is_refused, done.stdout
+    assert ("has the data of PostgreSQL 15, and is to run 17" in done.stdout) == is_refused
+
+
 @pytest.mark.parametrize(
     ("service", "here", "neighbours"),
     [
