@@ -27,7 +27,7 @@ def test_a_restart_of_the_single_server(grown: Cluster, clients: Clients) -> Non
     """The yardstick."""
     name = grown.databases[0]
     struck = time.monotonic_ns()
-    grown.run(name, "systemctl restart postgresql@17-main")
+    grown.run(name, "systemctl restart 'postgresql@*-main'")
     wait_until(first_after(clients, struck), 60, "writes go on")
     time.sleep(5)
     recorded(grown, clients, "single server restarted", struck, on=name)

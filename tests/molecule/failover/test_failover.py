@@ -195,40 +195,6 @@ def test_a_cache_that_is_restarted_delays_no_write(cluster: Cluster, clients: Cl
         wait_until(lambda: cluster.suspended() == set(), 180, "the cache takes part again")
 
 
-@pytest.mark.long
-def test_a_switchover(cluster: Cluster, clients: Clients) -> None:
-    with survived(cluster, clients, "switchover", within=PLANNED) as told:
-        leader, standby = cluster.leader, cluster.standby
-        told["struck"] = time.monotonic_ns()
-        cluster.deployment.succeed("switchover")
-        assert (cluster.leader, leader) == (standby, leader)
-
-
-@pytest.mark.long
-def test_a_setting_that_needs_a_restart(cluster: Cluster, clients: Clients) -> None:
-    """Standbys first, then a switchover, then the one that led."""
-    with survived(cluster, clients, "rolling restart", within=PLANNED) as told:
-        told["struck"] = time.monotonic_ns()
-        cluster.deployment.settings["postgresql_max_connections"] = 210
-        cluster.deployment.succeed("deploy")
-    for name in cluster.databases:
-        shown = cluster.run(name, "runuser -u postgres -- psql -XAtc 'SHOW max_connections'")
-        assert shown.strip() == "210"
-
-
-@pytest.mark.long
-def test_a_standby_is_copied_anew(cluster: Cluster, clients: Clients) -> None:
-    with survived(cluster, clients, "reinit of a standby", within=PLANNED) as told:
-        told["struck"] = time.monotonic_ns()
-        cluster.deployment.fail(
-            "reinit", "its data are never deleted", patroni_member=cluster.leader
-        )
-        name = next(
-            name for name in cluster.databases if name not in (cluster.leader, cluster.standby)
-        )
-        cluster.deployment.succeed("reinit", patroni_member=name)
-
-
 def test_status_shows_the_members(cluster: Cluster) -> None:
     wait_until(cluster.is_whole, 120, "all members follow")
     run = cluster.deployment.succeed("status")
