@@ -66,6 +66,10 @@ schema-snapshot: $(VENV)/.dev ## Record the public schema of the database (tests
 bench: $(VENV)/.dev packages ## Measure Poky against its yardsticks (SUITE="get put", RECORD=1: compare with this run from now on)
 	@$(BIN)/python -m tests.bench $(SUITE) $(if $(LARGE),--large) $(if $(RECORD),--record)
 
+.PHONY: capacity
+capacity: $(VENV)/.dev ## Write the capacity model of docs/scale.md anew, from the recorded bench
+	@$(BIN)/python -m tests.bench.capacity
+
 .PHONY: coherence
 coherence: $(VENV)/.dev packages ## Prove that no read is stale, whatever fails (MINUTES=60 FAULT=… SABOTAGE=… PAGE=yes SHARDS=3)
 	@$(BIN)/python -m tests.coherence

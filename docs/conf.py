@@ -28,7 +28,7 @@ NAVIGATION = {
     "To do": ["operations", "upkeep", "backup", "failover", "shards", "moving-from-poky1", "clients"],
     "To look up": ["http-api", "client", "configuration", "metrics", "sql", "glossary"],
     "To understand": [
-        *("architecture", "cache", "security", "reliability", "performance"),
+        *("architecture", "cache", "security", "reliability", "performance", "scale"),
         "decisions/README",
     ],
 }

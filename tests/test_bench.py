@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from tests.bench import contest, report
+from tests.bench import capacity, contest, report
 from tests.bench.contest import Contest
 from tests.bench.load import Sample
 from tests.bench.stack import Stack
@@ -108,3 +108,22 @@ def test_recording_keeps_the_page_and_the_rows_of_other_suites(
     assert "| put.direct |" in text
     assert "old" not in text
     assert (tmp_path / "performance" / "ratios.svg").exists()
+
+
+def test_the_capacity_model_is_as_the_bench_was_recorded() -> None:
+    """If the bench was recorded anew: make capacity."""
+    page = capacity.PAGE.read_text()
+    assert page == capacity.written(page)
+    assert "1e10" in page
+
+
+def test_a_load_takes_more_of_what_it_has_more_of() -> None:
+    cost = capacity.figures()
+    small = capacity.need(capacity.Load(1e6, 1000, 1e3, 0.1, 0.8), cost)
+    assert (small.shards, small.hosts) == (1, 2)
+    keys = capacity.need(capacity.Load(1e10, 1000, 1e3, 0.1, 0.8), cost)
+    assert (keys.shards, keys.hosts, keys.first) == (8, 2, "PostgreSQL's disks")
+    requests = capacity.need(capacity.Load(1e6, 1000, 1e6, 0.05, 0.9), cost)
+    assert requests.hosts > 5
+    writes = capacity.need(capacity.Load(1e6, 1000, 1e6, 0.5, 0.9), cost)
+    assert writes.purges > requests.purges
