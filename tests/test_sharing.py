@@ -482,6 +482,25 @@ def test_that_a_bucket_is_gone_is_told_to_the_caches_first(store: Store, company
     assert ("b", "k") in caches.told
 
 
+@pytest.mark.parametrize("kind", ["partitioned"])
+@pytest.mark.parametrize(
+    "refused", [put_of("k", b"1", if_match="*"), put_of("k", None), put_of("k", b"1", "gone")]
+)
+def test_a_refusal_of_which_caches_cannot_be_told_reveals_nothing(
+    store: Store, refused: Write
+) -> None:
+    class CutOff(NoCaches):
+        def purge_each(self, objects: Any, outbox_ids: Any, done: Any) -> None:
+            done(StoreError(503, "A cache does not answer.", code="cache_cut_off"))
+
+    store.register_node("node", "http://127.0.0.1:1")
+    (outcome,) = write(Writes(store, CutOff(), THREADS), [refused])
+    assert isinstance(outcome, StoreError)
+    assert (outcome.status, outcome.code) == (503, "cache_cut_off")
+    assert outcome.detail.startswith("Nothing was changed")
+    assert not outcome.unknown
+
+
 def test_the_order_is_commit_then_caches_then_answers(store: Store, own_database: Database) -> None:
     store.register_node("node", "http://127.0.0.1:1")
     told = Told(4)
