@@ -25,7 +25,15 @@ suppress_warnings = ["misc.highlighting_failure"]
 # Every document is in one place. Decisions are listed by their own index.
 NAVIGATION = {
     "To learn": ["tutorial"],
-    "To do": ["operations", "upkeep", "backup", "failover", "shards", "moving-from-poky1", "clients"],
+    "To do": [
+        "operations",
+        "upkeep",
+        "backup",
+        "failover",
+        "shards",
+        "moving-from-poky1",
+        "clients",
+    ],
     "To look up": ["http-api", "client", "configuration", "metrics", "sql", "glossary"],
     "To understand": [
         *("architecture", "cache", "security", "reliability", "performance", "scale"),
