@@ -71,6 +71,21 @@ def test_all_is_well(kind: str, service: Service) -> None:
     assert f"<b>{os.uname().nodename}:{service.port}</b> (this one)" in page
 
 
+def test_a_bucket_s_expiry_and_feed_are_shown(
+    kind: str, own_database: Database, tmp_path: Path
+) -> None:
+    with closing(Store(own_database.dsn_owner, pool_size=1)) as store:
+        store.ensure_bucket("fed")
+        store.set_bucket_ttl("fed", 3600)
+        store.keep_changes("fed", 7 * 86_400)
+        store.ensure_bucket("plain")
+    with running(own_database.dsn_service, tmp_path / "log") as service:
+        page = show(service.admin()).body.decode()
+        rows = dict(re.findall(r"<tr><td><a[^>]*>(fed|plain)</a></td>(.*?)</tr>", page))
+    assert "<td>after 60 min</td><td>for 7 days</td>" in rows["fed"]
+    assert "<td></td><td></td>" in rows["plain"]
+
+
 def test_programs_get_text(kind: str, service: Service) -> None:
     for accept in ("*/*", "text/plain"):
         answer = service.admin().get("/", accept=accept)

@@ -177,6 +177,7 @@ def _buckets(services: Services, buckets: Sequence[Bucket] | None, public: set[s
             size_of(each.bytes),
             "read by everyone" if each.name in public else "",
             f"after {ago(each.default_ttl)}" if each.default_ttl else "",
+            f"for {ago(each.changes_kept)}" if each.changes_kept else "",
             f"{rates[each.name]:.1f}" if each.name in rates else "\N{EN DASH}",
         )
         for each in buckets[:_MOST_BUCKETS]
@@ -187,7 +188,15 @@ def _buckets(services: Services, buckets: Sequence[Bucket] | None, public: set[s
         notes.append("Rates by bucket are counted with POKY_METRICS_BUCKETS.")
     if not has_pages:
         notes.append("Keys and values are shown with POKY_ADMIN_OBJECTS=on.")
-    columns = ("bucket", "keys (about)", "size", "public", "expiry", "requests/s here")
+    columns = (
+        "bucket",
+        "keys (about)",
+        "size",
+        "public",
+        "expiry",
+        "changes kept",
+        "requests/s here",
+    )
     empty = "There are none yet: curl -X PUT on this listener's /buckets/NAME makes one."
     made = table("Buckets", columns, rows, empty, "keys (about), size, requests/s here")
     return f'<h2>Buckets</h2>{made}<p class="quiet">{" ".join(filter(None, notes))}</p>'
