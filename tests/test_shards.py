@@ -22,6 +22,7 @@ from tests.service import running
 from tests.support.databases import hung
 from tests.test_process import poky
 
+JSON = {"Content-Type": "application/json"}
 MOVED = pytest.mark.parametrize(
     "way", [(0, 1), (1, 2), (2, 0)], ids=lambda way: f"{way[0]}-{way[1]}"
 )
@@ -699,6 +700,7 @@ def test_a_shard_that_hangs_delays_no_other(cluster: Cluster, tmp_path: Path) ->
     from tests.conftest import HASTY
 
     control = cluster.create("partitioned")
+    batch = b'[{"key": "k"}]'
     with embedded.ensure_running(tmp_path / "shard", settings=HASTY) as server:
         migrate(server.dsn_owner, kind="partitioned", release="tests")
         join_shards(control.dsn_owner, {1: server.dsn_owner})
@@ -711,9 +713,11 @@ def test_a_shard_that_hangs_delays_no_other(cluster: Cluster, tmp_path: Path) ->
         ) as service:
             with closing(service.client()) as client:
                 for bucket in ("here", "there"):
+                    assert client.request("POST", f"/multi/{bucket}", batch, JSON).status == 200
                     assert client.request("PUT", f"/kv/{bucket}/k", b"v").status < 300
                     assert client.request("GET", f"/kv/{bucket}/k").status == 200
             times: list[float] = []
+            batches: list[float] = []
             statuses: set[int] = set()
             stop = threading.Event()
 
@@ -721,6 +725,11 @@ def test_a_shard_that_hangs_delays_no_other(cluster: Cluster, tmp_path: Path) ->
                 with closing(service.client()) as client:
                     while not stop.is_set():
                         statuses.add(client.request("GET", "/kv/there/k").status)
+
+            def bother_by_batches() -> None:
+                with closing(service.client()) as client:
+                    while not stop.is_set():
+                        statuses.add(client.request("POST", "/multi/there", batch, JSON).status)
 
             def work() -> None:
                 with closing(service.client()) as client:
@@ -730,9 +739,16 @@ def test_a_shard_that_hangs_delays_no_other(cluster: Cluster, tmp_path: Path) ->
                         assert client.request("PUT", path, b"v").status < 300
                         assert client.request("GET", path).status == 200
                         times.append(time.monotonic() - began)
+                    for _ in range(20):
+                        began = time.monotonic()
+                        assert client.request("POST", "/multi/here", batch, JSON).status == 200
+                        batches.append(time.monotonic() - began)
 
             with hung(server):
-                others = [threading.Thread(target=bother) for _ in range(6)]
+                others = [
+                    threading.Thread(target=target)
+                    for target in (*[bother] * 6, *[bother_by_batches] * 4)
+                ]
                 for thread in others:
                     thread.start()
                 time.sleep(0.5)
@@ -749,6 +765,8 @@ def test_a_shard_that_hangs_delays_no_other(cluster: Cluster, tmp_path: Path) ->
                 thread.join()
             assert len(times) == 150
             assert sorted(times)[-3] < 0.5
+            assert len(batches) == 20
+            assert sorted(batches)[-3] < 0.5
             assert statuses <= {200, 503}
     cluster.drop(control)
 

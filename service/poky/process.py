@@ -42,7 +42,7 @@ from poky.logs import Log, take_over
 from poky.metrics import Metrics, Prometheus, Statsd
 from poky.probe import Probe
 from poky.reaper import Reaper
-from poky.sharing import BEGIN_SECONDS, Lane, Stages, open_sharing
+from poky.sharing import BEGIN_SECONDS, Lane, Stages, open_lane, open_sharing
 from poky.store import open_store
 
 Environ = dict[str, Any]
@@ -132,7 +132,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         writes,
         stages,
         {
-            "batch": Lane("batch", max(config.threads // 2, 1)),
+            "batch": open_lane(store, "batch", max(config.threads // 2, 1)),
             "changes": Lane("changes", max(config.threads // 2, 1), 30),
             "status": Lane("status", 2),
             "admin": Lane("admin", 2),

@@ -55,6 +55,7 @@ def in_lane(lane: Lane, handler: Callable[..., Any], environ: Environ, **names: 
         lane.submit(
             lambda: reply(_answer(environ, lambda _: handler(environ, **names), None)),
             lambda error: reply(show_store_error(error, environ)),
+            names.get("bucket", ""),
         )
 
     return Later(start)

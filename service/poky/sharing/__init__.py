@@ -8,7 +8,7 @@ knows nothing of how a request looks.
 
 from poky.sharing.lanes import Lane
 from poky.sharing.reads import BEGIN_SECONDS, Read, Reads
-from poky.sharing.shards import open_sharing
+from poky.sharing.shards import open_lane, open_sharing
 from poky.sharing.stages import Stages
 from poky.sharing.writes import Writes, Writing
 
@@ -20,5 +20,6 @@ __all__ = [
     "Stages",
     "Writes",
     "Writing",
+    "open_lane",
     "open_sharing",
 ]

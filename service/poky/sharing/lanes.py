@@ -31,8 +31,11 @@ class Lane:
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[tuple[float, Work, Refuse]] = queue.SimpleQueue()
 
-    def submit(self, work: Work, refuse: Refuse) -> None:
-        """Have the work done by one of the lane's threads. Neither of the two may raise."""
+    def submit(self, work: Work, refuse: Refuse, bucket: str = "") -> None:
+        """Have the work done by one of the lane's threads. Neither of the two may raise.
+
+        ``bucket``: what it is about, for lanes that go by it.
+        """
         self._queue.put((time.monotonic(), work, refuse))
         if self._count < self._most:
             with self._lock:
