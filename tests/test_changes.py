@@ -503,6 +503,11 @@ def test_a_bucket_that_is_made_anew_has_no_changes(
 
 
 def test_a_cursor_ages(store: Store, database: Database, bucket: str) -> None:
+    query(
+        database,
+        "UPDATE poky.bucket SET created_at = created_at - interval '9 days' WHERE name = %s",
+        bucket,
+    )
     seconds, _, rest = store.changes(bucket).next.partition(".")
     assert store.changes(bucket, f"{int(seconds) - DAY}.{rest}").changes == []
     with pytest.raises(StoreError) as refused:
@@ -510,6 +515,14 @@ def test_a_cursor_ages(store: Store, database: Database, bucket: str) -> None:
     assert refused.value.code == "changes_gone"
     record(database, bucket, 7 * DAY)
     assert store.changes(bucket, f"{int(seconds) - DAY - 7200}.{rest}").changes == []
+
+
+def test_a_cursor_from_before_the_bucket_was_here_is_gone(store: Store, bucket: str) -> None:
+    """It may be of a bucket of this name in another database, whose transactions are others."""
+    seconds, _, rest = store.changes(bucket).next.partition(".")
+    with pytest.raises(StoreError) as refused:
+        store.changes(bucket, f"{int(seconds) - 600}.{rest}")
+    assert refused.value.code == "changes_gone"
 
 
 def test_a_cursor_of_another_time_is_gone(store: Store, bucket: str) -> None:

@@ -234,6 +234,8 @@ BEGIN
     IF v_seen_at < clock_timestamp() - (v_bucket.changes_kept + 3600) * interval '1 second'
         OR NOT poky._includes(v_seen, v_bucket.changes_since)
         OR pg_snapshot_xmax(v_seen) > pg_snapshot_xmax(v_now)
+        -- Of a bucket of this name in another database, where numbers of transactions mean others.
+        OR v_seen_at < date_trunc('second', v_bucket.created_at)
         -- Numbers of transactions from before a restore are given out again (poky.after_restore).
         OR v_seen_at < (
             SELECT date_trunc('second', m.applied_at) FROM poky.migration AS m

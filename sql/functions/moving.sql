@@ -214,6 +214,7 @@ BEGIN
     DELETE FROM poky.placement AS e WHERE e.name = v_bucket.name
     RETURNING e.public_read INTO v_public;
     v_bucket.leaf := v_leaf;
+    v_bucket.created_at := clock_timestamp();  -- here; earlier cursors are of another database
     v_bucket.public_read := EXISTS (SELECT FROM poky.shard AS s WHERE s.number = 0)
         AND coalesce(v_public, v_bucket.public_read);
     INSERT INTO poky.bucket OVERRIDING SYSTEM VALUE SELECT (v_bucket).*;
