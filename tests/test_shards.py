@@ -771,6 +771,49 @@ def test_a_shard_that_hangs_delays_no_other(cluster: Cluster, tmp_path: Path) ->
     cluster.drop(control)
 
 
+def test_what_is_known_of_buckets_goes_on_while_control_hangs(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Control is a cluster of its own here. What it alone knows is 503 in bounded time."""
+    from poky import embedded
+    from poky.schema.migrate import migrate
+    from tests.conftest import HASTY
+
+    shard = cluster.create("partitioned")
+    with embedded.ensure_running(tmp_path / "control", settings=HASTY) as control:
+        migrate(control.dsn_owner, kind="partitioned", release="tests")
+        join_shards(control.dsn_owner, {1: shard.dsn_owner})
+        with closing(ShardedStore(control.dsn_service, {1: shard.dsn_service})) as store:
+            for bucket in ("known", "other"):
+                store.ensure_bucket(bucket, 1)
+        with (
+            running(
+                control.dsn_service, tmp_path / "log", shards=f"1={shard.dsn_service}"
+            ) as service,
+            closing(service.client()) as client,
+        ):
+            assert client.request("PUT", "/kv/known/k", b"v").status < 300
+            with hung(control):
+                times = []
+                until = time.monotonic() + 12
+                while time.monotonic() < until:
+                    began = time.monotonic()
+                    assert client.request("GET", "/kv/known/k").status == 200
+                    assert client.request("PUT", "/kv/known/k", b"w").status < 300
+                    times.append(time.monotonic() - began)
+                    time.sleep(0.02)
+                assert max(times) < 1
+                began = time.monotonic()
+                assert client.request("GET", "/kv/other/k").status == 503
+                assert time.monotonic() - began < 6
+                deadline = time.monotonic() + 10
+                while closing_status(service) != 200:
+                    assert time.monotonic() < deadline
+            assert client.request("GET", "/kv/other/k").status == 404
+            assert closing_status(service) == 200
+    cluster.drop(shard)
+
+
 def closing_status(service: object) -> int:
     with closing(service.client()) as client:  # type: ignore[attr-defined]
         return int(client.request("GET", "/status").status)
