@@ -15,7 +15,7 @@ import pytest
 
 from poky.schema import SchemaError, moving
 from poky.schema.shards import join_shards
-from poky.sharing import Writes, Writing
+from poky.sharing import Read, Reads, Writes, Writing
 from poky.store import Alone, ShardedStore, StoreError, Value, Write
 from tests.conftest import Cluster, Database
 from tests.service import running
@@ -691,6 +691,41 @@ def test_a_service_serves_buckets_of_several_databases_while_they_move(
                 revisions.append(got.headers["ETag"])
         listed = admin.request("GET", "/buckets")
         assert name.encode() in listed.body
+
+
+def test_of_the_threads_that_ask_a_database_only_some_wait_for_it(
+    sharded: Database, store: ShardedStore, name: str
+) -> None:
+    """However fast they come: all of them at the moment in which it stops to answer."""
+    store.ensure_bucket(name, 1)
+    store.get(name, "k")
+    place = store.place(name)
+    assert place is not None
+    reads = Reads(store.one(1), 4, most=2)
+    barrier = threading.Barrier(4)
+    took: list[float] = []
+    told: list[object] = []
+
+    def turn() -> None:
+        reads.add(Read(name, "k", lambda size: None, None, 0.0, told.append))
+        barrier.wait()
+        began = time.monotonic()
+        reads.after_turn(False)
+        took.append(time.monotonic() - began)
+
+    with closing(sharded.others[0].connect()) as locking:
+        locking.cursor().execute(f"LOCK TABLE poky._o_{place.id} IN ACCESS EXCLUSIVE MODE")
+        threads = [threading.Thread(target=turn) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        locking.rollback()
+    assert sum(seconds > 0.5 for seconds in took) < 4
+    deadline = time.monotonic() + 10
+    while len(told) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_shard_that_hangs_delays_no_other(cluster: Cluster, tmp_path: Path) -> None:
