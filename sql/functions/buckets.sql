@@ -1,6 +1,6 @@
 -- Buckets, and the database as a whole.
 
-CREATE OR REPLACE FUNCTION poky._create_leaf(p_id integer, p_parent text) RETURNS text
+CREATE OR REPLACE FUNCTION poky._create_table(p_id integer, p_parent text) RETURNS text
 LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -10,6 +10,18 @@ BEGIN
     EXECUTE format(
         'ALTER TABLE poky.%I SET (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.02)', v_leaf
     );
+    RETURN v_leaf;
+END;
+$$;
+COMMENT ON FUNCTION poky._create_table IS
+'Create the table of one bucket, which is no partition yet; its name.';
+
+CREATE OR REPLACE FUNCTION poky._create_leaf(p_id integer, p_parent text) RETURNS text
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_leaf text := poky._create_table(p_id, p_parent);
+BEGIN
     -- ATTACH lets readers and writers pass; PARTITION OF would stop them all.
     EXECUTE format(
         'ALTER TABLE poky.%I ATTACH PARTITION poky.%I FOR VALUES IN (%s)', p_parent, v_leaf, p_id

@@ -87,11 +87,10 @@ AS $$
 BEGIN
     DELETE FROM poky._mark WHERE id = p_id;
     IF to_regclass('poky._o_' || p_id) IS NULL THEN
-        EXECUTE format('CREATE TABLE poky.%I (LIKE poky._object INCLUDING ALL)', '_o_' || p_id);
         -- With the check PostgreSQL need not read the table when it becomes a partition.
         EXECUTE format(
-            'ALTER TABLE poky.%I SET (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.02),'
-            ' ADD CONSTRAINT _is_of_bucket CHECK (bucket_id = %s)', '_o_' || p_id, p_id
+            'ALTER TABLE poky.%I ADD CONSTRAINT _is_of_bucket CHECK (bucket_id = %s)',
+            poky._create_table(p_id, '_object'), p_id
         );
     END IF;
 END;
