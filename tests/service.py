@@ -6,6 +6,7 @@ Or a Poky that was deployed, with what is in front of it: whoever tests HTTP alo
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -14,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -121,20 +123,29 @@ def _named(headers: Headers) -> Headers:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports to listen on that nothing listens on.
+    """Ports to listen on that nothing listens on, and that nobody else was given of late.
 
-    They are drawn from below the kernel's ephemeral ports: one of those could become the local port
-    of somebody's connection, or of a test beside this one, before it is listened on.
+    A counter in a file hands them out, to all test processes of this machine in turn: of two who
+    drew the same port at random before either listened, one would fail. They lie below the
+    kernel's ephemeral ports, which could become the local port of somebody's connection.
     """
     ports: list[int] = []
-    while len(ports) < count:
-        port = random.SystemRandom().randrange(10240, 32000)
-        if port in ports:
-            continue
-        with contextlib.suppress(OSError):
-            socket.create_server(("127.0.0.1", port)).close()
-            ports.append(port)
+    with (Path(tempfile.gettempdir()) / f"poky-test-ports-{os.geteuid()}").open("a+b") as counter:
+        fcntl.flock(counter, fcntl.LOCK_EX)
+        counter.seek(0)
+        turn = int(counter.read() or random.SystemRandom().randrange(len(_PORTS)))
+        while len(ports) < count:
+            turn += 1
+            with contextlib.suppress(OSError):
+                port = _PORTS[turn % len(_PORTS)]
+                socket.create_server(("127.0.0.1", port)).close()
+                ports.append(port)
+        counter.truncate(0)
+        counter.write(str(turn).encode())
     return ports
+
+
+_PORTS = range(10240, 32000)
 
 
 @dataclass
