@@ -18,7 +18,7 @@ import pytest
 
 from poky import embedded
 from poky.api.page.plots import shown
-from poky.metrics import History, Sample, Totals
+from poky.metrics import History, Metrics, Sample, Sizes, Totals
 from poky.metrics.history import quantile
 from poky.schema.migrate import migrate
 from poky.store import Store, StoreError
@@ -66,9 +66,25 @@ def test_all_is_well(kind: str, service: Service) -> None:
     service.client().put("/kv/b/k", "v")
     page = show(service.admin()).body.decode()
     assert "All is well" in page
-    for word in ("Requests per second", "Instances", "PostgreSQL 1", ">b</a>", "Background"):
+    for word in (
+        "Requests per second",
+        "Writes in a statement",
+        "Instances",
+        "PostgreSQL 1",
+        ">b</a>",
+        "Background",
+    ):
         assert word in page
     assert f"<b>{os.uname().nodename}:{service.port}</b> (this one)" in page
+
+
+def test_writes_of_the_last_seconds_are_plotted(kind: str, service: Service) -> None:
+    def is_drawn() -> bool:
+        service.client().put("/kv/b/plotted", "v")
+        page = show(service.admin()).body.decode()
+        return bool(re.search("Writes in a statement over the last hour: on average [1-9]", page))
+
+    wait_until(is_drawn, 30)
 
 
 def test_a_bucket_s_expiry_and_feed_are_shown(
@@ -352,6 +368,26 @@ def test_a_sample_has_the_buckets_that_were_used_in_its_time(kind: str) -> None:
         history.take(Totals(now, 0, 0, [0.0, 0.0], buckets))
     (sample,) = history.samples
     assert sample.buckets == {"new": 1}
+
+
+def test_a_sample_has_how_many_writes_shared_a_statement_in_its_time(kind: str) -> None:
+    sizes = Sizes()
+    sizes.add(1, 50)  # before the first sample
+    metrics = Metrics(writes=sizes)
+    try:
+        wait_until(lambda: (sample := metrics.recent()) is not None and sample.seconds > 0)
+        assert _recent(metrics).grouped is None
+        for size in (1, 5):
+            sizes.add(1, size)
+        assert _recent(metrics).grouped == 3
+    finally:
+        metrics.close()
+
+
+def _recent(metrics: Metrics) -> Sample:
+    sample = metrics.recent()
+    assert sample is not None
+    return sample
 
 
 @pytest.mark.parametrize(

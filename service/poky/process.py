@@ -118,6 +118,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         access_log=lines if config.log_level in ("debug", "info") else None,
         log_format=config.log_format,
         buckets=config.metrics_buckets,
+        writes=writes.sizes,
     )
     services = Services(
         store,

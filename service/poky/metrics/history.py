@@ -1,4 +1,4 @@
-"""The last hour in samples of ten seconds: how many requests, how fast, how many failed."""
+"""The last hour in samples of ten seconds: how many requests, how fast, failed, how grouped."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ class Sample(NamedTuple):
     median: float | None  #: seconds; None: there was no request
     slowest_percent: float | None  #: what 99 of 100 stay below
     buckets: dict[str, int]  #: requests by bucket, of those that have series
+    grouped: float | None = None  #: writes that shared a statement, on average; None: no write
 
 
 class Totals(NamedTuple):
@@ -30,6 +31,8 @@ class Totals(NamedTuple):
     failed: int
     counts: list[float]  #: of times, by bound
     buckets: dict[str, int]
+    statements: int = 0  #: for writes
+    writes: int = 0  #: in these
 
 
 class History:
@@ -71,6 +74,7 @@ class History:
 
 
 def _between(bounds: Sequence[float], before: Totals, totals: Totals) -> Sample:
+    statements = totals.statements - before.statements
     grown = [new - old for new, old in zip(totals.counts, before.counts, strict=True)]
     return Sample(
         totals.at,
@@ -84,6 +88,7 @@ def _between(bounds: Sequence[float], before: Totals, totals: Totals) -> Sample:
             for name, count in totals.buckets.items()
             if count > before.buckets.get(name, 0)
         },
+        (totals.writes - before.writes) / statements if statements > 0 else None,
     )
 
 

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
 from poky.logs import Log
-from poky.metrics.figures import SECONDS, Figure, Figures, Histogram, families
+from poky.metrics.figures import SECONDS, Figure, Figures, Histogram, Sizes, families
 from poky.metrics.history import History, Sample, Totals
 from poky.metrics.lines import LINES, Seen
 from poky.metrics.statsd import Statsd
@@ -34,6 +34,7 @@ class Metrics:
     thread that wakes up for every line would cost as much as half a GET.
 
     ``buckets``: how many buckets have series of their own, in the order of their first success.
+    ``writes``: how many of them shared each statement, for the history.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Metrics:
         access_log: Log | None = None,
         log_format: str = "keyvalue",
         buckets: int = 0,
+        writes: Sizes | None = None,
     ) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
@@ -58,6 +60,7 @@ class Metrics:
         self._figures = {**_figures(self, buckets > 0), **(figures or {})}
         self._registry.register(self)
         self._most_buckets = buckets
+        self._writes = writes or Sizes()
         self._buckets: set[str] = set()
         self.history = History(SECONDS)
         self._statsd = statsd
@@ -123,7 +126,8 @@ class Metrics:
                 buckets[bucket] += count
         failed = sum(count for status, count in of_clients if status.startswith("5"))
         requests = sum(count for _, count in of_clients)
-        return Totals(now, requests, failed, times[:-1], dict(buckets))
+        shared = self._writes
+        return Totals(now, requests, failed, times[:-1], dict(buckets), shared.count, shared.sum)
 
     def _count(self) -> None:
         """Count what was seen, and queue its lines."""

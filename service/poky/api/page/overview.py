@@ -89,15 +89,17 @@ def _plots(services: Services, now: float) -> str:
     failed = [(each.at, each.failed / each.seconds) for each in samples]
     median = [(each.at, each.median) for each in samples]
     slowest = [(each.at, each.slowest_percent) for each in samples]
+    grouped = [(each.at, each.grouped) for each in samples]
     statements, writes = services.sight.groups()
-    grouped = writes / statements if statements else 0.0
+    mean = writes / statements if statements else 0.0
     return (
         '<h2>The last hour, here</h2><div class="cards">'
         + plot("Requests per second", "/s", [Line("all", "one", rates)], now)
         + plot("Failed per second (5xx)", "/s", [Line("failed", "two", failed)], now)
         + plot("Time", "s", [Line("median", "one", median), Line("99 %", "two", slowest)], now)
+        + plot("Writes in a statement", "", [Line("on average", "one", grouped)], now)
         + f'</div><p class="quiet">{writes:,} writes shared {statements:,} statements:'
-        f" {grouped:.1f} in each.</p>"
+        f" {mean:.1f} in each.</p>"
     )
 
 
