@@ -6,8 +6,10 @@ replaces a machine, or takes the service away on purpose, says so.
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from clients import Clients
@@ -90,7 +92,10 @@ def test_a_standby_is_copied_anew(cluster: Cluster, clients: Clients) -> None:
         name = next(
             name for name in cluster.databases if name not in (cluster.leader, cluster.standby)
         )
+        cluster.run(name, "touch /var/lib/postgresql/17/main/old")
         cluster.deployment.succeed("reinit", patroni_member=name)
+        assert cluster.members()[name]["State"] == "streaming"
+    assert "old" not in cluster.run(name, "ls /var/lib/postgresql/17/main").split()
 
 
 def test_a_backup(cluster: Cluster, clients: Clients) -> None:
@@ -107,6 +112,13 @@ def test_passwords_are_rotated(cluster: Cluster, clients: Clients) -> None:
         cluster.deployment.succeed("rotate")
 
 
+def lose(name: str) -> None:
+    """Remove the machine, and the connections that Ansible kept to it."""
+    machine("down", name)
+    for kept in Path(os.environ["ANSIBLE_SSH_CONTROL_PATH_DIR"]).iterdir():
+        kept.unlink()
+
+
 @pytest.mark.parametrize("which", ["standby", "leader"])
 def test_a_lost_machine_of_postgresql_is_replaced(
     cluster: Cluster, clients: Clients, which: str
@@ -115,7 +127,7 @@ def test_a_lost_machine_of_postgresql_is_replaced(
     lost = cluster.leader if which == "leader" else cluster.standby
     with survived(cluster, clients, f"machine of the {which} replaced") as told:
         told["struck"] = time.monotonic_ns()
-        machine("down", lost)
+        lose(lost)
         wait_until(first_after(clients, time.monotonic_ns()), 60, "writes go on")
         cluster.deployment.succeed("deploy")
 
@@ -126,7 +138,7 @@ def test_a_lost_machine_of_etcd_is_replaced(cluster: Cluster, clients: Clients) 
     lost = next(name for name in cluster.deployment.groups["etcd"] if name not in web)
     with survived(cluster, clients, "machine of etcd replaced", within=PLANNED) as told:
         told["struck"] = time.monotonic_ns()
-        machine("down", lost)
+        lose(lost)
         time.sleep(5)
         cluster.deployment.succeed("deploy")
     assert cluster.run(lost, "systemctl is-active etcd").strip() == "active"
