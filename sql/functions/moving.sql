@@ -170,7 +170,10 @@ BEGIN
     INSERT INTO poky.placement AS e (name, id, shard, epoch, settled, public_read, facts)
     SELECT
         v_bucket.name, p_id, p_target, nextval('poky.revision'), true, v_bucket.public_read,
-        to_jsonb(v_bucket) || jsonb_build_object('revision', s.last_value)
+        to_jsonb(v_bucket) || jsonb_build_object(
+            'revision', s.last_value,
+            'mark', (SELECT m.value FROM poky._mark AS m WHERE m.id = p_id)
+        )
     FROM poky.revision AS s
     ON CONFLICT (name) DO UPDATE SET
         id = excluded.id, shard = excluded.shard, epoch = excluded.epoch, settled = true,
@@ -201,6 +204,12 @@ BEGIN
     IF EXISTS (SELECT FROM poky.bucket AS b WHERE b.id = p_id) THEN
         RETURN;  -- it has arrived
     END IF;
+    IF p_facts ? 'mark' AND NOT poky._has_arrived(p_id, p_facts ->> 'mark') THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PK503',
+            HINT = 'bucket_incomplete',
+            MESSAGE = 'What the source wrote last is not here yet, or not any more.';
+    END IF;
     -- Revisions go on above all that the source has given out: a million more, for this database
     -- draws some meanwhile.
     SELECT s.* INTO v_sequence FROM pg_catalog.pg_sequence AS s
@@ -225,7 +234,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION poky._arrive_bucket IS
-'On the target: from now on the bucket is here.';
+'On the target: from now on the bucket is here. PK503: not all of it is.';
 
 CREATE OR REPLACE FUNCTION poky._queue_arrived(p_id integer) RETURNS void
 LANGUAGE plpgsql

@@ -25,6 +25,11 @@ _DEPART_SECONDS = 0.5
 _FENCES = 20  # how often that is tried
 _QUIET_SECONDS = 60.0  # without a subscriber, after which copying is given up for now
 _LOOK_SECONDS = 0.01
+# What a step came to is known only once it cannot be lost, whatever the server's setting.
+_DURABLE = (
+    "SELECT set_config('synchronous_commit', 'on', false)"
+    " WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')"
+)
 
 
 class Move(NamedTuple):
@@ -65,6 +70,40 @@ def move(
     ``after`` is told each step that is done. Raises SchemaError; the move can be called again then.
     """
     began = time.monotonic()
+    until: float | None = None
+    while True:
+        tried = time.monotonic()
+        try:
+            return _move(owners, bucket, target, progress, after, began)
+        except SchemaError as error:
+            if not _is_passing(error, has_begun=until is not None):
+                raise
+            # While a standby takes over.
+            if until is None or time.monotonic() - tried > _QUIET_SECONDS:
+                until = time.monotonic() + _QUIET_SECONDS
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.5)
+
+
+def _is_passing(error: SchemaError, *, has_begun: bool) -> bool:
+    """Whether the move may go on by itself: a server went away, or is not back yet."""
+    if has_begun and error.code in ("database_unavailable", "busy"):
+        return True
+    cause = error.__cause__
+    if error.code != "database_failed" or not isinstance(cause, psycopg2.Error):
+        return False
+    return cause.pgcode is None or cause.pgcode.startswith(("57P", "08", "25006"))
+
+
+def _move(
+    owners: Mapping[int, str],
+    bucket: str,
+    target: int,
+    progress: Callable[[Progress], None] | None,
+    after: Callable[[str], None],
+    began: float,
+) -> Moved | None:
     with _alone(owners, progress) as control:
         noted = _noted(control)
         if noted is None:
@@ -142,6 +181,16 @@ def _refusing(owner: OwnerConnection, statement: str, *values: object) -> list[t
         ) from error
 
 
+class _State(NamedTuple):
+    """How far the target is."""
+
+    waiting: int  #: tables that are still being copied
+    is_alive: bool  #: whether the target is listening
+    there: int  #: bytes
+    here: int
+    lag: int  #: bytes of the log
+
+
 class _Mover:
     """The steps, each of which may be repeated."""
 
@@ -161,6 +210,8 @@ class _Mover:
         self._source_dsn = source_dsn
         self._after = after
         self._fenced_at: float | None = None
+        for owner in (control, source, target):
+            owner.run(_DURABLE)
 
     def run(self) -> float | None:
         """Go from the step that is noted to the end; for how long no write was taken."""
@@ -219,24 +270,30 @@ class _Mover:
         self._source.atomically(
             lambda: _refusing(self._source, "SELECT poky._prepare_departure(%s)", self._id)
         )
-        self._target.atomically(
-            lambda: self._target.run("SELECT poky._prepare_arrival(%s)", self._id)
-        )
+        if self._state() is None:
+            self._replicate()
+
+    def _replicate(self) -> None:
+        """Have the target follow the source, from the beginning: what it had is dropped."""
+        self._end_replication()
+        for step in ("_give_up_arrival", "_prepare_arrival"):
+            self._target.atomically(
+                lambda step=step: self._target.run(f"SELECT poky.{step}(%s)", self._id)  # type: ignore[misc]
+            )
         with _as_user(self._source):
             # Separately from the subscription, which would wait for itself within one cluster.
             self._source.run(
-                "SELECT pg_create_logical_replication_slot(%s, 'pgoutput')"
-                " WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = %s)",
-                self._name,
-                self._name,
+                "SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", self._name
             )
         with _as_user(self._target):
-            if not self._has_subscription():
-                self._target.run(
-                    f"CREATE SUBSCRIPTION {self._name} CONNECTION %s PUBLICATION {self._name}"
-                    f" WITH (create_slot = false, slot_name = '{self._name}')",
-                    self._source_dsn,
-                )
+            # Nothing is confirmed, nor seen, that a crash could lose at the target, or that its
+            # synchronous standby does not have: the source would not send it again.
+            self._target.run(
+                f"CREATE SUBSCRIPTION {self._name} CONNECTION %s PUBLICATION {self._name}"
+                f" WITH (create_slot = false, slot_name = '{self._name}',"
+                " synchronous_commit = 'on')",
+                self._source_dsn,
+            )
 
     def _has_subscription(self) -> bool:
         return bool(
@@ -247,44 +304,61 @@ class _Mover:
             )
         )
 
-    def _copy(self) -> None:
+    def _state(self, position: str | None = None) -> _State | None:
+        """How far the target is behind this position of the source's log, or behind its end.
+
+        None: it does not follow, for it never did, or a server took over that has no slot.
+        """
+        table = f"poky._o_{self._id}"
+        there = self._target.run(
+            "SELECT (SELECT count(*) FROM pg_subscription_rel AS r WHERE r.srsubid = s.oid"
+            "        AND r.srsubstate <> 'r'),"
+            " EXISTS (SELECT FROM pg_stat_subscription AS a"
+            "         WHERE a.subid = s.oid AND a.pid IS NOT NULL),"
+            " coalesce(pg_total_relation_size(to_regclass(%s)), 0)"
+            " FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid"
+            " WHERE s.subname = %s AND d.datname = current_database()",
+            table,
+            self._name,
+        )
+        here = self._source.run(
+            "SELECT coalesce(pg_total_relation_size(to_regclass(%s)), 0), pg_wal_lsn_diff("
+            " coalesce(%s::pg_lsn, pg_current_wal_lsn()), s.confirmed_flush_lsn)"
+            " FROM pg_replication_slots AS s WHERE s.slot_name = %s",
+            table,
+            position,
+            self._name,
+        )
+        if not there or not here:
+            return None
+        return _State(*there[0], *here[0])
+
+    def _copy(self) -> str | None:
         """Wait until what is there is copied, and nearly all of what came since has arrived."""
         quiet_since = time.monotonic()
-        table = f"poky._o_{self._id}"
         while True:
-            waiting, is_alive, there = self._target.run(
-                "SELECT (SELECT count(*) FROM pg_subscription_rel AS r WHERE r.srsubid = s.oid"
-                "        AND r.srsubstate <> 'r'),"
-                " EXISTS (SELECT FROM pg_stat_subscription AS a"
-                "         WHERE a.subid = s.oid AND a.pid IS NOT NULL),"
-                " pg_total_relation_size(%s::regclass)"
-                " FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid"
-                " WHERE s.subname = %s AND d.datname = current_database()",
-                table,
-                self._name,
-            )[0]
-            lag, here = self._source.run(
-                "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn),"
-                " pg_total_relation_size(%s::regclass)"
-                " FROM pg_replication_slots AS s WHERE s.slot_name = %s",
-                table,
-                self._name,
-            )[0]
-            if waiting:
-                self._control.report(Progress("Copying", min(there, here), here))
-            elif lag < _LAG_BYTES:
-                return
+            state = self._state()
+            if state is None:
+                self._control.report(Progress("A server took over: copying from the beginning"))
+                return "prepare"
+            if state.waiting:
+                self._control.report(Progress("Copying", min(state.there, state.here), state.here))
+            elif state.lag < _LAG_BYTES:
+                return None
             else:
-                self._control.report(Progress(f"Catching up, {int(lag):,} bytes behind"))
-            if is_alive:
+                self._control.report(Progress(f"Catching up, {int(state.lag):,} bytes behind"))
+            if state.is_alive:
                 quiet_since = time.monotonic()
-            elif time.monotonic() - quiet_since > _QUIET_SECONDS:
-                raise SchemaError(
-                    f"Shard {self._move.target} gets nothing from shard {self._move.source}: look"
-                    " into its PostgreSQL's log. The same command goes on, --abort gives it up.",
-                    code="replication_failed",
-                )
+            self._require_heard(quiet_since)
             time.sleep(0.1)
+
+    def _require_heard(self, since: float) -> None:
+        if time.monotonic() - since > _QUIET_SECONDS:
+            raise SchemaError(
+                f"Shard {self._move.target} gets nothing from shard {self._move.source}: look"
+                " into its PostgreSQL's log. The same command goes on, --abort gives it up.",
+                code="replication_failed",
+            )
 
     def _fence(self) -> str | None:
         """Take no more writes at the source, and wait until the last one has arrived."""
@@ -303,7 +377,8 @@ class _Mover:
                 time.sleep(_LOOK_SECONDS)
             self._take_writes_again()
             time.sleep(0.5)
-            self._copy()
+            if following := self._copy():
+                return following
         raise SchemaError(
             f"Shard {self._move.target} is behind by more than {_MARK_SECONDS:g} s all the time."
             " The same command tries again, when less is written.",
@@ -329,10 +404,29 @@ class _Mover:
                     return "copy"
 
     def _arrive(self) -> None:
+        """Let the target have the bucket, once it has all of it: a crash may have cost it some."""
         facts = self._facts()
-        self._target.atomically(
-            lambda: self._target.run("SELECT poky._arrive_bucket(%s, %s)", self._id, facts)
-        )
+        quiet_since = time.monotonic()
+        end = self._source.value("SELECT pg_current_wal_lsn()")
+        while True:
+            state = self._state(end)
+            try:
+                self._target.atomically(
+                    lambda: self._target.run("SELECT poky._arrive_bucket(%s, %s)", self._id, facts)
+                )
+                return
+            except psycopg2.Error as error:
+                if error.diag.message_hint != "bucket_incomplete":
+                    raise
+            if state is None or (not state.waiting and state.lag <= 0):
+                # The source would not send it again; it has all of it, and takes no writes.
+                self._control.report(Progress("A server took over: copying from the beginning"))
+                self._replicate()
+                end = self._source.value("SELECT pg_current_wal_lsn()")
+            elif state.is_alive:
+                quiet_since = time.monotonic()
+            self._require_heard(quiet_since)
+            time.sleep(_LOOK_SECONDS)
 
     def _settle(self) -> None:
         self._control.run("SELECT poky._settle_move()")
