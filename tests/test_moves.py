@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg2.extensions import make_dsn
 
 from poky import embedded
 from poky.schema import moving
 from poky.schema.migrate import migrate
 from poky.schema.shards import join_shards
+from poky.store import StoreError
 from tests.conftest import HASTY, Cluster, Database
 from tests.service import wait_until
-from tests.test_shards import alter, bring, name, nothing_is_left, opened, owners
+from tests.test_shards import Killed, alter, bring, name, nothing_is_left, opened, owners
+from tests.test_standby import query, sockets
 
 __all__ = ["name"]
 pytestmark = pytest.mark.slow
@@ -136,6 +141,193 @@ def test_nothing_departs_before_a_standby_of_the_target_has_all_of_it(apart: Dat
     assert departed_after == [True]
     with closing(opened(apart)) as store:
         assert len(store.list_page("strict", "old", limit=1000).entries) == 20
+
+
+# Standbys.
+
+
+class Pair:
+    """A server whose commits wait for its standby."""
+
+    def __init__(self, home: Path) -> None:
+        home.mkdir()
+        self._opened = ExitStack()
+        self.leader = self._open(home / "leader")
+        self.has_failed_over = False
+        of_server(self.leader)
+        with (self.leader.data / "pg_hba.conf").open("a") as hba:
+            hba.write("local replication all trust\n")
+        query(self.leader, "SELECT pg_reload_conf()")
+        copy = home / "standby/postgresql/data"
+        copy.parent.mkdir(parents=True)
+        source = f"host={sockets(self.leader)} user=postgres application_name=standby"
+        self.leader._make_directory(copy, self.leader._server)
+        self.leader._run("pg_basebackup", "-D", str(copy), "-d", source, "-R", "-c", "fast")
+        self.standby = self._open(home / "standby")
+        query(self.leader, "ALTER SYSTEM SET synchronous_standby_names = '*'")
+        query(self.leader, "SELECT pg_reload_conf()")
+        is_sync = "SELECT sync_state FROM pg_stat_replication WHERE application_name = 'standby'"
+        wait_until(lambda: query(self.leader, is_sync) == "sync", 30)
+
+    def _open(self, home: Path) -> embedded.Embedded:
+        settings = {
+            **HASTY,
+            "synchronous_commit": "on",
+            "wal_retrieve_retry_interval": "200ms",
+            "hot_standby_feedback": "on",
+        }
+        return self._opened.enter_context(embedded.ensure_running(home, settings=settings))
+
+    def __enter__(self) -> Pair:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    @property
+    def database(self) -> Database:
+        """Whichever of the two leads."""
+        hosts = ",".join(map(sockets, (self.leader, self.standby)))
+        dsn = f"host={hosts} dbname=poky target_session_attrs=read-write connect_timeout=5"
+        return Database("poky", "partitioned", f"{dsn} user=postgres", f"{dsn} user=poky_service")
+
+    def fail_over(self) -> None:
+        """The leader dies, and the standby leads."""
+        os.kill(self.leader.pid, signal.SIGQUIT)
+        assert query(self.standby, "SELECT pg_promote()")
+
+
+class Writer:
+    """Writes to a bucket all the time, and knows what was acknowledged."""
+
+    def __init__(self, database: Database, bucket: str) -> None:
+        self._database = database
+        self._bucket = bucket
+        self.acknowledged: list[int] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._write)
+
+    def __enter__(self) -> Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _write(self) -> None:
+        with closing(opened(self._database, 2)) as store:
+            for number in itertools.count(1):
+                if self._stop.is_set():
+                    return
+                with suppress(StoreError):
+                    store.put(self._bucket, f"w{number % 200}", b"%d" % number, "t")
+                    self.acknowledged.append(number)
+
+    def lost(self) -> list[int]:
+        """What was acknowledged, and neither it nor anything later is there."""
+        with closing(opened(self._database, 2)) as store:
+            there = {}
+            for number in range(200):
+                found = store.get(self._bucket, f"w{number}")
+                there[number] = 0 if found is None else int(bytes(found.value))
+        return [number for number in self.acknowledged if there[number % 200] < number]
+
+
+def takers(database: Database, bucket: str) -> int:
+    """How many databases take writes of a bucket."""
+    return sum(
+        ask(
+            each,
+            "SELECT count(*) FROM poky.bucket AS b WHERE b.name = '" + bucket + "' AND NOT EXISTS"
+            " (SELECT FROM pg_trigger WHERE tgname = '_fence'"
+            "  AND tgrelid = format('poky.%I', b.leaf)::regclass)",
+        )
+        for each in (database, *database.others)
+    )
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.parametrize("step", moving.STEPS[:-1])
+def test_a_standby_may_take_over_after_every_step(
+    cluster: Cluster, tmp_path: Path, side: str, step: str
+) -> None:
+    control = cluster.create("partitioned")
+    with Pair(tmp_path / "pair") as pair:
+        shard = pair.database
+        join_shards(control.dsn_owner, {1: shard.dsn_owner})
+        database = replace(control, others=(shard,))
+        way = (1, 0) if side == "source" else (0, 1)
+        bring(database, "b", way[0], keys=50)
+        counts: list[int] = []
+        acknowledged_at: list[int] = []
+
+        with Writer(database, "b") as writer:
+            wait_until(lambda: len(writer.acknowledged) > 20, 30)
+
+            def look(done: str) -> None:
+                if done == step and not acknowledged_at:
+                    acknowledged_at.append(len(writer.acknowledged))
+                    pair.fail_over()
+                counts.append(takers(database, "b"))
+
+            moving.move(owners(database), "b", way[1], after=look)
+            ended = len(writer.acknowledged)
+            wait_until(lambda: len(writer.acknowledged) > ended + 20, 30)
+        assert acknowledged_at, "it was not seen"
+        assert max(counts) <= 1
+        assert writer.lost() == []
+        assert nothing_is_left(database, "b", way[1]) == []
+        with closing(opened(database)) as store:
+            assert len(store.list_page("b", "old", limit=1000).entries) == 50
+            place = store.place("b")
+            assert place is not None
+            assert place.shard == way[1]
+    cluster.drop(control)
+
+
+# Users.
+
+
+def test_a_move_needs_no_superuser(target: embedded.Embedded) -> None:
+    own = Cluster(target)
+    database = own.create_sharded(2)
+    query(
+        target,
+        "CREATE ROLE mover LOGIN REPLICATION PASSWORD 'secret' IN ROLE poky_owner,"
+        " pg_create_subscription",
+    )
+    for each in (database, *database.others):
+        alter(each, f"GRANT CREATE ON DATABASE {each.name} TO mover")
+    hba = target.data / "pg_hba.conf"
+    hba.write_text("local all mover scram-sha-256\n" + hba.read_text())
+    query(target, "SELECT pg_reload_conf()")
+
+    def as_mover(each: Database) -> Database:
+        return replace(
+            each,
+            dsn_owner=make_dsn(each.dsn_owner, user="mover", password="secret"),
+        )
+
+    moved = replace(as_mover(database), others=tuple(map(as_mover, database.others)))
+    join_shards(moved.dsn_owner, {1: moved.others[0].dsn_owner})
+    bring(moved, "b", 0, keys=20)
+    with Writer(moved, "b") as writer:
+        for shard in (1, 0):
+            moving.move(owners(moved), "b", shard)
+            assert nothing_is_left(moved, "b", shard) == []
+    assert writer.lost() == []
+    moving.move(owners(moved), "b", 1)
+    with pytest.raises(Killed):
+        moving.move(owners(moved), "b", 0, after=killed)
+    assert moving.abort(owners(moved)) is not None
+    assert nothing_is_left(moved, "b", 1) == []
+    own.drop(database)
+
+
+def killed(done: str) -> None:
+    if done == "copy":
+        raise Killed
 
 
 def set_standbys(database: Database, names: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import psycopg2
+from psycopg2.extensions import make_dsn
 
 from poky.schema.owner import OwnerConnection, Progress
 from poky.schema.plan import SchemaError
@@ -292,7 +293,8 @@ class _Mover:
                 f"CREATE SUBSCRIPTION {self._name} CONNECTION %s PUBLICATION {self._name}"
                 f" WITH (create_slot = false, slot_name = '{self._name}',"
                 " synchronous_commit = 'on')",
-                self._source_dsn,
+                # Of several hosts, the one that leads.
+                make_dsn(self._source_dsn, target_session_attrs="read-write"),
             )
 
     def _has_subscription(self) -> bool:
