@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 DEPLOY_VENV := .venv-deploy
 DOCS_VENV := .venv-docs
 
-TEST_PACKAGES := haproxy postgresql pgbackrest varnish varnish-modules nginx wrk chromium prometheus ccache gcc
+TEST_PACKAGES := haproxy postgresql pgbackrest varnish varnish-modules nginx wrk chromium prometheus prometheus-postgres-exporter ccache gcc
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

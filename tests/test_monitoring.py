@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
+import select
+import shlex
 import shutil
 import socket
+import socketserver
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 import yaml
 
+from tests.conftest import Cluster
 from tests.service import Client, free_ports, wait_until
 from tests.support import roles
 from tests.test_exported import documented
@@ -127,6 +135,7 @@ def _inventory(*, alone: bool) -> dict[str, Any]:
         "inventory_hostname": "one",
         "poky_address": "192.0.2.1",
         "group_names": ["service", "cache", "web", "database"],
+        "ansible_facts": {"distribution_major_version": "13"},
     }
 
 
@@ -267,3 +276,92 @@ def test_the_ends_of_certificates_are_told_of_the_files_that_there_are(tmp_path:
     name, seconds = line.split()
     assert name == f'poky_certificate_expiry_timestamp_seconds{{file="{there}"}}'
     assert abs(int(seconds) - time.time() - 30 * 86400) < 100
+
+
+_DEBIAN = {
+    "ansible_facts": {
+        "distribution_major_version": platform.freedesktop_os_release().get("VERSION_ID", "12")
+    }
+}
+
+
+class _Through(socketserver.BaseRequestHandler):
+    """A connection by TCP, as exporters make one, to the socket of the tests' PostgreSQL."""
+
+    def handle(self) -> None:
+        with socket.socket(socket.AF_UNIX) as behind:
+            behind.connect(self.server.path)  # type: ignore[attr-defined]
+            ways = {self.request: behind, behind: self.request}
+            while True:
+                for one in select.select(list(ways), [], [])[0]:
+                    if not (data := one.recv(65536)):
+                        return
+                    ways[one].sendall(data)
+
+
+@pytest.mark.slow
+def test_the_exporter_of_postgresql_reaches_it(each_cluster: Cluster, tmp_path: Path) -> None:
+    """Debian's, told what the role tells it, with a password that has all that one may have."""
+    password = "%'\"\\ /@:?#&+$=\u00e9"
+    server = each_cluster.server
+    with psycopg2.connect(server.dsn_owner) as connection:
+        cursor = connection.cursor()
+        cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = 'poky_monitor'")
+        if not cursor.fetchone():
+            cursor.execute("CREATE ROLE poky_monitor")
+        cursor.execute("ALTER ROLE poky_monitor LOGIN PASSWORD %s", (password,))
+        cursor.execute("GRANT pg_monitor TO poky_monitor")
+    hba = server.data / "pg_hba.conf"
+    before = hba.read_text()
+    hba.write_text(f"local all poky_monitor scram-sha-256\n{before}")
+    with psycopg2.connect(server.dsn_owner) as connection:
+        connection.cursor().execute("SELECT pg_reload_conf()")
+    text = roles.render(
+        "monitoring",
+        "postgres.env.j2",
+        postgresql_database="poky",
+        postgresql_monitor_password=password,
+    )
+    through = socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Through)
+    through.daemon_threads = True
+    with psycopg2.connect(server.dsn_owner) as connection:
+        folder = connection.info.host
+    through.path = f"{folder}/.s.PGSQL.5432"  # type: ignore[attr-defined]
+    threading.Thread(target=through.serve_forever, daemon=True).start()
+    (line,) = re.findall(r"^DATA_SOURCE_NAME=(.*)$", text, re.M)
+    assert "127.0.0.1:5432" in line
+    # As systemd reads it.
+    name = shlex.split(line)[0].replace(":5432", f":{through.server_address[1]}")
+    (port,) = free_ports(1)
+    item = {"key": "postgres", "value": {"listen": "--web.listen-address", "port": port}}
+    unit = roles.render(
+        "monitoring", "exporter.conf.j2", **{**_inventory(alone=True), **_DEBIAN, "item": item}
+    )
+    (arguments,) = re.findall('^Environment="ARGS=(.*)"$', unit, re.M)
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["prometheus-postgres-exporter", *arguments.split()],
+            env={**os.environ, "DATA_SOURCE_NAME": name},
+            stderr=output,
+        )
+    try:
+        wait_until(lambda: "istening" in log.read_text(), what="the exporter listens")
+        figures = ""
+
+        def is_up() -> bool:
+            nonlocal figures
+            figures = Client(port).get("/metrics").body.decode()
+            return "\npg_up 1\n" in figures
+
+        wait_until(is_up, what=f"PostgreSQL is up for the exporter: {log.read_text()}")
+        assert "pg_stat_archiver_failed_count" in figures
+        assert "level=error" not in log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+        through.shutdown()
+        hba.write_text(before)
+        with psycopg2.connect(server.dsn_owner) as connection:
+            connection.cursor().execute("SELECT pg_reload_conf()")
+            connection.cursor().execute("ALTER ROLE poky_monitor NOLOGIN PASSWORD NULL")
