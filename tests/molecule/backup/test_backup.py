@@ -291,6 +291,77 @@ def test_passwords_are_rotated_and_no_request_fails(deployment: Deployment, data
     )
 
 
+def test_the_key_of_backups_is_rotated_and_no_request_fails(
+    deployment: Deployment, database: Host, repository: Host
+) -> None:
+    """A new repository by a new key; the former key still reads the former one."""
+    former = json.loads(repository.check_output("poky-backup status --json"))
+    key = repository.check_output("sed -n s/^repo1-cipher-pass=//p /etc/pgbackrest/pgbackrest.conf")
+    deployment.fail("rotate_backup_key", "put a new backup_key into the vault first")
+    deployment.settings["backup_key"] = f"rotated{time.time()}".replace(".", "")
+    deployment.fail("backups", "is another one than that of the repository")
+    hammer = Hammer(deployment, clients=4, rate=5, seconds=1800)
+    try:
+        deployment.succeed("rotate_backup_key", "--check")
+        deployment.succeed("rotate_backup_key")
+    finally:
+        report = hammer.stop()
+    assert (report["failed"], report["wrong"]) == (0, 0), json.dumps(report, indent=2)
+    new = json.loads(repository.check_output("poky-backup status --json"))
+    assert [each["type"] for each in new["backup"]] == ["full"]
+    assert new["backup"][0]["label"] not in {each["label"] for each in former["backup"]}
+    aside = repository.check_output("ls -d /var/lib/pgbackrest/until-*")
+    given = f"PGBACKREST_REPO1_PATH={aside} PGBACKREST_REPO1_CIPHER_PASS={{}}"
+    read = f"runuser -u postgres -- env {given} pgbackrest --stanza=poky info --output=json"
+    (found,) = json.loads(repository.check_output(read.format(key)))
+    assert found["backup"] == former["backup"]
+    assert repository.run(read.format("another")).rc != 0
+    for timer in ("poky-backup", "poky-backup-check"):
+        assert repository.service(f"{timer}.timer").is_running
+    deployment.succeed("restore_drill")
+    noted(
+        deployment,
+        what="the key of backups rotated under load",
+        requests=report["requests"],
+        failed=0,
+        wrong=0,
+    )
+
+
+def test_certificates_are_renewed_and_no_request_fails(
+    deployment: Deployment, database: Host, repository: Host
+) -> None:
+    files = "find /etc/nginx /etc/pgbackrest -name '*.pem' ! -name ca.pem -exec sha256sum {} +"
+    before = {host: host.check_output(files).split() for host in (database, repository)}
+    hammer = Hammer(deployment, clients=8, rate=5, seconds=1800)
+    try:
+        deployment.succeed("certificates")
+    finally:
+        report = hammer.stop()
+    assert (report["failed"], report["wrong"]) == (0, 0), json.dumps(report, indent=2)
+    for host, words in before.items():
+        assert words
+        after = host.check_output(files).split()
+        assert set(words[1::2]) == set(after[1::2])  # the files
+        assert not set(words[::2]) & set(after[::2])  # what is in them
+    # What answers has the new one.
+    served = database.check_output(
+        "openssl s_client -connect localhost:443 </dev/null 2>/dev/null | openssl x509 -outform PEM"
+    )
+    assert served.strip() in database.file("/etc/nginx/poky/certificate.pem").content_string
+    repository.check_output("poky-backup check")
+    assert deployment.lock() == {}
+    again = deployment.succeed("deploy")
+    assert sum(again.changed().values()) == 0, str(again)
+    noted(
+        deployment,
+        what="certificates renewed under load",
+        requests=report["requests"],
+        failed=0,
+        wrong=0,
+    )
+
+
 @pytest.mark.long
 def test_a_host_that_has_lost_its_data_gets_them_back(
     deployment: Deployment, database: Host, repository: Host
