@@ -71,7 +71,7 @@ capacity: $(VENV)/.dev ## Write the capacity model of docs/scale.md anew, from t
 	@$(BIN)/python -m tests.bench.capacity
 
 .PHONY: coherence
-coherence: $(VENV)/.dev packages ## Prove that no read is stale, whatever fails (MINUTES=60 FAULT=… SABOTAGE=… PAGE=yes SHARDS=3)
+coherence: $(VENV)/.dev packages ## Prove that no read is stale, whatever fails (MINUTES=60 FAULT=… SABOTAGE=… PAGE=yes SHARDS=3 CLUSTER=yes)
 	@$(BIN)/python -m tests.coherence
 
 .PHONY: abuse

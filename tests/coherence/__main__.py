@@ -3,9 +3,10 @@
 The environment says how long and what: MINUTES=60, FAULT="none purges-lost"; SABOTAGE=plain-purge
 breaks the stack on purpose. SHARDS=3: a bucket moves among three databases. PAGE=yes: the admin
 listener's page is opened during each fault, and must say within five seconds what is wrong.
-ACCESS=tokens: tokens that come and go under readers, without writers. Exit status 1 if the page did
-not, if anything was stale, older than what a refusal told, went back or had no order, or if a token
-was answered after its revocation was acknowledged.
+ACCESS=tokens: tokens that come and go under readers, without writers. CLUSTER=yes: three PostgreSQL
+under Patroni, whose leader is killed and frozen, with leases of 10, 30 and 60 s (LEASE="35"). Exit
+status 1 if the page did not, if anything was stale, older than what a refusal told, went back or
+had no order, or if a token was answered after its revocation was acknowledged.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rich.live import Live
 from rich.progress import Progress
 from rich.table import Table
 
-from tests.coherence import cost, page, tokens, working_set
+from tests.coherence import cluster, cost, page, tokens, working_set
 from tests.coherence.faults import FAULTS, MOVES, NONE, Fault
 from tests.coherence.load import Count, Load
 from tests.coherence.run import Result, altered, run
@@ -46,6 +47,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the stack is taken down
     if os.environ.get("ACCESS") == "tokens":
         return _tokens()
+    if os.environ.get("CLUSTER"):
+        return _cluster()
     shards = int(os.environ.get("SHARDS", "1"))
     faults = _chosen("FAULT", (NONE, *MOVES) if shards > 1 else (NONE, *FAULTS))
     sabotages = _chosen("SABOTAGE", SABOTAGES) if "SABOTAGE" in os.environ else []
@@ -107,6 +110,56 @@ def _tokens() -> int:
     finally:
         console.print(table)
     return 0 if all_ok else 1
+
+
+def _cluster() -> int:
+    """The leader of a cluster is lost under load, with leases of several lengths."""
+    if absent := cluster.missing():
+        console.print(f"CLUSTER=yes needs Debian 13's {', '.join(absent)} in PATH.")
+        return 2
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("leader")
+    for column in (
+        *("lease s", "first write s", "reads", "stale", "inversions", "lost", "writes", "unknown"),
+        *("cached reads", "refused", "for s", "longest ms"),
+    ):
+        table.add_column(column, justify="right")
+    all_ok = True
+    try:
+        with tempfile.TemporaryDirectory(prefix="coherence-") as name:
+            folder = Path(name)
+            folder.chmod(0o755)  # PostgreSQL's user goes through it
+            console.print("Starting three PostgreSQL, etcd, two instances, two Varnish, nginx …")
+            with cluster.LocalCluster(folder / "cluster") as server:
+                for lease in os.environ.get("LEASE", "10 30 60").split():
+                    stack = Stack(
+                        folder / lease, lease_seconds=float(lease), purge_timeout=2, server=server
+                    )
+                    with stack:
+                        for loss in cluster.LOSSES:
+                            console.print(f"The leader is {loss}, with leases of {lease} s …")
+                            seen = cluster.lose(stack, server, loss)
+                            all_ok &= seen.result.ok
+                            _add_loss(table, lease, seen)
+    finally:
+        console.print(table)
+    return 0 if all_ok else 1
+
+
+def _add_loss(table: Table, lease: str, seen: cluster.Loss) -> None:
+    result, witness = seen.result, seen.witness
+    for sentence in result.verdict.findings[:5]:
+        console.print(f"  [red]{sentence}[/red]")
+    numbers = (
+        *(result.verdict.reads, result.verdict.stale, result.verdict.inversions),
+        *(result.counts[Count.SURPRISES], result.counts[Count.WRITES]),
+        *(result.counts[Count.UNCONFIRMED], witness.served, len(witness.refused)),
+    )
+    table.add_row(
+        f"[{'green' if result.ok else 'red'}]{result.name}",
+        *(lease, f"{seen.first:.1f}", *(f"{number:,}" for number in numbers)),
+        *(f"{seen.refused_for:.1f}", f"{result.longest:.0f}"),
+    )
 
 
 def _cost() -> None:

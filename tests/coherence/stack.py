@@ -16,7 +16,7 @@ from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import psycopg2
 
@@ -119,6 +119,13 @@ class Cache:
         return int(children.read_text().split()[0])
 
 
+class Server(Protocol):
+    """Where the database is."""
+
+    dsn_owner: str
+    dsn_service: str
+
+
 class Stack:
     """Everything, started by ``with``."""
 
@@ -134,7 +141,7 @@ class Stack:
         storage: str = "malloc,256m",
         access: str = "open",
         shards: int = 1,
-        server: embedded.Embedded | None = None,
+        server: Server | None = None,
     ) -> None:
         self.folder = folder
         self.lease_seconds = lease_seconds
@@ -176,6 +183,13 @@ class Stack:
 
     @property
     def database(self) -> embedded.Embedded:
+        """The one server that faults strike."""
+        assert isinstance(self._server, embedded.Embedded)
+        return self._server
+
+    @property
+    def server(self) -> Server:
+        """Where the database is: one server, or a cluster."""
         assert self._server
         return self._server
 
@@ -189,8 +203,9 @@ class Stack:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._server is None:
             settings = {"wal_level": "logical"} if self._shards > 1 else {}
-            self._server = embedded.ensure_running(self.folder / "home", settings=settings)
-            self._server.supervise()
+            own = embedded.ensure_running(self.folder / "home", settings=settings)
+            own.supervise()
+            self._server = own
         migrate(self._server.dsn_owner, release="coherence")
         self._make_shards()
         self._store = open_store(self._server.dsn_service, self._dsns("poky_service"), pool_size=4)
@@ -243,18 +258,18 @@ class Stack:
         """Further databases in the same server."""
         if self._shards == 1:
             return
-        with closing(psycopg2.connect(self.database.dsn_owner)) as connection:
+        with closing(psycopg2.connect(self.server.dsn_owner)) as connection:
             connection.autocommit = True
             for number in range(1, self._shards):
                 connection.cursor().execute(f"CREATE DATABASE shard{number} OWNER poky_owner")
         for dsn in self._dsns("postgres").values():
             migrate(dsn, kind="partitioned", release="coherence")
-        join_shards(self.database.dsn_owner, self._dsns("postgres"))
+        join_shards(self.server.dsn_owner, self._dsns("postgres"))
 
     def _dsns(self, user: str) -> dict[int, str]:
         """The DSNs of all databases but control, by number."""
         is_service = user == "poky_service"
-        dsn = self.database.dsn_service if is_service else self.database.dsn_owner
+        dsn = self.server.dsn_service if is_service else self.server.dsn_owner
         return {n: dsn.replace("/poky?", f"/shard{n}?") for n in range(1, self._shards)}
 
     def _setting(self, user: str) -> str:
@@ -264,7 +279,7 @@ class Stack:
         """Move the bucket that was created last to the next database, while it is used."""
         place = self.store.place(self._bucket)
         assert place
-        owners = {0: self.database.dsn_owner, **self._dsns("postgres")}
+        owners = {0: self.server.dsn_owner, **self._dsns("postgres")}
         moving.move(owners, self._bucket, (place.shard + 1) % self._shards)
 
     def _start_nginx(self) -> None:
@@ -336,7 +351,7 @@ class Stack:
 
     def forgive(self) -> None:
         """Let the nodes' next suspension count as their first: an earlier fault is no relapse."""
-        with closing(psycopg2.connect(self.database.dsn_owner)) as connection, connection:
+        with closing(psycopg2.connect(self.server.dsn_owner)) as connection, connection:
             connection.cursor().execute("UPDATE poky.cache_node SET reinstated_at = NULL")
 
     @property
@@ -356,7 +371,7 @@ class Stack:
     def owner(self) -> Store:
         """A store with the owner's rights, for tokens and public buckets."""
         if self._owner is None:
-            self._owner = Store(self.database.dsn_owner, pool_size=4)
+            self._owner = Store(self.server.dsn_owner, pool_size=4)
         return self._owner
 
     def create_bucket(self, name: str) -> str:
@@ -396,7 +411,7 @@ class Stack:
             [sys.executable, "-m", "poky", *arguments],
             env={
                 **os.environ,
-                "POKY_DSN": self.database.dsn_service,
+                "POKY_DSN": self.server.dsn_service,
                 "POKY_SHARDS": self._setting("poky_service"),
             },
             capture_output=True,
@@ -420,7 +435,7 @@ class Stack:
             if store:
                 store.close()
         self._gates.close()
-        if self._server and self._own_server:
+        if self._own_server and isinstance(self._server, embedded.Embedded):
             self._server.close()
 
 
