@@ -40,7 +40,7 @@ LAYERS: dict[str, set[str]] = {
         "sharing",
         "store",
     },
-    "figures": {"access", "config", "http", "logs", "metrics", "store"},
+    "figures": {"access", "config", "health", "http", "logs", "metrics", "store"},
     "transfer": {"api", "store"},
     "process": {
         "access",

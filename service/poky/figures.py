@@ -1,13 +1,15 @@
 """What the process exports of its parts that know nothing of metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from poky.access import Gate
 from poky.config import Config
+from poky.health import Shards
 from poky.http import Budget, Server
 from poky.logs import Log
 from poky.metrics import Figure, Figures, Sizes
-from poky.store import Store
+from poky.store import ShardedStore, ShardState, Store
 
 
 def of_process(config: Config, lines: Log) -> Figures:
@@ -45,38 +47,99 @@ def of_listener(listener: Callable[[], Server], budget: Budget) -> Figures:
 
 
 def of_store(store: Store) -> Figures:
-    """The pool for the work of clients."""
-    counts = store.counts
+    """The pool for the work of clients; of several databases that of each, by ``shard``."""
+    label = ""
+    stores: dict[str, Store] = {}
+    if isinstance(store, ShardedStore):
+        label = "shard"
+        stores = {f"{number}": store.of_shard(number) for number in store.shards}
+
+    def of_each(read: Callable[[Store], float]) -> Callable[[], float | Mapping[str, float]]:
+        if not stores:
+            return lambda: read(store)
+        return lambda: {number: read(each) for number, each in stores.items()}
+
+    def of_counts(name: str) -> Callable[[], float | Mapping[str, float]]:
+        return of_each(lambda each: each.counts.get(name))
+
+    def errors() -> Mapping[Any, float]:
+        if not stores:
+            return store.counts.errors
+        return {
+            (number, sqlstate): count
+            for number, each in stores.items()
+            for sqlstate, count in dict(each.counts.errors).items()
+        }
+
     return {
-        "database_busy": Figure("Busy connections to PostgreSQL.", lambda: store.connections[0]),
-        "database_idle": Figure("Idle connections to PostgreSQL.", lambda: store.connections[1]),
+        "database_busy": Figure(
+            "Busy connections to PostgreSQL.",
+            of_each(lambda each: each.connections[0]),
+            label=label,
+        ),
+        "database_idle": Figure(
+            "Idle connections to PostgreSQL.",
+            of_each(lambda each: each.connections[1]),
+            label=label,
+        ),
         "database_pool_size": Figure(
-            "Connections to PostgreSQL at most (POKY_POOL_SIZE).", lambda: store.pool_size
+            "Connections to PostgreSQL at most (POKY_POOL_SIZE).",
+            of_each(lambda each: each.pool_size),
+            label=label,
         ),
         "database_waits": Figure(
-            "Statements that waited for a connection.", lambda: counts.get("waits"), "counter"
+            "Statements that waited for a connection.", of_counts("waits"), "counter", label
         ),
         "database_wait_seconds": Figure(
             "Time that statements waited for a connection.",
-            lambda: counts.get("wait_seconds"),
+            of_counts("wait_seconds"),
             "counter",
+            label,
         ),
         "database_wait_timeouts": Figure(
             "Statements refused: no connection became free in time.",
-            lambda: counts.get("timeouts"),
+            of_counts("timeouts"),
             "counter",
+            label,
         ),
         "database_connects": Figure(
-            "Attempts to connect to PostgreSQL.", lambda: counts.get("connects"), "counter"
+            "Attempts to connect to PostgreSQL.", of_counts("connects"), "counter", label
         ),
         "database_retries": Figure(
-            "Statements tried again.", lambda: counts.get("retries"), "counter"
+            "Statements tried again.", of_counts("retries"), "counter", label
         ),
         "database_errors": Figure(
             "Errors by SQLSTATE; “connection”: it could not be made, or was lost.",
-            lambda: counts.errors,
+            errors,
             "counter",
-            "sqlstate",
+            f"{label} sqlstate".strip(),
+        ),
+    }
+
+
+def of_shards(shards: Shards) -> Figures:
+    """Each database of several, asked when they are read; nothing where there is one."""
+    if not shards.numbers:
+        return {}
+
+    def of_held(read: Callable[[ShardState], float]) -> Callable[[], Mapping[str, float]]:
+        return lambda: {f"{each.number}": read(each.held) for each in shards.seen if each.held}
+
+    return {
+        "shard_up": Figure(
+            "Whether a database of several answers and suits this release.",
+            lambda: {f"{each.number}": float(each.state.ok) for each in shards.check()},
+            label="shard",
+        ),
+        "shard_bytes": Figure(
+            "The size of a database of several, within a minute.",
+            of_held(lambda held: held.bytes),
+            label="shard",
+        ),
+        "shard_buckets": Figure(
+            "Buckets in a database of several, within a minute.",
+            of_held(lambda held: held.buckets),
+            label="shard",
         ),
     }
 

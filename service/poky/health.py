@@ -1,15 +1,17 @@
 """Health: whether the database answers and suits this release, known within a bounded time.
 
-And the other instances: which of them were here and are gone.
+The same of each database of several. And the other instances: which of them were here and are gone.
 """
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from poky import schema
-from poky.store import Store, StoreError
+from poky.store import ShardedStore, ShardState, Store, StoreError
+
+_HELD_SECONDS = 60.0
 
 
 class State(NamedTuple):
@@ -37,11 +39,19 @@ class Health:
 
     def check(self, timeout: float = 0.8) -> State:
         """The state now: asked after the call began, or unavailable after ``timeout`` seconds."""
+        return self.told(self.ask(), timeout)
+
+    def ask(self) -> int:
+        """Begin to ask; ``told`` has the answer for this number."""
         with self._changed:
             self._asked += 1
-            ticket = self._asked
             self._changed.notify_all()
-            if self._changed.wait_for(lambda: self._answered >= ticket, timeout):
+            return self._asked
+
+    def told(self, number: int, timeout: float) -> State:
+        """The state after ``ask`` was called, or unavailable after ``timeout`` seconds."""
+        with self._changed:
+            if self._changed.wait_for(lambda: self._answered >= number, timeout):
                 return self._state
         return State("unavailable", "unknown")
 
@@ -57,11 +67,68 @@ class Health:
 
     def _look(self) -> State:
         try:
-            _, migrations, server = self._store.serving()
+            _, migrations, server = self._serving()
         except StoreError as error:
             missing = error.code == "schema_missing"
             return State("ok" if missing else "unavailable", "missing" if missing else "unknown")
         return State("ok", schema.state(list(migrations)), server)
+
+    def _serving(self) -> tuple[str, Sequence[str], str]:
+        return self._store.serving()
+
+
+class Shard(NamedTuple):
+    """A database of several, as it was when it was asked."""
+
+    number: int
+    state: State
+    failing_since: float | None  #: since 1970: no connection could be made
+    held: ShardState | None  #: how full it was within the last minute
+
+
+class _ShardHealth(Health):
+    """Of one database of several, whichever of them that is: no other one answers for it."""
+
+    held: ShardState | None = None
+    _until = 0.0
+
+    def _serving(self) -> tuple[str, Sequence[str], str]:
+        answer = Store.serving(self._store)
+        if time.monotonic() > self._until:  # it is a look at every file of the database
+            self.held = Store.shard_state(self._store)
+            self._until = time.monotonic() + _HELD_SECONDS
+        return answer
+
+
+class Shards:
+    """The health of each database of several; of none where there is one."""
+
+    def __init__(self, store: Store) -> None:
+        self._stores = {}
+        if isinstance(store, ShardedStore):
+            self._stores = {number: store.of_shard(number) for number in store.shards}
+        self._healths = {number: _ShardHealth(each) for number, each in self._stores.items()}
+        self.seen: list[Shard] = []  #: as they were when they were asked last
+
+    def check(self, timeout: float = 0.8) -> list[Shard]:
+        """Each as it is now, by number; all are asked at once, and waited for so long together."""
+        until = time.monotonic() + timeout
+        asked = [(number, each, each.ask()) for number, each in self._healths.items()]
+        self.seen = [
+            Shard(
+                number,
+                each.told(ticket, max(until - time.monotonic(), 0.0)),
+                self._stores[number].counts.failing_since,
+                each.held,
+            )
+            for number, each, ticket in asked
+        ]
+        return self.seen
+
+    @property
+    def numbers(self) -> list[int]:
+        """Those of the databases, if there are several."""
+        return list(self._stores)
 
 
 class Instances:

@@ -36,14 +36,14 @@ from poky.background import Background
 from poky.cache import Caches
 from poky.config import Config, is_path
 from poky.feed import Feed
-from poky.health import Health, Instances
+from poky.health import Health, Instances, Shards
 from poky.http import Budget, CannotListen, Server
 from poky.logs import Log, take_over
 from poky.metrics import Metrics, Prometheus, Statsd
 from poky.probe import Probe
-from poky.reaper import Reaper
+from poky.reaper import start_reapers
 from poky.sharing import BEGIN_SECONDS, Lane, Stages, open_lane, open_sharing
-from poky.store import open_store
+from poky.store import Store, open_store
 
 Environ = dict[str, Any]
 
@@ -73,19 +73,8 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
     lines = Log()
     handler = take_over(lines, config.log_format)
     return_large_memory()
-    name = f"poky {config.instance}"  # as PostgreSQL shows our sessions
-    shards = {each.number: each.dsn for each in config.shards}
-    store = open_store(
-        config.dsn,
-        shards,
-        pool_size=config.pool_size,
-        pool_timeout=config.pool_timeout,
-        statement_timeout=config.statement_timeout,
-        lock_timeout=config.lock_timeout,
-        name=name,
-    )
-    # Connections of its own, for what must not wait for the work of clients.
-    house = open_store(config.dsn, shards, pool_size=4, pool_timeout=config.pool_timeout, name=name)
+    store, house = _open_stores(config)
+    shards = Shards(house)
     background = Background(house)
     background.add("instances", (instances := Instances(house)).look, period=_LOOK_SECONDS)
     caches = Caches(house, config, background)
@@ -112,7 +101,8 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
             **background.figures(),
             **feed.figures(),
             **probe.figures(),
-            **Reaper(house, background).start().figures(),
+            **start_reapers(house, background),
+            **figures.of_shards(shards),
         },
         Statsd(config.statsd_host, config.statsd_key_base) if config.statsd_host else None,
         access_log=lines if config.log_level in ("debug", "info") else None,
@@ -134,7 +124,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
         stages,
         {
             "batch": open_lane(store, "batch", max(config.threads // 2, 1)),
-            "changes": Lane("changes", max(config.threads // 2, 1), 30),
+            "changes": open_lane(store, "changes", max(config.threads // 2, 1), 30),
             "status": Lane("status", 2),
             "admin": Lane("admin", 2),
             "page": Lane("page", 2),
@@ -152,6 +142,7 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
             recent=metrics.recent,
             note=instances.note,
             gone=instances.gone,
+            shards=shards.check,
             prometheus=Prometheus(config.prometheus_url) if config.prometheus_url else None,
             started_at=time.time(),
         ),
@@ -229,6 +220,23 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
     if unfinished:
         log.error("%d requests were cut off at the deadline", unfinished)
     return 1 if unfinished else 0
+
+
+def _open_stores(config: Config) -> tuple[Store, Store]:
+    """Connections for the work of clients, and others for what must not wait for it."""
+    name = f"poky {config.instance}"  # as PostgreSQL shows our sessions
+    shards = {each.number: each.dsn for each in config.shards}
+    store = open_store(
+        config.dsn,
+        shards,
+        pool_size=config.pool_size,
+        pool_timeout=config.pool_timeout,
+        statement_timeout=config.statement_timeout,
+        lock_timeout=config.lock_timeout,
+        name=name,
+    )
+    house = open_store(config.dsn, shards, pool_size=4, pool_timeout=config.pool_timeout, name=name)
+    return store, house
 
 
 class Stopping:

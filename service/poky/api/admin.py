@@ -1,5 +1,7 @@
 """/status, /help, /openapi.json and /metrics: what a service says of itself."""
 
+from typing import Any
+
 from poky.api.request import prefers, read_query
 from poky.api.services import Services
 from poky.http import Answer, Environ, json, text
@@ -22,9 +24,24 @@ def get_status(services: Services, environ: Environ) -> Answer:
             "inflight": max(services.inflight() - 1, 0),
             "instance": services.config.instance,
             "background": services.background(),
+            **_shards(services),
         },
         status,
     )
+
+
+def _shards(services: Services) -> dict[str, Any]:
+    """What each database of several says; nothing where there is one."""
+    found = [
+        {
+            "shard": each.number,
+            "database": each.state.database,
+            "schema": each.state.schema,
+            "server": each.state.server,
+        }
+        for each in services.sight.shards()
+    ]
+    return {"shards": found} if found else {}
 
 
 def get_help(services: Services, environ: Environ) -> Answer:

@@ -123,7 +123,7 @@ class _Waiting(Follower):
             except Exception as error:
                 self.fail(error)
 
-        self._services.lanes["changes"].submit(work, self._busy)
+        self._services.lanes["changes"].submit(work, self._busy, self.bucket)
 
     def _busy(self, error: Exception) -> None:
         """The lane has no thread for it in time."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from poky.access import Gate
 from poky.config import Config
 from poky.feed import Feed
-from poky.health import Health
+from poky.health import Health, Shard
 from poky.logs import Event
 from poky.metrics import Prometheus, Sample
 from poky.sharing import Lane, Reads, Stages, Writes
@@ -59,6 +59,7 @@ class Sight(NamedTuple):
     recent: Callable[[], Sample | None] = lambda: None  #: the last seconds, objects alone
     note: Callable[[Iterable[str]], None] = lambda _: None  #: the instances that are here now
     gone: Callable[[], Mapping[str, float]] = dict  #: instances that are not, and since when
+    shards: Callable[[], Sequence[Shard]] = list  #: each of several databases, as it is now
     prometheus: Prometheus | None = None  #: knows of all instances
     started_at: float = 0.0
 

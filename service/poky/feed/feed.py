@@ -1,5 +1,8 @@
 """The feed: one thread looks for changes while requests wait for them, once for all of a bucket.
 
+Each database of several has a thread of its own, so that one which hangs keeps nothing of the
+others from their followers; one more looks where buckets are.
+
 It asks, rather than being notified: NOTIFY in the transaction of a change takes a lock that all
 commits of the cluster wait for, and halves the writes.
 """
@@ -13,7 +16,7 @@ from typing import Any, Final
 from poky.background import Background
 from poky.feed.cursors import Cursor
 from poky.metrics import Figure, Figures
-from poky.store import Changed, ChangesPage, Store, StoreError
+from poky.store import Changed, ChangesPage, ShardedStore, Store, StoreError
 
 log = logging.getLogger("poky.feed")
 
@@ -61,7 +64,7 @@ class Feed:
         self._lock = threading.Lock()
         self._admitted: set[Any] = set()
         self._following: dict[Follower, None] = {}
-        self._running = False
+        self._running: set[int | None] = set()  # shards whose thread runs; None: of unknown ones
         self.statements = 0  #: that looked for changes
         self._background = background
         background.add("changes", store.renew_changes, period=RENEW, scope="fleet")
@@ -94,9 +97,7 @@ class Feed:
             if follower not in self._admitted:
                 return
             self._following[follower] = None
-            if not self._running:
-                self._running = True
-                threading.Thread(target=self._run, name="poky-feed", daemon=True).start()
+            self._begin(self._shard(follower))
 
     def leave(self, follower: Follower) -> None:
         """Tell the follower of nothing until it joins again."""
@@ -112,14 +113,32 @@ class Feed:
             ),
         }
 
-    def _run(self) -> None:
+    def _shard(self, follower: Follower) -> int | None:
+        """Which of several databases has the bucket; None: it is to be found, or there is one."""
+        if isinstance(self._store, ShardedStore):
+            return self._store.known_shard(follower.bucket)
+        return None
+
+    def _begin(self, shard: int | None) -> None:
+        if shard not in self._running:
+            self._running.add(shard)
+            name = "poky-feed" if shard is None else f"poky-feed-{shard}"
+            threading.Thread(target=self._run, args=(shard,), name=name, daemon=True).start()
+
+    def _run(self, shard: int | None) -> None:
         ticked = checked = 0.0
         while True:
             began = time.monotonic()
             with self._lock:
-                following = list(self._following)
+                following = []
+                for follower in self._following:
+                    number = self._shard(follower)
+                    if number == shard:
+                        following.append(follower)
+                    else:
+                        self._begin(number)
                 if not following or self._background.is_stopping:
-                    self._running = False
+                    self._running.discard(shard)
                     return
             buckets: dict[str, list[Follower]] = {}
             for follower in following:

@@ -7,18 +7,18 @@ process has not asked for yet is looked up in a lane first.
 import time
 from collections.abc import Callable
 
-from poky.sharing.lanes import Lane, Refuse, Work
+from poky.sharing.lanes import PATIENCE_SECONDS, Lane, Refuse, Work
 from poky.sharing.reads import BEGIN_SECONDS, Read, Reads
 from poky.sharing.stages import Stages
 from poky.sharing.writes import Caches, Writes, Writing
 from poky.store import ALONE, CONTROL, Found, ShardedStore, Store, StoreError
 
 
-def open_lane(store: Store, name: str, threads: int) -> Lane:
+def open_lane(store: Store, name: str, threads: int, patience: float = PATIENCE_SECONDS) -> Lane:
     """A lane over one database, or over several."""
     if isinstance(store, ShardedStore):
-        return ShardedLane(name, threads, store)
-    return Lane(name, threads)
+        return ShardedLane(name, threads, store, patience)
+    return Lane(name, threads, patience)
 
 
 def open_sharing(
@@ -36,10 +36,12 @@ def open_sharing(
 class ShardedLane(Lane):
     """A lane for each database: work that waits for one of them delays none of the others'."""
 
-    def __init__(self, name: str, threads: int, store: ShardedStore) -> None:
-        super().__init__(name, threads)
+    def __init__(self, name: str, threads: int, store: ShardedStore, patience: float) -> None:
+        super().__init__(name, threads, patience)
         self._map = store
-        self._shards = {number: Lane(f"{name}-{number}", threads) for number in store.shards}
+        self._shards = {
+            number: Lane(f"{name}-{number}", threads, patience) for number in store.shards
+        }
 
     def submit(self, work: Work, refuse: Refuse, bucket: str = "") -> None:
         """As of a Lane; buckets that this process has not asked for yet have one of their own."""

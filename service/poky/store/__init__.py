@@ -10,6 +10,7 @@ from poky.store.activity import Activity
 from poky.store.changes import Changed, ChangesPage
 from poky.store.errors import CODES, BadDsn, PolicyChanged, StoreError
 from poky.store.literals import Value, is_utf8
+from poky.store.one_shard import CONTROL, OneShard
 from poky.store.placements import Place, ShardState
 from poky.store.pool import Held
 from poky.store.results import (
@@ -27,7 +28,7 @@ from poky.store.results import (
     TokenRow,
     Write,
 )
-from poky.store.sharded import CONTROL, OneShard, ShardedStore, open_store
+from poky.store.sharded import ShardedStore, open_store
 from poky.store.shared import ALONE, Alone, Found, Together
 from poky.store.store import Store
 

@@ -153,6 +153,7 @@ class Bucket(NamedTuple):
     bytes: int
     default_ttl: int | None
     changes_kept: int | None
+    shard: int | None = None  #: where there are several databases
 
 
 class Node(NamedTuple):

@@ -11,26 +11,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
+from poky.store.activity import Activities, Activity
 from poky.store.buckets import Buckets
 from poky.store.changes import Changes
 from poky.store.errors import StoreError
-from poky.store.expiry import Expiries
-from poky.store.objects import Objects, Room, Select
+from poky.store.objects import Objects
+from poky.store.one_shard import CONTROL, OUTBOX_SHIFT, REFUSED, OneShard, tagged
 from poky.store.placements import ShardState
-from poky.store.results import Bucket, Change, Object, Put, Write
-from poky.store.shared import ALONE, Found, Shared, Together
+from poky.store.results import Bucket, Change, Put, Write
+from poky.store.shared import Found, Shared, Together
 from poky.store.store import Store
 
 log = logging.getLogger("poky.store")
 
-CONTROL = 0
 MOVE_SECONDS = 2.0  # how long a request waits for a bucket that is being moved
 _PAUSE_SECONDS = 0.02
 _KNOWN = 100_000  # buckets
 _SIZES_SECONDS = 60.0
 _AWAY_SECONDS = 5.0
-_OUTBOX_SHIFT = 8  # below: the shard that an outbox_id is of
-_REFUSED = ("bucket_elsewhere", "bucket_moving")
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
@@ -57,7 +55,7 @@ def _of_policy(verb: Verb) -> Verb:
     def spread(self: "ShardedStore", *args: Any, **options: Any) -> Any:
         outbox_id = verb(self, *args, **options)
         self.spread_policy()
-        return _tagged(CONTROL, outbox_id)
+        return tagged(CONTROL, outbox_id)
 
     return cast(Verb, spread)
 
@@ -110,11 +108,11 @@ class ShardedStore(Store):
     def confirm_in(self, bucket: str, ids: Sequence[int]) -> None:
         """As ``confirm``, of ids that the bucket's own database gave."""
         number = self.find_shard(bucket)
-        self.confirm([_tagged(number, each) for each in ids])
+        self.confirm([tagged(number, each) for each in ids])
 
     def one(self, number: int) -> "OneShard":
         """What requests that share statements ask of one database."""
-        return OneShard(self, number)
+        return OneShard(self, self.of_shard(number), number)
 
     def known_shard(self, bucket: str) -> int | None:
         """The shard on which the bucket was last; None: control has to be asked."""
@@ -141,13 +139,13 @@ class ShardedStore(Store):
         while True:
             number = self.find_shard(bucket)
             try:
-                return _tagged(number, do(self.of_shard(number)))
+                return tagged(number, do(self.of_shard(number)))
             except StoreError as error:
                 if error.code == "policy_changed" and number != CONTROL and not has_policy:
                     self._spread_policy_to(number)
                     has_policy = True
                     continue
-                if error.code not in _REFUSED:
+                if error.code not in REFUSED:
                     raise
                 refusal = error
             self._map.pop(bucket, None)
@@ -197,16 +195,6 @@ class ShardedStore(Store):
             found.update(zip(some, objects, strict=True))
         return [found[each] for each in wanted]
 
-    def _change_here(self, write: Write) -> Put:
-        """The change on control, wherever the bucket is."""
-        bucket, key, value, _, modified_at, if_match, if_none_match, *_ = write
-        if value is None:
-            outcome, outbox_id = Objects.delete(
-                self, bucket, key, if_match, if_none_match, modified_at
-            )
-            return Put(outcome, 0, "", 0, outbox_id)
-        return Objects.put(self, *write)  # type: ignore[arg-type]
-
     def change_each(self, writes: Sequence[Write], lock_timeout: float | None = None) -> list[Put]:
         """As a Store's, for writes to one shard; Together if they are of several."""
         shards = self._by_shard(writes, lambda each: each.bucket)
@@ -227,11 +215,29 @@ class ShardedStore(Store):
         return shards
 
     def buckets(self) -> list[Bucket]:
-        """All buckets of all databases, by name; StoreError if one of them does not answer."""
-        found = [*super().buckets()]
-        for number, store in self._others.items():
+        """All buckets of all databases, by name; StoreError if one of them does not answer.
+
+        A bucket that moves meanwhile, from one not asked yet to one that was, is looked for again.
+        """
+        until = time.monotonic() + MOVE_SECONDS
+        while True:
+            places = self.places()
+            found = {each.name: each for each in self.buckets_of(self.shards)}
+            if found.keys() >= places.keys() or time.monotonic() > until:
+                return [found[name] for name in sorted(found)]
+            time.sleep(_PAUSE_SECONDS)
+
+    def activity_of(self, number: int) -> Activity:
+        """The server of one of the databases, and who else is connected to it."""
+        return Activities.activity(self.of_shard(number))
+
+    def buckets_of(self, numbers: Iterable[int]) -> list[Bucket]:
+        """The buckets of these databases, by name; StoreError if one of them does not answer."""
+        found = []
+        for number in numbers:
             with _naming(number):
-                found += store.buckets()
+                some = Buckets.buckets(self.of_shard(number))
+            found += [each._replace(shard=number) for each in some]
         return sorted(found, key=lambda each: each.name)
 
     def ensure_bucket(self, bucket: str, shard: int | None = None) -> bool:
@@ -266,9 +272,9 @@ class ShardedStore(Store):
             self.settle_bucket(bucket, place.id, False)
             store = self.of_shard(place.shard)
             try:
-                outbox_id = _tagged(place.shard, store.drop_bucket(bucket, keys))
+                outbox_id = tagged(place.shard, store.drop_bucket(bucket, keys))
             except StoreError as error:
-                if error.code not in _REFUSED:
+                if error.code not in REFUSED:
                     if not error.unknown:
                         self.settle_bucket(bucket, place.id, True)
                     raise
@@ -340,15 +346,6 @@ class ShardedStore(Store):
         """As a Store's, in every database."""
         return sum(self._each(Changes.renew_changes))
 
-    def expiry_lag(self) -> float | None:
-        """As a Store's, of the database where it is longest."""
-        lags = [lag for lag in self._each(Expiries.expiry_lag) if lag is not None]
-        return max(lags, default=None)
-
-    def reap(self, limit: int) -> int:
-        """As a Store's, up to ``limit`` in each database."""
-        return sum(self._each(lambda store: Expiries.reap(store, limit)))
-
     def register_node(self, node: str, url: str) -> bool:
         """As a Store's; every database knows of caches before one is given a lease."""
         for number, store in self._others.items():
@@ -367,15 +364,15 @@ class ShardedStore(Store):
                     raise
                 log.info("shard %d: %s", number, error.detail)
                 continue
-            found += [each._replace(id=_tagged(number, each.id)) for each in changes]
+            found += [each._replace(id=tagged(number, each.id)) for each in changes]
         return found
 
     def confirm(self, ids: Sequence[int]) -> None:
         """As a Store's, each where it was announced."""
         by_shard: dict[int, list[int]] = {}
         for each in ids:
-            shard = each & ((1 << _OUTBOX_SHIFT) - 1)
-            by_shard.setdefault(shard, []).append(each >> _OUTBOX_SHIFT)
+            shard = each & ((1 << OUTBOX_SHIFT) - 1)
+            by_shard.setdefault(shard, []).append(each >> OUTBOX_SHIFT)
         for shard, some in by_shard.items():
             Store.confirm(self.of_shard(shard), some)
 
@@ -412,82 +409,6 @@ class ShardedStore(Store):
         if failure is not None:
             raise failure
         return found
-
-
-class OneShard:
-    """One database of several, as requests that share statements see it.
-
-    What is not there any more is asked for alone, wherever it is.
-    """
-
-    def __init__(self, whole: ShardedStore, number: int) -> None:
-        self._whole = whole
-        self._number = number
-        self._store = whole.of_shard(number)
-        self.under = whole.under
-
-    def get(
-        self,
-        bucket: str,
-        key: str,
-        room: Room = lambda size: None,
-        select: Select = lambda found: None,
-    ) -> Object | None:
-        """The object, wherever its bucket is."""
-        return self._whole.get(bucket, key, room, select)
-
-    def get_small(self, bucket: str, key: str) -> Found:
-        """As a Store's; ALONE also for a bucket that is elsewhere."""
-        try:
-            return Shared.get_small(self._store, bucket, key)
-        except StoreError as error:
-            if error.code in _REFUSED:
-                return ALONE
-            raise
-
-    def get_each(self, wanted: Sequence[tuple[str, str]], *, is_quick: bool = False) -> list[Found]:
-        """As a Store's; ALONE also for buckets that are elsewhere."""
-        try:
-            if len(wanted) == 1 and not is_quick:
-                return [self.get_small(*wanted[0])]
-            return Shared.get_each(self._store, wanted, is_quick=is_quick)
-        except StoreError as error:
-            if error.code in _REFUSED:
-                return [ALONE] * len(wanted)
-            raise
-
-    def change_each(self, writes: Sequence[Write], lock_timeout: float | None = None) -> list[Put]:
-        """As a Store's. ``elsewhere`` is an outcome, too: nothing was done of that write."""
-        try:
-            outcomes = self._changed(writes, lock_timeout)
-        except StoreError as error:
-            if len(writes) > 1 or error.code not in (*_REFUSED, "policy_changed"):
-                raise
-            if lock_timeout is not None:
-                raise Together from error
-            # Where it is now, after a wait if it is being moved.
-            return [self._whole._change_one(writes[0])]
-        return [_tagged(self._number, put) for put in outcomes]
-
-    def _changed(self, writes: Sequence[Write], lock_timeout: float | None) -> list[Put]:
-        if self._number != CONTROL:
-            return self._store.change_each(writes, lock_timeout)
-        if len(writes) == 1 and lock_timeout is None:
-            return [self._whole._change_here(writes[0])]
-        return Shared.change_each(self._store, writes, lock_timeout)
-
-
-def _tagged(shard: int, given: Any) -> Any:
-    """An outcome, or outbox_id, that tells its shard: ids of two databases may be the same."""
-    if isinstance(given, bool) or given is None:
-        return given
-    if isinstance(given, int):
-        return given << _OUTBOX_SHIFT | shard if given else given
-    if isinstance(given, list):
-        return [_tagged(shard, each) for each in given]
-    if getattr(given, "outbox_id", None):
-        return given._replace(outbox_id=_tagged(shard, given.outbox_id))
-    return given
 
 
 @contextmanager

@@ -9,11 +9,12 @@ import msgspec
 
 from poky.api.conditions import format_date, format_tag
 from poky.api.page.layout import page, size_of, table
+from poky.api.page.shards import named
 from poky.api.request import read_query, require_bucket, require_key, require_prefix
 from poky.api.services import Services
 from poky.config import url_of
 from poky.http import Answer, Environ, refuse
-from poky.store import Listed, Object
+from poky.store import Listed, Object, ShardedStore
 
 _PAGE = 100
 _MOST_SHOWN = 262_144
@@ -46,7 +47,14 @@ def get_bucket_page(services: Services, environ: Environ) -> Answer:
     )
     columns = ("key", "size", "modified", "content type")
     made = table("Keys", columns, rows, "No such keys.", "size")
-    return page(f"{bucket}: Poky", _head(bucket), f"{search}{made}{more}")
+    return page(f"{bucket}: Poky", _head(bucket), f"{_place(services, bucket)}{search}{made}{more}")
+
+
+def _place(services: Services, bucket: str) -> str:
+    """On which of several databases it is; empty where there is one."""
+    if not isinstance(services.house, ShardedStore):
+        return ""
+    return f"<p>It is on {named(services.house.find_shard(bucket))}.</p>"
 
 
 def _row(bucket: str, each: Listed) -> tuple[str, ...]:

@@ -9,14 +9,15 @@ from typing import Any
 from urllib.parse import quote
 
 from poky.api import welcome
-from poky.api.page import fleet
+from poky.api.page import fleet, shards
 from poky.api.page.layout import ago, page, size_of, table
 from poky.api.page.plots import Line, plot
 from poky.api.page.troubles import since_words, troubles
 from poky.api.request import prefers
 from poky.api.services import Services
+from poky.health import Shard
 from poky.http import Answer, Environ
-from poky.store import Activity, Bucket, Node, StoreError
+from poky.store import CONTROL, Activity, Bucket, Node, StoreError
 
 _MOST_BUCKETS = 200
 _RATE_SECONDS = 60.0
@@ -30,23 +31,28 @@ def get_overview(services: Services, environ: Environ) -> Answer:
     sight = services.sight
     asking = fleet.Asking(sight.prometheus)
     state = services.health.check()
+    several = sight.shards()
     activity: Activity | None = None
     nodes: Sequence[Node] = sight.nodes()
     buckets: Sequence[Bucket] | None = None
     public: set[str] = set()
-    if state.ok:
+    activities = shards.activities(services, several)
+    if state.ok and (not several or CONTROL in activities):
         with suppress(StoreError):
-            activity = services.house.activity()
+            activity = activities.get(CONTROL) or services.house.activity()
             nodes = services.house.nodes()
-            buckets = services.house.buckets()
             public = set(services.house.public_buckets())
+            buckets = None if several else services.house.buckets()
+    if several:
+        buckets = shards.buckets(services, several)
     tasks = services.background()
     known = asking.fleet()
     if activity:
         sight.note(each["name"] for each in activity.instances)
     # One that revalidates every read is not registered.
     caches = services.config.caches if services.config.cache_mode != "revalidate" else ()
-    found = troubles(state, caches, sight, nodes, tasks, activity, now)
+    found = shards.troubles(several, activities)
+    found += troubles(state, caches, sight, nodes, tasks, None if several else activity, now)
     found += fleet.troubles(known)
     items = "".join(
         f'<li><span class="what">{escape(each.what)}</span> {since_words(each, now)}'
@@ -72,9 +78,11 @@ def get_overview(services: Services, environ: Environ) -> Answer:
         _plots(services, now),
         _instances(activity, config.instance),
         fleet.instances(known, now),
-        _database(services, activity, fleet.lags(known), now),
+        shards.overview(services, several, activities, fleet.lags(known), now)
+        if several
+        else _database(services, activity, fleet.lags(known), now),
         _caches(nodes, fleet.hit_ratios(known), now),
-        _buckets(services, buckets, public),
+        _buckets(services, buckets, public, several),
         fleet.backups(known, now),
         _tasks(tasks, now),
         _events(services, now),
@@ -126,21 +134,11 @@ def _database(
     used = f"{busy} of our {services.store.pool_size} connections are busy, {idle} idle."
     if activity is None:
         return f'<h2>Database</h2><p class="bad">It does not answer.</p><p>{used}</p>'
-    standbys = ", ".join(
-        escape(name) + (f" ({size_of(lags[name])} behind)" if name in lags else "")
-        for name in activity.standbys
-    )
-    archive = "not archived"
-    if activity.is_archiving:
-        archive = "archived, nothing yet"
-        if activity.archived_at:
-            archive = f"last archived {ago(now - activity.archived_at)} ago"
-        if activity.archive_failed_at:
-            archive = '<span class="bad">archiving fails</span>'
     return (
         f"<h2>Database</h2><p>PostgreSQL {escape(activity.version)}, up"
         f" {ago(now - activity.started_at)}, {size_of(activity.bytes)};"
-        f" standbys: {standbys or 'none'}; WAL: {archive}. {used}</p>"
+        f" standbys: {shards.standbys(activity, lags)}; WAL: {shards.archive(activity, now)}."
+        f" {used}</p>"
     )
 
 
@@ -165,7 +163,12 @@ def _caches(nodes: Sequence[Node], hits: Mapping[str, str], now: float) -> str:
     )
 
 
-def _buckets(services: Services, buckets: Sequence[Bucket] | None, public: set[str]) -> str:
+def _buckets(
+    services: Services,
+    buckets: Sequence[Bucket] | None,
+    public: set[str],
+    several: Sequence[Shard],
+) -> str:
     if buckets is None:
         return '<h2>Buckets</h2><p class="quiet">Not known while the database does not answer.</p>'
     rates = _rates(services)
@@ -181,11 +184,14 @@ def _buckets(services: Services, buckets: Sequence[Bucket] | None, public: set[s
             f"after {ago(each.default_ttl)}" if each.default_ttl else "",
             f"for {ago(each.changes_kept)}" if each.changes_kept else "",
             f"{rates[each.name]:.1f}" if each.name in rates else "\N{EN DASH}",
+            *([f"{each.shard}"] if several else []),
         )
         for each in buckets[:_MOST_BUCKETS]
     ]
     more = len(buckets) - len(rows)
     notes = [f"{more} more: GET /buckets lists all." if more > 0 else ""]
+    if away := [f"{each.number}" for each in several if not each.state.ok]:
+        notes.append(f"Those of shard {' and '.join(away)} are not known now.")
     if not services.config.metrics_buckets:
         notes.append("Rates by bucket are counted with POKY_METRICS_BUCKETS.")
     if not has_pages:
@@ -198,6 +204,7 @@ def _buckets(services: Services, buckets: Sequence[Bucket] | None, public: set[s
         "expiry",
         "changes kept",
         "requests/s here",
+        *(["shard"] if several else []),
     )
     empty = "There are none yet: curl -X PUT on this listener's /buckets/NAME makes one."
     made = table("Buckets", columns, rows, empty, "keys (about), size, requests/s here")

@@ -23,6 +23,11 @@ _ENOUGH = 50  # requests, to say that they are slow
 DO = {
     "database": "Is PostgreSQL up, and does the firewall let this host through? systemctl status"
     " 'postgresql@*' on its host; reads from the caches go on as long as their leases.",
+    "shard": "Is PostgreSQL up there, and does the firewall let this host through? Until then its"
+    " buckets answer 503, and GET /buckets too; the others go on.",
+    "control": "Is PostgreSQL up there, and does the firewall let this host through? Until then"
+    " buckets elsewhere that an instance knows go on; others, tokens and leases do not.",
+    "number": "Correct POKY_SHARDS; poky shards says what does not fit.",
     "schema": "Run the deploy, or poky migrate.",
     "cache": "Is Varnish up on its host, and can this host reach its purge listener? Writes go on,"
     " reads through it are passed on; it takes part again by itself.",
