@@ -331,6 +331,15 @@ def test_a_bad_body_is_400_naming_the_first_bad_item_and_field(
         ('[{"key": "a", "data": true}]', "got true or false"),
         ('[{"key": "a", "data_base64": "YWJj\\nYWJj"}]', "without line breaks"),
         ('[{"key": "a", "data_base64": "_-__"}]', "+ /"),
+        ('[{"key": "a", "data_base64": 17}]', "expected a string, got a number"),
+        ('[{"key": "a", "data": "v", "ttl": 5.0}]', "expected a whole number, without point"),
+        ('[{"key": "a", "data": "v", "ttl": 1e3}]', "expected a whole number, without point"),
+        ('[{"key": "a", "data": "v", "ttl": "5"}]', "expected a whole number, got a string"),
+        (
+            '[{"key": "a", "data": "v"}, {"key": "b", "data": "na\u00efve"}]'.encode("latin-1"),
+            "item 1, field data: the byte 0xef is not UTF-8; bytes go into data_base64",
+        ),
+        ('[{"key": "na\u00efve", "data": "v"}]'.encode("latin-1"), "the byte 0xef is not UTF-8"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -6,6 +6,7 @@ break, and what nginx and Varnish answer themselves.
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import re
@@ -171,6 +172,13 @@ def test_a_write_has_no_range(client: Client, method: str, range: str) -> None:
     assert client.get(KEY).status == (200 if method == "PUT" else 404)
 
 
+@pytest.mark.parametrize("path", ["/status", "/buckets", "/kv/b", "/kv/b?limit=2", "/help", "/"])
+def test_only_an_object_has_parts(client: Client, path: str) -> None:
+    whole = client.get(path)
+    part = client.request("GET", path, headers={"Range": "bytes=0-1"})
+    assert (part.status, part.body) == (200, whole.body)
+
+
 @pytest.mark.parametrize("path", ["/status", "/buckets", "/kv/b?limit=2", KEY])
 @pytest.mark.parametrize("range", ["bytes=abc", "bytes=5-2", "items=0-1", "bytes=0-0,1-1", "bytes"])
 def test_what_is_no_plain_range_is_ignored(client: Client, path: str, range: str) -> None:
@@ -282,6 +290,31 @@ def test_no_path_is_resolved_into_another_key(chain: Chain, client: Client, meth
                 assert json.loads(response.body)["code"] == "path_not_found"
     assert client.get("/kv/b?prefix=").json() == before
     assert [client.get(f"/kv/b/{key}").body for key in keys] == [key.encode() for key in keys]
+
+
+@pytest.mark.parametrize(
+    "path", ["/changes", "/kv", "/multi", "/buckets/", "/help/", "/status/", "/kv/b/"]
+)
+def test_no_path_is_redirected(chain: Chain, client: Client, path: str) -> None:
+    """nginx would send from a location to the same with a slash, as a page of its own."""
+    through, direct = client.get(path), Client(chain.instances[0].port).get(path)
+    assert (through.status, through.body) == (direct.status, direct.body)
+    assert through.headers["Location"] is None
+
+
+@pytest.mark.parametrize(
+    ("coding", "value"),
+    [("gzip", b"no gzip at all"), ("gzip", b""), ("br", b""), ("gzip", gzip.compress(b"x"))],
+    ids=["no gzip", "empty gzip", "empty br", "gzip"],
+)
+@pytest.mark.parametrize("accepted", ["gzip", "identity", ""])
+def test_a_coding_is_kept_and_never_looked_into(
+    client: Client, coding: str, value: bytes, accepted: str
+) -> None:
+    client.put("/kv/b/coded", value, content_encoding=coding)
+    for _ in range(2):
+        got = client.request("GET", "/kv/b/coded", headers={"Accept-Encoding": accepted})
+        assert (got.status, got.headers["Content-Encoding"], got.body) == (200, coding, value)
 
 
 @pytest.mark.parametrize("status", ["hit", "miss"])

@@ -26,7 +26,7 @@ CASES = sorted(ROOT.glob("tests/vcl/*.vtc"))
 _NEEDED = [
     word
     for each in parameters()
-    if each.startswith(("max_restarts=", "nuke_limit=", "http_max_hdr="))
+    if each.startswith(("max_restarts=", "nuke_limit=", "http_max_hdr=", "http_gzip_support="))
     for word in ("-p", each)
 ]
 # Compiling each VCL with optimisation would be most of a test's CPU time; a shell reads the quotes.

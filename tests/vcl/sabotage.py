@@ -50,6 +50,21 @@ SABOTAGES = {
         (("    purge.hard();\n", ""),),
         "28-",
     ),
+    "codings-checked": Sabotage(
+        "Varnish checks that what says gzip is gzip.",
+        (('    set beresp.filters = "";\n', ""),),
+        "38-",
+    ),
+    "coding-lost": Sabotage(
+        "An empty value loses its coding.",
+        (("    if (resp.http.Poky-Coding) {", "    if (false) {"),),
+        "38-",
+    ),
+    "lists-in-parts": Sabotage(
+        "Varnish cuts whatever it is asked to cut.",
+        ((' && req.url ~ "^/kv/[^/?]++/") {', ") {"),),
+        "46-",
+    ),
     "aliases-cached": Sabotage(
         "Every spelling of an object's URL is cached; a purge names only one.",
         (

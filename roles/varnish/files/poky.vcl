@@ -65,9 +65,10 @@ sub poky_recv_escapes {
 # Only a GET has a range, and here only one plain range of bytes: whatever else it says may be ignored (RFC
 # 9110 14.2), and is, before Varnish judges it. Numbers that Varnish cannot hold stand for the end.
 # Every change of a field leaves a copy in the workspace: a long list of ranges goes unchanged.
+# And only an object has parts: Varnish would cut a list, which is another one when the next part is asked for.
 sub poky_recv_range {
     std.collect(req.http.Range);
-    if (req.http.Range ~ "(?i)^bytes=[0-9]{0,99}+-[0-9]{0,99}+$") {
+    if (req.http.Range ~ "(?i)^bytes=[0-9]{0,99}+-[0-9]{0,99}+$" && req.url ~ "^/kv/[^/?]++/") {
         call poky_recv_one_range;
     } else {
         unset req.http.Range;
@@ -265,10 +266,22 @@ sub vcl_backend_response {
     } else {
         call poky_beresp_transient;
     }
+    if (beresp.http.Content-Encoding) {
+        call poky_beresp_coded;
+    }
     if (beresp.http.Content-Length) {
         call poky_beresp_whole;
     }
     return (deliver);
+}
+
+# Bytes are the client's, whatever coding it gave them: Varnish would check that gzip is gzip, and answer 503
+# if not. And it takes the coding off an empty value (poky_deliver_coding).
+sub poky_beresp_coded {
+    set beresp.filters = "";
+    if (beresp.http.Content-Length == "0") {
+        set beresp.http.Poky-Coding = beresp.http.Content-Encoding;
+    }
 }
 
 # What promises a length is sent once it is whole. If the instance dies in mid-body, or storage is full,
@@ -499,6 +512,9 @@ sub vcl_deliver {
     if (req.http.If-None-Match) {
         call poky_deliver_if_none_match;
     }
+    if (resp.http.Poky-Coding) {
+        call poky_deliver_coding;
+    }
     if (obj.hits == 0) {
         call poky_deliver_miss;
     }
@@ -589,6 +605,11 @@ sub poky_deliver_range {
     if (resp.http.Content-Length == "0") {
         unset req.http.Range;
     }
+}
+
+sub poky_deliver_coding {
+    set resp.http.Content-Encoding = resp.http.Poky-Coding;
+    unset resp.http.Poky-Coding;
 }
 
 sub poky_deliver_miss {

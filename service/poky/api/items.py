@@ -55,6 +55,7 @@ class _PutItem(_KeyItem, forbid_unknown_fields=True):
 # How JSON names the types that msgspec names in Python's words.
 _KINDS = {
     "str": "a string",
+    "bytes": "a string",
     "int": "a number",
     "float": "a number",
     "bool": "true or false",
@@ -229,10 +230,11 @@ def _read_data(number: int, literal: msgspec.Raw) -> bytes | None:
     except msgspec.ValidationError as error:
         raise refuse(400, "bad_item", _explained(f"{error} - at `$[{number}].data`")) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise refuse(400, "bad_json", _why_not_json(bytes(view), error)) from None
+        why = _why_not_json(bytes(view), error, f"item {number}, field data: ")
+        raise refuse(400, "bad_json", why) from None
 
 
-def _why_not_json(body: bytes, error: Exception) -> str:
+def _why_not_json(body: bytes, error: Exception, where: str = "") -> str:
     """What is wrong with a body that is no JSON, as a sentence of its own."""
     if body.startswith(codecs.BOM_UTF8):
         why = "send it without the byte order mark"
@@ -240,9 +242,12 @@ def _why_not_json(body: bytes, error: Exception) -> str:
         why = "it looks like UTF-16 or UTF-32"
     elif len(body) <= _LARGE and _has_lone_surrogate(body):
         why = "an escape \\ud800 to \\udfff without its other half; bytes go into data_base64"
+    elif isinstance(error, UnicodeDecodeError):
+        byte = error.object[error.start]
+        why = f"the byte 0x{byte:02x} is not UTF-8; bytes go into data_base64"
     else:
         why = str(error)
-    return f"The body is not JSON in UTF-8: {why}."
+    return f"The body is not JSON in UTF-8: {where}{why}."
 
 
 def _has_lone_surrogate(body: bytes) -> bool:
@@ -285,6 +290,8 @@ def _explained(message: str) -> str:
     """Say msgspec's «Expected `str`, got `int` - at `$[3].key`» the way people count."""
     what, _, path = message.partition(" - at ")
     at = re.match(r"`\$\[(\d+)\](?:\.([a-z_0-9]+))?", path)
+    what = re.sub("Expected `int(?: [|] null)?`", "Expected a whole number", what)
+    what = what.replace("number, got `float`", "number, without point or exponent")
     what = re.sub("`([a-z]+)(?: [|] null)?`", lambda kind: _KINDS.get(kind[1], kind[1]), what)
     if "base64" in what:
         what = "not base64: send A-Z a-z 0-9 + / padded with =, without line breaks"
