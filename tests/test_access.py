@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from poky.access import RIGHTS, Grants, Token
+from poky.access import RIGHTS, Decision, Grants, Token, Verdict
 from poky.api import ROUTES
 from tests.conftest import Database
 from tests.service import Client, Headers, Response, Service, running
@@ -511,6 +511,17 @@ def test_grants_match_buckets() -> None:
     assert not grants.allow("list", "user")
     assert grants.allow("list", None)
     assert not grants.allow("admin", None)
+
+
+def test_a_cache_is_told_no_more_than_what_is_left_of_a_token() -> None:
+    now = time.monotonic()
+    ends = {end: Decision(Verdict.GRANTED, "p", None, now + end) for end in (-5.0, 0.25, 90.0)}
+    left = {end: decision.seconds_left() for end, decision in ends.items()}
+    assert left[-5.0] == 0
+    for end in (0.25, 90.0):
+        assert left[end] is not None
+        assert end - 5 < left[end] <= end
+    assert Decision(Verdict.GRANTED, "p", None, float("inf")).seconds_left() is None
 
 
 def test_a_token_is_read_as_it_is_written() -> None:

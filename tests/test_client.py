@@ -292,6 +292,33 @@ def test_what_nobody_answers_is_unavailable() -> None:
         assert time.monotonic() - began > 0.05
 
 
+@pytest.mark.parametrize("said", ["Sun, 06 Nov 1994 08:49:37 GMT", "soon", "-5", "1e9", "\xb2", ""])
+def test_a_pause_that_is_no_number_is_a_short_one(said: str) -> None:
+    """Retry-After may be a date (RFC 9110), and what stands between says what it likes."""
+    end = "Connection: close\r\n\r\n"
+    facts = "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: text/plain\r\n"
+    answers = [
+        f"HTTP/1.1 503 Busy\r\nRetry-After: {said}\r\nContent-Length: 0\r\n{end}",
+        f'HTTP/1.1 200 OK\r\nETag: "1-a"\r\n{facts}Content-Length: 1\r\n{end}v',
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            for answer in answers:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(answer.encode("latin-1"))
+
+        threading.Thread(target=serve, daemon=True).start()
+        began = time.monotonic()
+        with Client(f"http://127.0.0.1:{listener.getsockname()[1]}", tries=2) as client:
+            found = client.bucket("b").get("k")
+    assert found is not None
+    assert found.value == b"v"
+    assert time.monotonic() - began < 5
+
+
 def test_a_token_is_sent(database: Database, bucket: str, tmp_path: Path) -> None:
     record(database, bucket)
     token = Maker(database)(f"read,write,list:{bucket}")

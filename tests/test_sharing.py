@@ -18,7 +18,7 @@ from poky.sharing.writes import FEW_WRITES
 from poky.store import ALONE, Object, Put, Store, StoreError, Value, Write, bucket_functions
 from tests.conftest import Database
 from tests.fake_cache import FakeCache
-from tests.service import Service, running, wait_until
+from tests.service import Service, free_ports, running, wait_until
 
 THREADS = 4
 
@@ -229,6 +229,34 @@ def test_reads_are_asked_again_when_their_connection_is_lost(
         )
     found = read(reads, [("a", "k")] * 5)
     assert [bytes(each.value) for each in found] == [b"1"] * 5
+
+
+class Asked(Store):
+    """A store that counts how often it is asked for objects."""
+
+    times = 0
+
+    def get_each(self, *arguments: Any, **options: Any) -> Any:
+        self.times += 1
+        return super().get_each(*arguments, **options)
+
+
+def test_reads_that_fail_for_all_are_not_asked_again_one_by_one(own_database: Database) -> None:
+    """Neither where no database is, whatever the buckets, nor of one bucket that is locked."""
+    away = Asked(f"host=127.0.0.1 port={free_ports(1)[0]} dbname=none", pool_size=2)
+    with closing(away):
+        outcomes = read(Reads(away, THREADS), [("a", "k"), ("b", "k"), ("c", "k")])
+        assert [each.code for each in outcomes] == ["database_unavailable"] * 3
+        assert away.times == 1
+    locked = Asked(own_database.dsn_service, pool_size=2, lock_timeout=0.2)
+    locked.ensure_bucket("a")
+    locked.put("a", "k", b"1", "text/plain")
+    with closing(locked), closing(own_database.connect()) as holder, holder.cursor() as cursor:
+        cursor.execute("SELECT leaf FROM poky.bucket WHERE name = 'a'")
+        cursor.execute(f"LOCK poky.{cursor.fetchone()[0]} IN ACCESS EXCLUSIVE MODE")
+        outcomes = read(Reads(locked, THREADS), [("a", "k"), ("a", "l")])
+        assert [each.code for each in outcomes] == ["database_slow"] * 2
+        assert locked.times == 1
 
 
 @pytest.mark.parametrize("kind", ["partitioned"])  # the flat schema has one table for all

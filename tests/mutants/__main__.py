@@ -25,7 +25,7 @@ CONCERN = {
     "access": "test_access",
     "api": "test_objects test_batches test_listing test_conditions test_memory",
     "api/admin": "test_admin test_listing test_metrics",
-    "api/application": "test_objects test_admin test_errors test_front test_listing",
+    "api/application": "test_objects test_admin test_errors test_front test_listing test_origins",
     "api/buckets": "test_listing test_buckets test_access",
     "api/codes": "test_codes",
     "api/changes": "test_following",

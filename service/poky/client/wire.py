@@ -163,4 +163,4 @@ def _refuse_dots(path: str) -> None:
 
 
 def _seconds(text: str | None) -> float:
-    return min(float(text), _MOST_PAUSE) if text and text.isdigit() else 0.0
+    return min(float(text), _MOST_PAUSE) if text and text.isdecimal() else 0.0
