@@ -234,17 +234,37 @@ def test_a_cache_that_is_cut_off_is_named(
             admin, lease = service.admin(), Client(service.lease_port)
             admin.request("PUT", "/buckets/b")
             wait_until(lambda: lease.get("/lease", poky_node="one").status == 200)
+            reader = service.client()
             assert "All is well" in state_of(admin)
-            # Nothing renews its lease now.
-            seen_within(admin, "The cache one does not renew its lease.")
-            seen_within(admin, "The cache one has no lease.")
+            # Nothing renews its lease now, and a cache without one passes its reads on.
+
+            def said() -> str:
+                reader.get("/kv/b/k")
+                return state_of(admin)
+
+            wait_until(lambda: "The cache one does not renew its lease." in said(), 30)
+            wait_until(lambda: "The cache one has no lease." in said(), 30)
             cache.stop()
             service.client().put("/kv/b/k", "v")
             seen_within(admin, "The cache one is suspended")
-            said = state_of(admin)
-            assert re.search(r"suspended\. +since \d+ s", said)
-            assert "Is Varnish up on its host" in said
+            state = state_of(admin)
+            assert re.search(r"suspended\. +since \d+ s", state)
+            assert "Is Varnish up on its host" in state
             assert "it is suspended" in show(admin).body.decode().rpartition("Last warnings")[2]
+
+
+def test_a_cache_that_nobody_reads_from_needs_no_lease(
+    kind: str, own_database: Database, tmp_path: Path
+) -> None:
+    with FakeCache("one") as cache:
+        settings = {"caches": f"one={cache.url}", "lease_seconds": "2", "statement_timeout": "30"}
+        with running(own_database.dsn_service, tmp_path / "log", **settings) as service:
+            admin, lease = service.admin(), Client(service.lease_port)
+            admin.request("PUT", "/buckets/b")
+            wait_until(lambda: lease.get("/lease", poky_node="one").status == 200)
+            time.sleep(4)
+            service.client().put("/kv/b/k", "v")
+            assert "All is well" in state_of(admin)
 
 
 def test_a_cache_that_confirms_late_or_was_removed_is_named(

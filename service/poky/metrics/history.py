@@ -21,6 +21,7 @@ class Sample(NamedTuple):
     slowest_percent: float | None  #: what 99 of 100 stay below
     buckets: dict[str, int]  #: requests by bucket, of those that have series
     grouped: float | None = None  #: writes that shared a statement, on average; None: no write
+    reads: int = 0  #: GET and HEAD
 
 
 class Totals(NamedTuple):
@@ -33,6 +34,7 @@ class Totals(NamedTuple):
     buckets: dict[str, int]
     statements: int = 0  #: for writes
     writes: int = 0  #: in these
+    reads: int = 0
 
 
 class History:
@@ -89,6 +91,7 @@ def _between(bounds: Sequence[float], before: Totals, totals: Totals) -> Sample:
             if count > before.buckets.get(name, 0)
         },
         (totals.writes - before.writes) / statements if statements > 0 else None,
+        totals.reads - before.reads,
     )
 
 

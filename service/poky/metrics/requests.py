@@ -113,8 +113,8 @@ class Metrics:
         """What there was on routes that begin so."""
         with self._counting:
             of_clients = [
-                (status, count)
-                for (_, route, status), count in self.requests.items()
+                (method, status, count)
+                for (method, route, status), count in self.requests.items()
                 if route.startswith(routes)
             ]
             times = [0.0] * (len(SECONDS) + 2)
@@ -124,10 +124,13 @@ class Metrics:
             buckets: Counter[str] = Counter()
             for (bucket, _), count in self.bucket_requests.items():
                 buckets[bucket] += count
-        failed = sum(count for status, count in of_clients if status.startswith("5"))
-        requests = sum(count for _, count in of_clients)
+        failed = sum(count for _, status, count in of_clients if status.startswith("5"))
+        requests = sum(count for _, _, count in of_clients)
+        reads = sum(count for method, _, count in of_clients if method in ("GET", "HEAD"))
         shared = self._writes
-        return Totals(now, requests, failed, times[:-1], dict(buckets), shared.count, shared.sum)
+        return Totals(
+            now, requests, failed, times[:-1], dict(buckets), shared.count, shared.sum, reads
+        )
 
     def _count(self) -> None:
         """Count what was seen, and queue its lines."""

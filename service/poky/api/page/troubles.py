@@ -77,6 +77,8 @@ def troubles(
     elif state.schema != "ok":
         found.append(Trouble(f"The database's schema is {state.schema}.", None, DO["schema"]))
     found += [_of_node(node) for node in nodes if node.suspended_at is not None]
+    last = sight.recent()
+    # A cache that nobody reads from asks for none; one that gets none passes its reads on.
     found += [
         Trouble(
             f"The cache {node.name} {_lack(node, now)}.",
@@ -84,7 +86,7 @@ def troubles(
             DO["lease"],
         )
         for node in nodes
-        if node.suspended_at is None and _lack(node, now)
+        if node.suspended_at is None and last and last.reads and _lack(node, now)
     ]
     if state.ok:
         known = {word for node in nodes for word in (node.name, node.url)}
@@ -123,7 +125,6 @@ def troubles(
         since = min(sample.at - sample.seconds for sample in recent if sample.failed)
         what = f"{failed:,} of {requests:,} requests of the last minute failed (5xx)."
         found.append(Trouble(what, since, DO["failed"]))
-    last = sight.recent()
     if last and last.requests >= _ENOUGH and (last.slowest_percent or 0) > _SLOW_SECONDS:
         what = (
             f"One request for an object in a hundred took longer than {last.slowest_percent:.2f} s."
