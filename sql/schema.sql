@@ -30,7 +30,9 @@ CREATE TABLE poky.bucket (
     public_read boolean NOT NULL DEFAULT false,
     default_ttl integer CHECK (default_ttl BETWEEN 1 AND 1000000000),
     changes_kept integer CHECK (changes_kept BETWEEN 1 AND 31622400),
-    changes_since pg_snapshot
+    changes_since pg_snapshot,
+    stay integer NOT NULL DEFAULT 0,
+    former jsonb
 );
 COMMENT ON TABLE poky.bucket IS 'The registry of buckets. Tables are named by id, never by name.';
 COMMENT ON COLUMN poky.bucket.leaf IS
@@ -46,7 +48,11 @@ COMMENT ON COLUMN poky.bucket.default_ttl IS
 COMMENT ON COLUMN poky.bucket.changes_kept IS
 'Seconds for which its changes are kept; null: they are not recorded.';
 COMMENT ON COLUMN poky.bucket.changes_since IS
-'What was committed when recording began: every later change is recorded.';
+'What was committed when recording began, or the bucket came here: every later change is recorded.';
+COMMENT ON COLUMN poky.bucket.stay IS
+'How often it has come from another database: its cursors tell.';
+COMMENT ON COLUMN poky.bucket.former IS
+'Where its changes are that were recorded in other databases, by stay, and with which cursor the next one begins.';
 
 -- Column order saves padding: eight-byte columns first.
 CREATE TABLE poky._object (
@@ -239,6 +245,18 @@ CREATE TABLE poky._mark (
     value text COLLATE "C" NOT NULL
 );
 COMMENT ON TABLE poky._mark IS 'By bucket: what the source has written last, while it is moved.';
+
+CREATE TABLE poky._stay (
+    id integer NOT NULL,
+    stay integer NOT NULL,
+    since pg_snapshot NOT NULL,
+    until pg_snapshot NOT NULL,
+    changes_kept integer NOT NULL,
+    ended_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (id, stay)
+);
+COMMENT ON TABLE poky._stay IS
+'Buckets that have moved away: between which snapshots their changes were recorded here, and how long these are kept.';
 
 CREATE TYPE poky.object AS (
     key text,

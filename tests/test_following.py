@@ -403,7 +403,7 @@ def test_a_reader_that_is_slow_misses_nothing(
 class _Idle(Follower):
     def __init__(self, bucket: str) -> None:
         super().__init__(bucket)
-        self.cursor = Cursor.parse("s.7.7.")
+        self.cursor = Cursor.parse("1.7.7.")
 
     def take(self, changes: list[Changed], page: Cursor) -> None: ...
 
@@ -424,7 +424,7 @@ class _Calls:
 
     def changes(self, bucket: str, *place: Any) -> ChangesPage:
         self.asked.append(bucket)
-        return ChangesPage([], "s.7.7.", True, "")
+        return ChangesPage([], "1.7.7.", True, "")
 
 
 def test_a_reader_that_is_slow_costs_no_look_at_the_changes() -> None:
@@ -446,8 +446,8 @@ def test_a_reader_that_is_slow_costs_no_look_at_the_changes() -> None:
 
 def test_a_stream_that_has_read_all_asks_no_more() -> None:
     """Its last page was full: one more look, and from then on it waits for the feed."""
-    change = Changed("k", "delete", 1, None, None, 1, "s.7.7.")
-    pages = [ChangesPage([change], "s.7.7.", False, ""), ChangesPage([], "s.7.7.", True, "")]
+    change = Changed("k", "delete", 1, None, None, 1, "1.7.7.")
+    pages = [ChangesPage([change], "1.7.7.", False, ""), ChangesPage([], "1.7.7.", True, "")]
     store = SimpleNamespace(
         held_policy=lambda: None,
         under=lambda policy, check: nullcontext(),

@@ -221,17 +221,18 @@ class Writer:
                 if self._stop.is_set():
                     return
                 with suppress(StoreError):
-                    store.put(self._bucket, f"w{number % 200}", b"%d" % number, "t")
+                    store.put(self._bucket, f"w{number:09d}", b"v", "t")
                     self.acknowledged.append(number)
 
     def lost(self) -> list[int]:
-        """What was acknowledged, and neither it nor anything later is there."""
+        """What was acknowledged and is not there."""
+        there: set[str] = set()
+        after = ""
         with closing(opened(self._database, 2)) as store:
-            there = {}
-            for number in range(200):
-                found = store.get(self._bucket, f"w{number}")
-                there[number] = 0 if found is None else int(bytes(found.value))
-        return [number for number in self.acknowledged if there[number % 200] < number]
+            while entries := store.list_page(self._bucket, "w", after, 1000).entries:
+                after = entries[-1].key
+                there.update(each.key for each in entries)
+        return [number for number in self.acknowledged if f"w{number:09d}" not in there]
 
 
 def takers(database: Database, bucket: str) -> int:

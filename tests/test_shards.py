@@ -635,20 +635,6 @@ def test_a_bucket_that_moves_is_not_dropped_and_no_other_one_moves(
         store.put(f"{name}-{shard}", "k", b"v", "t")
 
 
-def test_a_bucket_with_kept_changes_does_not_move(
-    sharded: Database, store: ShardedStore, name: str
-) -> None:
-    """The cursors of its followers would mean nothing in another database."""
-    store.ensure_bucket(name, 1)
-    with closing(ShardedStore(sharded.dsn_owner, dict(owners_besides(sharded)))) as admin:
-        admin.keep_changes(name, 60)
-    with pytest.raises(SchemaError, match="--changes none"):
-        moving.move(owners(sharded), name, 2)
-    moving.abort(owners(sharded))
-    store.put(name, "k", b"v", "t")
-    assert nothing_is_left(sharded, name, 1) == []
-
-
 def test_what_a_bucket_is_moves_with_it(sharded: Database, store: ShardedStore, name: str) -> None:
     """Its ttl, its visibility, and objects that expire; and back again."""
     store.ensure_bucket(name, 0)

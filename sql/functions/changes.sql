@@ -104,6 +104,7 @@ BEGIN
         );
         UPDATE poky.bucket SET
             changes_kept = p_seconds,
+            former = NULL,
             changes_since = CASE WHEN p_seconds IS NOT NULL THEN poky._settled_snapshot() END
         WHERE id = v_bucket.id AND coalesce(leaf, '_object') = v_table;
         IF NOT FOUND THEN
@@ -132,7 +133,13 @@ DECLARE
     v_name text;
     v_dropped integer := 0;
 BEGIN
-    SELECT max(b.changes_kept) * interval '1 second' INTO v_kept FROM poky.bucket AS b;
+    DELETE FROM poky._stay AS y
+    WHERE y.ended_at + (y.changes_kept + 86400) * interval '1 second' < now();
+    SELECT max(k.seconds) * interval '1 second' INTO v_kept FROM (
+        SELECT b.changes_kept FROM poky.bucket AS b
+        UNION ALL
+        SELECT y.changes_kept FROM poky._stay AS y
+    ) AS k (seconds);
     FOR v_day IN SELECT current_date + n FROM generate_series(0, 2) AS n LOOP
         v_name := to_char(v_day, '"_change_"YYYYMMDD');
         IF v_kept IS NOT NULL AND to_regclass('poky.' || v_name) IS NULL AND NOT EXISTS (
@@ -194,80 +201,47 @@ $$;
 COMMENT ON FUNCTION poky._changes_between IS
 'The changes that one snapshot does not have and a later one has, by revision, from above p_last.';
 
-CREATE OR REPLACE FUNCTION poky.changes(
-    p_bucket text, p_after text, p_prefix text, p_limit integer,
+CREATE OR REPLACE FUNCTION poky._read_changes(
+    p_id integer, p_stay integer, p_after record, p_end pg_snapshot, p_next text, p_prefix text,
+    p_limit integer,
     OUT key text, OUT result text, OUT revision bigint, OUT hash text, OUT modified_at bigint,
     OUT xid bigint, OUT next text, OUT policy text
 )
 RETURNS SETOF record
-LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = poky, pg_temp
+LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
-    v_bucket poky.bucket;
-    v_now pg_snapshot := poky._settled_snapshot();
-    v_seen_at timestamptz := clock_timestamp();
-    v_until_at timestamptz := v_seen_at;
-    v_seen pg_snapshot := v_now;
-    v_until pg_snapshot;
-    v_last bigint := 0;
+    v_seen pg_snapshot := p_after.seen;
+    v_until pg_snapshot := p_after.until;
+    v_seen_at timestamptz := p_after.seen_at;
+    v_until_at timestamptz := p_after.until_at;
+    v_last bigint := p_after.last;
+    v_stay text := CASE WHEN p_stay > 0 THEN p_stay || 's' ELSE '' END;
     v_change poky._change;
     v_left integer := p_limit;
     v_is_last boolean := false;
     v_window_text text;
 BEGIN
-    SELECT * INTO v_bucket FROM poky.bucket AS b WHERE b.name = p_bucket;
-    IF v_bucket.id IS NULL AND NOT poky._is_flat() THEN
-        PERFORM poky._refuse_bucket(p_bucket);
-    ELSIF v_bucket.changes_kept IS NULL THEN
-        RAISE EXCEPTION USING
-            ERRCODE = 'PK404',
-            HINT = 'changes_off',
-            MESSAGE = format('The changes of the bucket %s are not recorded.', p_bucket);
-    END IF;
-    IF p_after = '0' THEN
-        v_seen := v_bucket.changes_since;
-    ELSIF p_after <> '' THEN
-        SELECT * INTO v_seen, v_until, v_seen_at, v_until_at, v_last
-        FROM poky._read_cursor(p_after);
-    END IF;
-    IF v_seen_at < clock_timestamp() - (v_bucket.changes_kept + 3600) * interval '1 second'
-        OR NOT poky._includes(v_seen, v_bucket.changes_since)
-        OR pg_snapshot_xmax(v_seen) > pg_snapshot_xmax(v_now)
-        -- Of a bucket of this name in another database, where numbers of transactions mean others.
-        OR v_seen_at < date_trunc('second', v_bucket.created_at)
-        -- Numbers of transactions from before a restore are given out again (poky.after_restore).
-        OR v_seen_at < (
-            SELECT date_trunc('second', m.applied_at) FROM poky.migration AS m
-            WHERE m.name = 'restored'
-        )
-    THEN
-        RAISE EXCEPTION USING
-            ERRCODE = 'PK410',
-            HINT = 'changes_gone',
-            MESSAGE = 'Changes after this cursor are not kept any more.';
-    END IF;
     FOR v_window IN 1 .. 20 LOOP
         IF v_until IS NULL
-            AND pg_snapshot_xmax(v_now)::text::bigint - pg_snapshot_xmax(v_seen)::text::bigint > 1000
+            AND pg_snapshot_xmax(p_end)::text::bigint - pg_snapshot_xmax(v_seen)::text::bigint > 1000
         THEN
             SELECT c.step, c.recorded_at INTO v_until, v_until_at FROM poky._change AS c
-            WHERE c.bucket_id = v_bucket.id AND c.step IS NOT NULL
+            WHERE c.bucket_id = p_id AND c.step IS NOT NULL
                 AND pg_snapshot_xmax(c.step) > pg_snapshot_xmax(v_seen)
+                AND pg_snapshot_xmax(c.step) <= pg_snapshot_xmax(p_end)
                 AND poky._includes(c.step, v_seen)
             ORDER BY pg_snapshot_xmax(c.step) LIMIT 1;
         END IF;
         IF v_until IS NULL THEN
-            v_until := v_now;
+            v_until := p_end;
             v_until_at := clock_timestamp();
             v_is_last := true;
         END IF;
-        v_window_text := poky._cursor(v_seen, v_seen_at) || '_'
+        v_window_text := v_stay || poky._cursor(v_seen, v_seen_at) || '_'
             || poky._cursor(v_until, v_until_at) || '_';
         FOR v_change IN
-            SELECT * FROM poky._changes_between(
-                v_bucket.id, v_seen, v_until, v_last, p_prefix, v_left
-            )
+            SELECT * FROM poky._changes_between(p_id, v_seen, v_until, v_last, p_prefix, v_left)
         LOOP
             key := v_change.key;
             result := v_change.result;
@@ -282,16 +256,75 @@ BEGIN
         EXIT WHEN v_left = 0;
         v_seen := v_until;
         v_seen_at := v_until_at;
-        next := poky._cursor(v_seen, v_seen_at);
+        next := v_stay || poky._cursor(v_seen, v_seen_at);
         EXIT WHEN v_is_last;
         v_until := NULL;
         v_last := 0;
     END LOOP;
     key := NULL;
-    result := CASE WHEN v_is_last AND v_left > 0 THEN 'last' ELSE 'more' END;
+    result := 'more';
+    IF v_is_last AND v_left > 0 THEN
+        result := CASE WHEN p_next IS NULL THEN 'last' ELSE 'more' END;
+        next := coalesce(p_next, next);
+    END IF;
     SELECT p.tag INTO policy FROM poky.policy AS p;
     RETURN NEXT;
 END;
 $$;
+COMMENT ON FUNCTION poky._read_changes IS
+'Changes of one stay of a bucket after a cursor (poky._read_cursor) and up to a snapshot, as poky.changes gives them; p_next: the cursor of what follows the stay, null: it has not ended.';
+
+CREATE OR REPLACE FUNCTION poky.changes(
+    p_bucket text, p_after text, p_prefix text, p_limit integer,
+    OUT key text, OUT result text, OUT revision bigint, OUT hash text, OUT modified_at bigint,
+    OUT xid bigint, OUT next text, OUT policy text
+)
+RETURNS SETOF record
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+DECLARE
+    v_bucket poky.bucket;
+    v_now pg_snapshot := poky._settled_snapshot();
+    v_stay integer;
+    v_after record;
+BEGIN
+    SELECT * INTO v_bucket FROM poky.bucket AS b WHERE b.name = p_bucket;
+    IF v_bucket.id IS NULL AND NOT poky._is_flat() THEN
+        PERFORM poky._refuse_bucket(p_bucket);
+    ELSIF v_bucket.changes_kept IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PK404',
+            HINT = 'changes_off',
+            MESSAGE = format('The changes of the bucket %s are not recorded.', p_bucket);
+    END IF;
+    v_stay := v_bucket.stay;
+    IF p_after IN ('', '0') THEN
+        SELECT
+            CASE WHEN p_after = '' THEN v_now ELSE v_bucket.changes_since END AS seen,
+            NULL::pg_snapshot AS until, clock_timestamp() AS seen_at, clock_timestamp() AS until_at,
+            0::bigint AS last
+        INTO v_after;
+        IF p_after = '0' AND v_bucket.former IS NOT NULL THEN
+            v_stay := poky._oldest_stay(v_bucket);
+        END IF;
+    ELSE
+        v_after := poky._read_cursor(p_after);
+        v_stay := poky._stay_of(p_after);
+    END IF;
+    PERFORM poky._refuse_gone(v_after.seen_at, v_bucket.changes_kept, v_stay = v_bucket.stay AND (
+        NOT poky._includes(v_after.seen, v_bucket.changes_since)
+        OR pg_snapshot_xmax(v_after.seen) > pg_snapshot_xmax(v_now)
+        -- Of a bucket of this name in another database, where numbers of transactions mean others.
+        OR v_after.seen_at < date_trunc('second', v_bucket.created_at)
+    ));
+    IF v_stay <> v_bucket.stay THEN
+        PERFORM poky._refuse_former(v_bucket, v_stay);
+    END IF;
+    RETURN QUERY SELECT c.* FROM poky._read_changes(
+        v_bucket.id, v_stay, v_after, v_now, NULL, p_prefix, p_limit
+    ) AS c;
+END;
+$$;
 COMMENT ON FUNCTION poky.changes IS
-'Up to p_limit changes after a cursor (empty: none yet; 0: the oldest kept) whose key starts with p_prefix, each once and those of a key in their order, each with the cursor after it; then a row without a key: whether there is more, the cursor of what comes next, and the policy of this moment. PK404: no such bucket, or its changes are not recorded; PK410: they are not kept so long; PK400.';
+'Up to p_limit changes after a cursor (empty: none yet; 0: the oldest kept) whose key starts with p_prefix, each once and those of a key in their order, each with the cursor after it; then a row without a key: whether there is more, the cursor of what comes next, and the policy of this moment. PK404: no such bucket, or its changes are not recorded; PK410: they are not kept so long; PK503 changes_elsewhere: of a stay in another database (poky.former_changes), the detail says in which; PK400.';

@@ -6,6 +6,8 @@
 -- changes appear: a later number may be committed first. As text: seconds since 1970, xmin, xmax and
 -- the distances of the transactions in progress from xmin; in the midst of a page also the snapshot
 -- in which the page ends and the last revision before: 17.700.709.1-4_18.712.712._99.
+-- Numbers of transactions are of one database: where the bucket came from another one, the cursor
+-- begins with how often it did: 2s17.700.709.1-4.
 -- The helpers are not in SQL: what PostgreSQL cannot inline, it would plan at each call.
 
 CREATE OR REPLACE FUNCTION poky._settled_snapshot() RETURNS pg_snapshot
@@ -88,9 +90,9 @@ CREATE OR REPLACE FUNCTION poky._read_cursor(
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
-    v_parts text [] := string_to_array(p_cursor, '_');
+    v_parts text [] := string_to_array(regexp_replace(p_cursor, '^\d+s', ''), '_');
 BEGIN
-    IF p_cursor !~ '^\d+\.\d+\.\d+\.[\d-]*(_\d+\.\d+\.\d+\.[\d-]*_\d+)?$' THEN
+    IF p_cursor !~ '^(\d{1,9}s)?\d+\.\d+\.\d+\.[\d-]*(_\d+\.\d+\.\d+\.[\d-]*_\d+)?$' THEN
         RAISE data_exception;
     END IF;
     seen := poky._snapshot(v_parts[1]);
@@ -106,3 +108,33 @@ EXCEPTION WHEN data_exception THEN
 END;
 $$;
 COMMENT ON FUNCTION poky._read_cursor IS 'The parts of a cursor. PK400.';
+
+CREATE OR REPLACE FUNCTION poky._stay_of(p_cursor text) RETURNS integer
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+BEGIN
+    RETURN coalesce(substring(p_cursor FROM '^(\d{1,9})s')::integer, 0);
+END;
+$$;
+COMMENT ON FUNCTION poky._stay_of IS 'Of which stay of its bucket a cursor is.';
+
+CREATE OR REPLACE FUNCTION poky._refuse_gone(p_seen_at timestamptz, p_kept integer, p_gone boolean)
+RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    IF p_gone OR p_seen_at < clock_timestamp() - (p_kept + 3600) * interval '1 second'
+        -- Numbers of transactions from before a restore are given out again (poky.after_restore).
+        OR p_seen_at < (
+            SELECT date_trunc('second', m.applied_at) FROM poky.migration AS m
+            WHERE m.name = 'restored'
+        )
+    THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PK410',
+            HINT = 'changes_gone',
+            MESSAGE = 'Changes after this cursor are not kept any more.';
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION poky._refuse_gone IS 'PK410: the cursor is too old, or of another time.';

@@ -50,26 +50,10 @@ AS $$
 $$;
 COMMENT ON FUNCTION poky._end_move IS 'On control: no bucket is being moved.';
 
-CREATE OR REPLACE FUNCTION poky._refuse_followed(p_id integer) RETURNS void
-LANGUAGE plpgsql
-AS $$
-BEGIN
-    IF EXISTS (SELECT FROM poky.bucket AS b WHERE b.id = p_id AND b.changes_kept IS NOT NULL) THEN
-        RAISE EXCEPTION USING
-            ERRCODE = 'PK409',
-            HINT = 'bucket_followed',
-            MESSAGE = 'The bucket''s changes are kept, and the cursors of those who follow it mean'
-                ' nothing in another database. End that first: poky bucket set NAME --changes none.';
-    END IF;
-END;
-$$;
-COMMENT ON FUNCTION poky._refuse_followed IS 'PK409: the bucket''s changes are recorded.';
-
 CREATE OR REPLACE FUNCTION poky._prepare_departure(p_id integer) RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    PERFORM poky._refuse_followed(p_id);
     DELETE FROM poky._mark WHERE id = p_id;
     IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = 'poky_move_' || p_id) THEN
         EXECUTE format(
@@ -79,7 +63,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION poky._prepare_departure IS
-'On the source: publish the bucket''s partition. PK409: its changes are recorded.';
+'On the source: publish the bucket''s partition.';
 
 CREATE OR REPLACE FUNCTION poky._prepare_arrival(p_id integer) RETURNS void
 LANGUAGE plpgsql
@@ -156,7 +140,6 @@ BEGIN
     IF v_bucket.id IS NULL THEN
         RETURN;  -- it has departed
     END IF;
-    PERFORM poky._refuse_followed(p_id);
     IF NOT EXISTS (
         SELECT FROM pg_trigger AS t
         WHERE t.tgrelid = format('poky.%I', v_bucket.leaf)::regclass AND t.tgname = '_fence'
@@ -165,6 +148,7 @@ BEGIN
     END IF;
     -- Reads that are under way end first.
     PERFORM poky._lock_leaf(v_bucket.leaf);
+    PERFORM poky._end_stay(v_bucket);
     PERFORM poky._drop_functions(p_id);
     DELETE FROM poky.bucket AS b WHERE b.id = p_id RETURNING b.* INTO v_bucket;
     INSERT INTO poky.placement AS e (name, id, shard, epoch, settled, public_read, facts)
@@ -172,6 +156,7 @@ BEGIN
         v_bucket.name, p_id, p_target, nextval('poky.revision'), true, v_bucket.public_read,
         to_jsonb(v_bucket) || jsonb_build_object(
             'revision', s.last_value,
+            'shard', (SELECT h.number FROM poky.shard AS h),
             'mark', (SELECT m.value FROM poky._mark AS m WHERE m.id = p_id)
         )
     FROM poky.revision AS s
@@ -222,7 +207,7 @@ BEGIN
     DELETE FROM poky.placement AS e WHERE e.name = v_bucket.name
     RETURNING e.public_read INTO v_public;
     v_bucket.leaf := v_leaf;
-    v_bucket.created_at := clock_timestamp();  -- here; earlier cursors are of another database
+    v_bucket := poky._begin_stay(v_bucket, (p_facts ->> 'shard')::integer);
     v_bucket.public_read := EXISTS (SELECT FROM poky.shard AS s WHERE s.number = 0)
         AND coalesce(v_public, v_bucket.public_read);
     INSERT INTO poky.bucket OVERRIDING SYSTEM VALUE SELECT (v_bucket).*;
@@ -231,6 +216,14 @@ BEGIN
     );
     EXECUTE format('ALTER TABLE poky.%I DROP CONSTRAINT _is_of_bucket', v_leaf);
     PERFORM poky._create_functions(p_id);
+    PERFORM poky._renew_recording(v_leaf);
+    IF v_bucket.changes_kept IS NOT NULL THEN
+        BEGIN
+            PERFORM poky.renew_changes();
+        EXCEPTION WHEN lock_not_available THEN
+            NULL;  -- an instance does it within ten minutes
+        END;
+    END IF;
 END;
 $$;
 COMMENT ON FUNCTION poky._arrive_bucket IS

@@ -31,7 +31,9 @@ BEGIN
         unsettled_until = greatest(
             unsettled_until, ceil(extract(epoch FROM v_now))::bigint + p_future_seconds
         ),
-        changes_since = CASE WHEN changes_kept IS NOT NULL THEN poky._settled_snapshot() END;
+        changes_since = CASE WHEN changes_kept IS NOT NULL THEN poky._settled_snapshot() END,
+        former = NULL;
+    DELETE FROM poky._stay;
     INSERT INTO poky.migration (name, checksum, release, applied_at)
     VALUES ('restored', '', '', v_now)
     ON CONFLICT (name) DO UPDATE SET applied_at = v_now;

@@ -34,19 +34,26 @@ class Snapshot(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """All of ``seen``; and of what ``until`` has besides, what comes up to revision ``last``."""
+    """All of ``seen``; and of what ``until`` has besides, what comes up to revision ``last``.
+
+    And all of the bucket's former stays in other databases: its changes are compared with the
+    cursors of one stay.
+    """
 
     seen: Snapshot
     until: Snapshot | None = None
     last: int = 0
+    stay: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read it as the store gives it."""
         seen, *rest = text.split("_")
+        before, mark, _ = seen.partition("s")
+        stay = int(before) if mark else 0
         if not rest:
-            return cls(Snapshot.parse(seen))
-        return cls(Snapshot.parse(seen), Snapshot.parse(rest[0]), int(rest[1]))
+            return cls(Snapshot.parse(seen), stay=stay)
+        return cls(Snapshot.parse(seen), Snapshot.parse(rest[0]), int(rest[1]), stay)
 
     def __str__(self) -> str:
         if self.until is None:
@@ -62,11 +69,17 @@ class Cursor(NamedTuple):
 
     def after(self, place: "Cursor") -> Self:
         """Move on to a place in a page that began at or before this cursor."""
-        moved = self if self.seen.includes(place.seen) else type(self)(place.seen)
+        if place.stay != self.stay:
+            return self if self.stay > place.stay else type(self)(*place)
+        moved = (
+            self
+            if self.seen.includes(place.seen)
+            else self._replace(seen=place.seen, until=None, last=0)
+        )
         if place.until is None or moved.seen.includes(place.until):
             return moved
         return moved._replace(until=place.until, last=place.last)
 
-    def age_order(self) -> tuple[int, int, int]:
-        """Sorts the cursors of one database: the one that has seen least comes first."""
-        return self.seen.xmax, -len(self.seen.open), self.last
+    def age_order(self) -> tuple[int, int, int, int]:
+        """Sorts the cursors of one bucket: the one that has seen least comes first."""
+        return self.stay, self.seen.xmax, -len(self.seen.open), self.last

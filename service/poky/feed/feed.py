@@ -24,6 +24,7 @@ PERIOD: Final = 0.05  # seconds from one look to the next
 PAGE: Final = 1000  # changes that are read at a time
 TICK: Final = 0.25  # seconds from one tick of the followers to the next
 RENEW: Final = 600.0  # seconds from one renewal of the days to the next
+PAUSE: Final = 1.0  # seconds after a look that failed
 CHECK: Final = 1.0  # seconds after which a follower's token is looked at again
 
 
@@ -65,6 +66,7 @@ class Feed:
         self._admitted: set[Any] = set()
         self._following: dict[Follower, None] = {}
         self._running: set[int | None] = set()  # shards whose thread runs; None: of unknown ones
+        self._paused: dict[tuple[str, int], float] = {}  # until when, where a database is away
         self.statements = 0  #: that looked for changes
         self._background = background
         background.add("changes", store.renew_changes, period=RENEW, scope="fleet")
@@ -114,9 +116,9 @@ class Feed:
         }
 
     def _shard(self, follower: Follower) -> int | None:
-        """Which of several databases has the bucket; None: it is to be found, or there is one."""
+        """Which of several databases has what it has not seen; None: to be found, or only one."""
         if isinstance(self._store, ShardedStore):
-            return self._store.known_shard(follower.bucket)
+            return self._store.known_shard(follower.bucket, follower.cursor.stay)
         return None
 
     def _begin(self, shard: int | None) -> None:
@@ -140,14 +142,17 @@ class Feed:
                 if not following or self._background.is_stopping:
                     self._running.discard(shard)
                     return
-            buckets: dict[str, list[Follower]] = {}
+            # Where a bucket was before it moved is another database, which may be away.
+            stays: dict[tuple[str, int], list[Follower]] = {}
             for follower in following:
-                buckets.setdefault(follower.bucket, []).append(follower)
+                stays.setdefault((follower.bucket, follower.cursor.stay), []).append(follower)
             is_behind = False
             is_due = began - checked > CHECK
             try:
-                for bucket, group in buckets.items():
-                    is_behind |= self._look(bucket, group, is_due=is_due)
+                for place, group in stays.items():
+                    if began >= self._paused.get(place, 0.0):
+                        self._paused.pop(place, None)
+                        is_behind |= self._look(place, group, is_due=is_due)
                 if began - ticked > TICK:
                     ticked = began
                     for follower in following:
@@ -161,19 +166,19 @@ class Feed:
             pause = 0 if is_behind else PERIOD + began - time.monotonic()
             time.sleep(max(pause, PERIOD / 5))
 
-    def _look(self, bucket: str, group: list[Follower], *, is_due: bool) -> bool:
-        """Tell the followers of one bucket what is new; whether there is more already.
+    def _look(self, place: tuple[str, int], group: list[Follower], *, is_due: bool) -> bool:
+        """Tell the followers of one bucket and stay what is new; whether there is more already.
 
         Where nothing is, their cursors are moved on when it is due.
         """
         oldest = min((follower.cursor for follower in group), key=Cursor.age_order)
         self.statements += 1
         try:
-            page = self._store.changes(bucket, str(oldest), "", PAGE)
+            page = self._store.changes(place[0], str(oldest), "", PAGE)
         except StoreError as error:
             if error.status == 503:
                 log.info("changes will be looked for again: %s", error.detail)
-                time.sleep(1)
+                self._paused[place] = time.monotonic() + PAUSE
                 return False
             for follower in group:
                 follower.fail(error)
@@ -183,11 +188,13 @@ class Feed:
         end = Cursor.parse(page.next)
         for follower in group:
             if self._check(follower, page.policy):
-                self._tell(follower, page, end)
+                self._tell(follower, page, oldest.stay, end)
         return not page.is_last
 
-    def _tell(self, follower: Follower, page: ChangesPage, end: Cursor) -> None:
+    def _tell(self, follower: Follower, page: ChangesPage, stay: int, end: Cursor) -> None:
         seen = follower.cursor
+        if seen.stay != stay:  # it has joined anew meanwhile
+            return
         follower.take([each for each in page.changes if not seen.has(each)], end)
 
     def _check(self, follower: Follower, policy: str | None) -> bool:

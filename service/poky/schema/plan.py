@@ -32,7 +32,7 @@ _FUNCTIONS = (
         "shared",
     ),
     *("listing", "transfer", "buckets", "caches", "tokens", "cursors", "changes", "restore"),
-    *("moving", "older"),
+    *("stays", "moving", "older"),
 )
 # Number 1 is schema.sql as it was before there were migrations.
 _MIGRATION = re.compile(r"(\d{4})_(expand|contract)_[a-z0-9_]+\.sql")

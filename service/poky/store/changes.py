@@ -1,5 +1,6 @@
 """The changes of buckets: recorded by the database, read by cursor."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from poky.store.pool import Pool
@@ -26,6 +27,9 @@ class ChangesPage(NamedTuple):
     policy: str
 
 
+_COLUMNS = "key, result, revision, hash, modified_at, xid, next, policy"
+
+
 class Changes(Pool):
     """Follow buckets."""
 
@@ -37,17 +41,26 @@ class Changes(Pool):
         A page may be empty before the end is reached: follow ``next``. StoreError 404 where nothing
         is recorded, 410 for a cursor that is too old, 400 for what is none.
         """
-        rows: list[Any] = list(
-            self._read(
-                "SELECT key, result, revision, hash, modified_at, xid, next, policy"
-                " FROM poky.changes(%s, %s, %s, %s)",
-                (bucket, after, prefix, limit),
-                limit,
-            )
+        rows = self._read(
+            f"SELECT {_COLUMNS} FROM poky.changes(%s, %s, %s, %s)",  # noqa: S608 - columns of ours
+            (bucket, after, prefix, limit),
+            limit,
         )
-        _, result, *_, following, policy = rows.pop()
-        changes = [Changed(*row[:7]) for row in rows]
-        return ChangesPage(changes, following, result == "last", policy)
+        return _page(rows)
+
+    def former_changes(
+        self, stay: Mapping[str, Any], after: str, prefix: str, limit: int
+    ) -> ChangesPage:
+        """As ``changes``, of a stay of the bucket that has ended here (``ChangesElsewhere``).
+
+        It is never the last page: the next stay follows.
+        """
+        rows = self._read(
+            f"SELECT {_COLUMNS} FROM poky.former_changes(%s, %s, %s, %s, %s, %s)",  # noqa: S608
+            (stay["id"], stay["stay"], stay["next"], after, prefix, limit),
+            limit,
+        )
+        return _page(rows)
 
     def keep_changes(self, bucket: str, seconds: int | None) -> bool:
         """Record a bucket's changes and keep them so long; None: do not. Whether that is new."""
@@ -60,3 +73,10 @@ class Changes(Pool):
     def cursor(self) -> str:
         """The cursor of this moment: what is committed later comes after it."""
         return str(self._read_freely("SELECT poky.cursor()", ())[0][0])
+
+
+def _page(found: Sequence[Any]) -> ChangesPage:
+    rows = list(found)
+    _, result, *_, following, policy = rows.pop()
+    changes = [Changed(*row[:7]) for row in rows]
+    return ChangesPage(changes, following, result == "last", policy)

@@ -4,7 +4,10 @@ The only place that knows SQLSTATEs. A function of schema ``poky`` refuses with 
 where nnn is the status, and gives the code as its hint.
 """
 
+import json
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import psycopg2
 
@@ -36,7 +39,6 @@ CODES = {
     "bad_ttl": "A ttl is 1 to 1000000000 seconds, or 0 for never.",
     "bad_token_name": "The token's name is not one.",
     "bucket_elsewhere": "Another database has the bucket, and it was not found in time: try again.",
-    "bucket_followed": "The bucket's changes are kept: it cannot move.",
     "bucket_left_over": "A shard has a bucket of this name that control does not know of.",
     "bucket_moving": "The bucket is being moved to another database. Try again shortly.",
     "bucket_not_empty": "The bucket has keys and was to be dropped only if empty.",
@@ -44,6 +46,7 @@ CODES = {
     "busy": "All connections to the database are in use. Try again shortly.",
     "cache_cut_off": "A cache is cut off, and enough changes wait for it. Try again shortly.",
     "cache_leased": "The cache may hold a lease: suspend it first.",
+    "changes_elsewhere": "The changes after the cursor are in a database that is not named here.",
     "changes_gone": "The changes after the cursor are not kept any more.",
     "changes_off": "The bucket's changes are not recorded.",
     "database_failed": "PostgreSQL reported an unexpected error; nothing was changed.",
@@ -91,6 +94,14 @@ class PolicyChanged(StoreError):
         super().__init__(
             503, "Tokens have just been changed. Try again shortly.", code="policy_changed"
         )
+
+
+class ChangesElsewhere(StoreError):
+    """The changes after a cursor are of a former stay of the bucket, in another database."""
+
+    def __init__(self, detail: str, stay: Mapping[str, Any]) -> None:
+        super().__init__(503, detail, code="changes_elsewhere")
+        self.stay = stay
 
 
 def rights_missing() -> StoreError:
@@ -145,6 +156,10 @@ def translated(error: Exception, *, is_write: bool) -> StoreError:
     if code.startswith("PK"):
         status = int(code[2:])
         given = error.diag.message_hint if isinstance(error, psycopg2.Error) else None
+        if given == "changes_elsewhere" and isinstance(error, psycopg2.Error):
+            return ChangesElsewhere(
+                first_line(error), json.loads(error.diag.message_detail or "{}")
+            )
         return StoreError(
             status, first_line(error), code=given or _CODES_BY_STATUS.get(status, "database_failed")
         )

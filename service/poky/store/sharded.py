@@ -13,8 +13,8 @@ from typing import Any, TypeVar, cast
 
 from poky.store.activity import Activities, Activity
 from poky.store.buckets import Buckets
-from poky.store.changes import Changes
-from poky.store.errors import StoreError
+from poky.store.changes import Changes, ChangesPage
+from poky.store.errors import ChangesElsewhere, StoreError
 from poky.store.objects import Objects
 from poky.store.one_shard import CONTROL, OUTBOX_SHIFT, REFUSED, OneShard, tagged
 from poky.store.placements import ShardState
@@ -73,6 +73,7 @@ class ShardedStore(Store):
         for store in self._others.values():
             store.guard = self.guard  # what a thread is held to holds at every shard
         self._map: dict[str, int] = {}
+        self._stays: dict[tuple[str, int], int] = {}  # where buckets were before they moved
         self._sizes: tuple[float, dict[int, int]] = (0.0, {})
         self._away_until = 0.0
 
@@ -114,9 +115,10 @@ class ShardedStore(Store):
         """What requests that share statements ask of one database."""
         return OneShard(self, self.of_shard(number), number)
 
-    def known_shard(self, bucket: str) -> int | None:
-        """The shard on which the bucket was last; None: control has to be asked."""
-        return self._map.get(bucket)
+    def known_shard(self, bucket: str, stay: int | None = None) -> int | None:
+        """The shard on which the bucket was last, or in a former stay; None: to be asked for."""
+        where = None if stay is None else self._stays.get((bucket, stay))
+        return self._map.get(bucket) if where is None else where
 
     def find_shard(self, bucket: str) -> int:
         """The shard of a bucket; control's where there is none: it says so itself."""
@@ -134,17 +136,12 @@ class ShardedStore(Store):
     def at(self, bucket: str, do: Callable[[Store], Any]) -> Any:
         """Do what concerns a bucket where it is, and wait for it for a moment while it moves."""
         until = time.monotonic() + MOVE_SECONDS
-        has_policy = False
         misses = 0
         while True:
             number = self.find_shard(bucket)
             try:
-                return tagged(number, do(self.of_shard(number)))
+                return tagged(number, self._on(number, do))
             except StoreError as error:
-                if error.code == "policy_changed" and number != CONTROL and not has_policy:
-                    self._spread_policy_to(number)
-                    has_policy = True
-                    continue
                 if error.code not in REFUSED:
                     raise
                 refusal = error
@@ -167,6 +164,17 @@ class ShardedStore(Store):
                     ) from refusal
                 time.sleep(_PAUSE_SECONDS)
 
+    def _on(self, number: int, do: Callable[[Store], Any]) -> Any:
+        """Do it on a shard, which is told of a policy that it has not heard of."""
+        store = self.of_shard(number)
+        try:
+            return do(store)
+        except StoreError as error:
+            if error.code != "policy_changed" or number == CONTROL:
+                raise
+        self._spread_policy_to(number)
+        return do(store)
+
     get = _of_bucket(Objects.get)
     get_part = _of_bucket(Objects.get_part)
     put = _of_bucket(Objects.put)
@@ -178,7 +186,6 @@ class ShardedStore(Store):
     list_page = _of_bucket(Objects.list_page)
     get_small = _of_bucket(Shared.get_small)
     set_bucket_ttl = _of_bucket(Buckets.set_bucket_ttl)
-    changes = _of_bucket(Changes.changes)
     keep_changes = _of_bucket(Changes.keep_changes)
 
     create_token = _of_policy(Store.create_token)
@@ -186,6 +193,25 @@ class ShardedStore(Store):
     rotate_token = _of_policy(Store.rotate_token)
     revoke_token = _of_policy(Store.revoke_token)
     publish_bucket = _of_policy(Store.publish_bucket)
+
+    def changes(
+        self, bucket: str, after: str = "", prefix: str = "", limit: int = 100
+    ) -> ChangesPage:
+        """As a Store's; what was recorded before the bucket moved is read where it was."""
+        try:
+            page: ChangesPage = self.at(
+                bucket, lambda store: Changes.changes(store, bucket, after, prefix, limit)
+            )
+        except ChangesElsewhere as error:
+            stay = error.stay
+            if len(self._stays) >= _KNOWN:
+                self._stays.clear()
+            self._stays[bucket, stay["stay"]] = stay["shard"]
+            page = self._on(
+                stay["shard"],
+                lambda store: Changes.former_changes(store, stay, after, prefix, limit),
+            )
+        return page
 
     def get_each(self, wanted: Sequence[tuple[str, str]], *, is_quick: bool = False) -> list[Found]:
         """As a Store's, one statement for each shard."""

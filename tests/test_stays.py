@@ -1,0 +1,396 @@
+"""Who follows a bucket goes on when it moves to another database: every change once, in order."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poky import embedded
+from poky.feed import Cursor
+from poky.schema import moving
+from poky.schema.shards import join_shards
+from poky.store import Changed, ShardedStore, StoreError
+from tests.conftest import HASTY, Cluster, Database
+from tests.service import Service, running
+from tests.test_following import Events
+from tests.test_moves import ask, of_server
+from tests.test_shards import (
+    Clients,
+    Killed,
+    alter,
+    name,
+    nothing_is_left,
+    opened,
+    owners,
+    owners_besides,
+    sharded,
+    store,
+)
+
+__all__ = ["name", "sharded", "store"]
+
+
+def record(database: Database, bucket: str, seconds: int | None = 86400) -> None:
+    with closing(ShardedStore(database.dsn_owner, dict(owners_besides(database)))) as admin:
+        admin.keep_changes(bucket, seconds)
+
+
+def all_after(store: ShardedStore, bucket: str, cursor: str, limit: int = 100) -> list[Changed]:
+    """Page by page to the end of now."""
+    found: list[Changed] = []
+    for _ in range(1000):
+        page = store.changes(bucket, cursor, "", limit)
+        found += page.changes
+        cursor = page.next
+        if page.is_last:
+            return found
+    raise AssertionError("there is no end")
+
+
+def shown(changes: list[Changed]) -> list[tuple[str, str, int]]:
+    return [(each.key, each.result, each.revision) for each in changes]
+
+
+def recorded(database: Database, bucket_id: int) -> Counter[tuple[str, int]]:
+    """What the logs of all databases have of a bucket."""
+    found: Counter[tuple[str, int]] = Counter()
+    for each in (database, *database.others):
+        with closing(each.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT key, revision FROM poky._change WHERE bucket_id = %s", (bucket_id,)
+            )
+            found.update(cursor.fetchall())
+    return found
+
+
+def identity(store: ShardedStore, bucket: str) -> int:
+    place = store.place(bucket)
+    assert place is not None
+    return place.id
+
+
+def faults(followed: list[tuple[str, int]], logged: Counter[tuple[str, int]]) -> list[str]:
+    """What a follower missed, saw twice, or in a wrong order; it saw (key, revision)."""
+    seen = Counter(followed)
+    wrong = [f"missed: {each}" for each in logged if each not in seen]
+    wrong += [f"twice: {each}" for each, count in seen.items() if count > 1]
+    wrong += [f"not recorded: {each}" for each in seen if each not in logged]
+    last: dict[str, int] = {}
+    for key, revision in followed:
+        if revision < last.get(key, 0):
+            wrong.append(f"order: {key} {revision} after {last[key]}")
+        last[key] = revision
+    return wrong
+
+
+def test_a_follower_goes_on_where_the_bucket_is(
+    sharded: Database, store: ShardedStore, name: str
+) -> None:
+    """There and back again, from every cursor of every page, and from the oldest."""
+    store.ensure_bucket(name, 1)
+    record(sharded, name)
+    begin = store.changes(name).next
+    written = []
+    for shard in (None, 2, 1, 0):
+        if shard is not None:
+            moving.move(owners(sharded), name, shard)
+            assert nothing_is_left(sharded, name, shard) == []
+        for number in range(7):
+            put = store.put(name, f"k{number % 4}", b"%d" % number, "t")
+            written.append((f"k{number % 4}", "put", put.revision))
+    for limit in (1, 3, 7, 1000):
+        for cursor in (begin, "0"):
+            assert shown(all_after(store, name, cursor, limit)) == written
+    assert [each[2] for each in written] == sorted(each[2] for each in written)
+    everything = all_after(store, name, "0", 3)
+    for number, change in enumerate(everything, start=1):
+        assert shown(all_after(store, name, change.next, 4)) == written[number:]
+    assert recorded(sharded, identity(store, name)) == Counter((k, r) for k, _, r in written)
+    page = store.changes(name, "0", "", 7)
+    assert (shown(page.changes), page.is_last) == (written[:7], False)
+    assert shown(all_after(store, name, "", 7)) == []
+    # A prefix that nothing of a stay has; and only what it has.
+    assert all_after(store, name, begin)[0].key == "k0"
+    found = store.changes(name, begin, "nothing", 7)
+    assert (found.changes, found.is_last) == ([], False)
+    stays = [Cursor.parse(each.next).stay for each in everything]
+    assert stays == [0] * 7 + [1] * 7 + [2] * 7 + [3] * 7
+    assert [str(Cursor.parse(each.next)) for each in everything] == [e.next for e in everything]
+
+
+def test_a_follower_sees_each_change_once_while_the_bucket_moves(
+    sharded: Database, name: str
+) -> None:
+    """Pages, as fast as they come, under writers: three moves, the last back."""
+    with closing(opened(sharded, 2)) as store:
+        store.ensure_bucket(name, 1)
+        record(sharded, name)
+        begin = store.changes(name).next
+        followed: list[Changed] = []
+        waits: Counter[str] = Counter()
+        stop = threading.Event()
+        end: list[str] = []
+
+        def follow() -> None:
+            cursor = begin
+            with closing(opened(sharded, 2)) as mine:
+                while True:
+                    stopping = stop.is_set()
+                    try:
+                        page = mine.changes(name, cursor, "", 20)
+                    except StoreError as error:
+                        waits[f"{error.status} {error.code}"] += 1
+                        continue
+                    followed.extend(page.changes)
+                    cursor = page.next
+                    if page.is_last and stopping:
+                        end.append(cursor)
+                        return
+
+        follower = threading.Thread(target=follow)
+        follower.start()
+        with Clients(sharded, name, 3, 1) as clients:
+            for shard in (2, 1, 2):
+                time.sleep(0.5)
+                moving.move(owners(sharded), name, shard)
+            time.sleep(0.5)
+        stop.set()
+        follower.join()
+        assert clients.faults == []
+        assert clients.lost() == []
+        logged = recorded(sharded, identity(store, name))
+        assert len(followed) > 100
+        assert faults([(each.key, each.revision) for each in followed], logged) == []
+        told = {(key, told[0]) for key, told in clients.acknowledged.items() if told[1] is not None}
+        assert told <= set(logged)
+        again = all_after(store, name, "0")
+        assert faults([(each.key, each.revision) for each in again], logged) == []
+        assert waits.keys() <= {"503 bucket_moving"}
+        assert Cursor.parse(end[0]).stay == 3
+
+
+def test_waiting_and_streaming_followers_go_on_while_the_bucket_moves(
+    sharded: Database, name: str, tmp_path: Path
+) -> None:
+    """A stream that is kept, one that is opened again with Last-Event-ID, and long polls."""
+    with closing(opened(sharded, 2)) as store:
+        store.ensure_bucket(name, 0)
+        record(sharded, name)
+        with running(sharded.dsn_service, tmp_path / "log", shards=sharded.shards) as service:
+            begin = service.client().get(f"/changes/{name}").json()["next"]
+            stop = threading.Event()
+            ways = {
+                "stream": Followed(lambda: streamed(service, name, begin, 10**9), stop),
+                "reopened": Followed(lambda: streamed(service, name, begin, 5), stop),
+                "polls": Followed(lambda: polled(service, name, begin), stop),
+            }
+            with Clients(sharded, name, 2, 0) as clients:
+                for shard in (1, 0):
+                    time.sleep(1)
+                    moving.move(owners(sharded), name, shard)
+                time.sleep(1)
+            store.put(name, "the-end", b"v", "t")
+            for way in ways.values():
+                way.join()
+        logged = recorded(sharded, identity(store, name))
+        for kind, way in ways.items():
+            # A deletion has no tag, so that its revision is not shown: those are counted.
+            puts = [each for each in way.seen if each[1] is not None]
+            there = Counter({each: n for each, n in logged.items() if each in set(puts)})
+            assert faults(puts, there) == [], kind  # type: ignore[arg-type]
+            assert len(way.seen) == logged.total(), kind
+        assert clients.lost() == []
+
+
+class Followed:
+    """A thread that takes what a way of following gives, up to the key the-end."""
+
+    def __init__(self, way: Any, stop: threading.Event) -> None:
+        self.seen: list[tuple[str, int | None]] = []
+        self._way = way
+        self._thread = threading.Thread(target=self._take)
+        self._thread.start()
+
+    def _take(self) -> None:
+        for change in self._way():
+            tag = change.get("etag")
+            self.seen.append((change["key"], None if tag is None else revision_of(tag)))
+            if change["key"] == "the-end":
+                return
+
+    def join(self) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive(), f"stopped after {len(self.seen)}: {self.seen[-3:]}"
+
+
+def revision_of(tag: str) -> int:
+    return int(tag.strip('"').split("-")[0])
+
+
+def streamed(service: Service, bucket: str, cursor: str, events: int) -> Iterator[Any]:
+    """Server-sent events; opened again after so many, and whenever it ends."""
+    while True:
+        with suppress(AssertionError, OSError):
+            stream = Events(service, f"/changes/{bucket}?after={cursor}", Last_Event_ID=cursor)
+            stream.cursor = cursor
+            try:
+                for _ in range(events):
+                    change = stream.next()
+                    cursor = stream.cursor
+                    yield change
+            finally:
+                stream.close()
+        time.sleep(0.05)
+
+
+def polled(service: Service, bucket: str, cursor: str) -> Iterator[Any]:
+    with closing(service.client(90)) as client:
+        while True:
+            answer = client.get(f"/changes/{bucket}?after={cursor}&wait=5&limit=20")
+            if answer.status == 503:
+                continue
+            assert answer.status == 200, answer.body
+            page = answer.json()
+            yield from page["changes"]
+            cursor = page["next"]
+
+
+def test_only_those_wait_who_need_a_database_that_is_away(
+    cluster: Cluster, tmp_path: Path, name: str
+) -> None:
+    control = cluster.create("partitioned")
+    settings = {**HASTY, "wal_retrieve_retry_interval": "200ms"}
+    with embedded.ensure_running(tmp_path / "shard", settings=settings) as server:
+        shard = of_server(server)
+        join_shards(control.dsn_owner, {1: shard.dsn_owner})
+        database = replace(control, others=(shard,))
+        with closing(opened(database)) as store:
+            store.ensure_bucket(name, 1)
+            record(database, name)
+            begin = store.changes(name).next
+            store.put(name, "there", b"v", "t")
+            moving.move(owners(database), name, 0)
+            assert [each.key for each in all_after(store, name, begin)] == ["there"]
+            here = store.changes(name).next
+    with closing(opened(database)) as store:
+        store.put(name, "here", b"v", "t")
+        assert [each.key for each in all_after(store, name, here)] == ["here"]
+        with pytest.raises(StoreError) as refused:
+            store.changes(name, begin)
+        assert refused.value.status == 503
+        with running(database.dsn_service, tmp_path / "log", shards=database.shards) as service:
+            client = service.client(60)
+            assert client.get(f"/changes/{name}?after={begin}").status == 503
+            page = client.get(f"/changes/{name}?after={here}&wait=5").json()
+            assert [each["key"] for each in page["changes"]] == ["here"]
+    with closing(ShardedStore(control.dsn_service, {2: control.dsn_service})) as store:
+        with pytest.raises(StoreError) as refused:
+            store.changes(name, begin)
+        assert (refused.value.status, "shard 1" in refused.value.detail) == (503, True)
+    cluster.drop(control)
+
+
+def test_a_log_is_kept_where_it_was_for_as_long_as_the_bucket_says(
+    cluster: Cluster, name: str
+) -> None:
+    sharded = cluster.create_sharded(3)
+    with closing(opened(sharded)) as store:
+        follow_a_log_that_ages(sharded, store, name)
+    cluster.drop(sharded)
+
+
+def follow_a_log_that_ages(sharded: Database, store: ShardedStore, name: str) -> None:
+    store.ensure_bucket(name, 1)
+    record(sharded, name, 3600)
+    begin = store.changes(name).next
+    store.put(name, "k", b"v", "t")
+    moving.move(owners(sharded), name, 2)
+    # Longer than was promised there.
+    record(sharded, name, 10 * 86400)
+    log = f"SELECT count(*) FROM poky._change WHERE bucket_id = {identity(store, name)}"
+    # No bucket is followed there any more; without one, rows go after a day.
+    alter(
+        sharded.others[0], "UPDATE poky._change SET recorded_at = recorded_at - interval '24.5 h'"
+    )
+    store.renew_changes()
+    assert ask(sharded.others[0], log) == 1
+    assert len(all_after(store, name, begin)) == 1
+    seconds, _, rest = begin.partition(".")
+    for age, code in ((3600, None), (2 * 3600 + 60, "changes_gone")):
+        cursor = f"{int(seconds) - age}.{rest}"
+        if code is None:
+            assert len(all_after(store, name, cursor)) == 1
+            continue
+        with pytest.raises(StoreError) as refused:
+            store.changes(name, cursor)
+        assert (refused.value.status, refused.value.code) == (410, code)
+    for stay in (5, 999999999):
+        with pytest.raises(StoreError) as refused:
+            store.changes(name, f"{stay}s{begin}")
+        assert (refused.value.status, refused.value.code) == (410, "changes_gone")
+    with pytest.raises(StoreError) as refused:
+        store.changes(name, f"s{begin}")
+    assert refused.value.code == "bad_cursor"
+    alter(
+        sharded.others[0],
+        "UPDATE poky._stay SET ended_at = ended_at - interval '2 days'",
+    )
+    store.renew_changes()
+    assert ask(sharded.others[0], log) == 0
+    with pytest.raises(StoreError) as refused:
+        store.changes(name, begin)
+    assert (refused.value.status, refused.value.code) == (410, "changes_gone")
+
+
+def test_a_bucket_whose_recording_ended_begins_anew(
+    sharded: Database, store: ShardedStore, name: str
+) -> None:
+    store.ensure_bucket(name, 1)
+    record(sharded, name)
+    begin = store.changes(name).next
+    store.put(name, "k", b"v", "t")
+    moving.move(owners(sharded), name, 2)
+    record(sharded, name, None)
+    with pytest.raises(StoreError) as refused:
+        store.changes(name, begin)
+    assert refused.value.code == "changes_off"
+    store.put(name, "unseen", b"v", "t")
+    moving.move(owners(sharded), name, 0)
+    record(sharded, name)
+    with pytest.raises(StoreError) as refused:
+        store.changes(name, begin)
+    assert refused.value.code == "changes_gone"
+    store.put(name, "l", b"v", "t")
+    assert [each.key for each in all_after(store, name, "0")] == ["l"]
+
+
+@pytest.mark.parametrize("step", ["fence", "depart", "arrive", "settle"])
+def test_a_follower_goes_on_after_a_move_that_was_killed(
+    sharded: Database, store: ShardedStore, name: str, step: str
+) -> None:
+    store.ensure_bucket(name, 1)
+    record(sharded, name)
+    begin = store.changes(name).next
+    store.put(name, "before", b"v", "t")
+
+    def die(done: str) -> None:
+        if done == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        moving.move(owners(sharded), name, 2, after=die)
+    if step == "depart":
+        with pytest.raises(StoreError) as refused:
+            store.changes(name, begin)
+        assert (refused.value.status, refused.value.code) == (503, "bucket_moving")
+    moving.move(owners(sharded), name, 2)
+    store.put(name, "after", b"v", "t")
+    assert [each.key for each in all_after(store, name, begin)] == ["before", "after"]
