@@ -78,7 +78,7 @@ def troubles(
         found.append(Trouble(f"The database's schema is {state.schema}.", None, DO["schema"]))
     found += [_of_node(node) for node in nodes if node.suspended_at is not None]
     last = sight.recent()
-    # A cache that nobody reads from asks for none; one that gets none passes its reads on.
+    # Without reads a cache asks for none; one that gets none passes its reads on.
     found += [
         Trouble(
             f"The cache {node.name} {_lack(node, now)}.",
