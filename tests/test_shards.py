@@ -91,6 +91,17 @@ def test_a_new_bucket_goes_to_the_emptiest_shard(cluster: Cluster, name: str) ->
     assert place.shard == 1
 
 
+def test_many_new_buckets_go_to_all_shards(cluster: Cluster) -> None:
+    database = cluster.create_sharded(3)
+    with closing(opened(database)) as store:
+        for number in range(24):
+            store.ensure_bucket(f"b{number}")
+        shards = list(store.places().values())
+    cluster.drop(database)
+    assert {*shards} == {0, 1, 2}
+    assert max(map(shards.count, shards)) < 20
+
+
 def test_a_bucket_that_is_dropped_can_be_made_elsewhere(store: ShardedStore, name: str) -> None:
     store.ensure_bucket(name, 1)
     store.put(name, "k", b"v", "t")

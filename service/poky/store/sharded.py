@@ -29,6 +29,7 @@ _PAUSE_SECONDS = 0.02
 _KNOWN = 100_000  # buckets
 _SIZES_SECONDS = 60.0
 _AWAY_SECONDS = 5.0
+_NEW_BYTES = 65_536  # of a bucket that was just made
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
@@ -269,14 +270,18 @@ class ShardedStore(Store):
     def ensure_bucket(self, bucket: str, shard: int | None = None) -> bool:
         """Create a bucket unless it is there, on this shard or on the emptiest one."""
         place = self.place(bucket)
-        if place is None and (self._emptiest() if shard is None else shard) == CONTROL:
+        if place is None and shard is None:
+            shard = self._emptiest()
+        if place is None and shard == CONTROL:
             return super().ensure_bucket(bucket)
         if place is not None and place.settled:
             return super().ensure_bucket(bucket) if place.shard == CONTROL else False
         with self._placing(bucket):
             place = self.place(bucket)
             if place is None:
-                number = self._emptiest() if shard is None else shard
+                number = self._emptiest() if shard is None else shard  # it was dropped meanwhile
+                if number == CONTROL:
+                    return super().ensure_bucket(bucket)
                 id, store = self.place_bucket(bucket, number), self.of_shard(number)
             elif place.settled:
                 return False
@@ -328,14 +333,17 @@ class ShardedStore(Store):
             time.sleep(_PAUSE_SECONDS)
 
     def _emptiest(self) -> int:
-        """The shard with the fewest bytes, by what was true within a minute."""
+        """The shard with the fewest bytes, by what was true within a minute and was made since."""
         until, sizes = self._sizes
         if time.monotonic() > until:
             sizes = {}
             for state in self.states():
                 sizes[state.shard] = state.bytes
             self._sizes = time.monotonic() + _SIZES_SECONDS, sizes
-        return min(sizes, key=lambda number: (sizes[number], number), default=CONTROL)
+        number = min(sizes, key=lambda number: (sizes[number], number), default=CONTROL)
+        if number in sizes:  # many made at once go to all, not to one of them
+            sizes[number] += _NEW_BYTES
+        return number
 
     def states(self) -> list[ShardState]:
         """How full each database is that answers, by number."""
