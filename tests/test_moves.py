@@ -23,6 +23,7 @@ from poky.schema.shards import join_shards
 from poky.store import StoreError
 from tests.conftest import HASTY, Cluster, Database
 from tests.service import wait_until
+from tests.support.followed import all_after, faults, identity, record, recorded
 from tests.test_shards import Killed, alter, bring, name, nothing_is_left, opened, owners
 from tests.test_standby import query, sockets
 
@@ -260,6 +261,9 @@ def test_a_standby_may_take_over_after_every_step(
         database = replace(control, others=(shard,))
         way = (1, 0) if side == "source" else (0, 1)
         bring(database, "b", way[0], keys=50)
+        record(database, "b")
+        with closing(opened(database)) as store:
+            begin = store.changes("b").next
         counts: list[int] = []
         acknowledged_at: list[int] = []
 
@@ -284,6 +288,11 @@ def test_a_standby_may_take_over_after_every_step(
             place = store.place("b")
             assert place is not None
             assert place.shard == way[1]
+            followed = [(each.key, each.revision) for each in all_after(store, "b", begin)]
+            logged = recorded(database, identity(store, "b"))
+        assert faults(followed, logged) == []
+        told = {f"w{number:09d}" for number in writer.acknowledged}
+        assert told <= {key for key, _ in followed}
     cluster.drop(control)
 
 

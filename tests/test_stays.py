@@ -20,6 +20,7 @@ from poky.schema.shards import join_shards
 from poky.store import Changed, ShardedStore, StoreError
 from tests.conftest import HASTY, Cluster, Database
 from tests.service import Service, running
+from tests.support.followed import all_after, faults, identity, record, recorded, shown
 from tests.test_following import Events
 from tests.test_moves import ask, of_server
 from tests.test_shards import (
@@ -30,65 +31,38 @@ from tests.test_shards import (
     nothing_is_left,
     opened,
     owners,
-    owners_besides,
-    sharded,
     store,
 )
 
-__all__ = ["name", "sharded", "store"]
+__all__ = ["name", "store"]
 
 
-def record(database: Database, bucket: str, seconds: int | None = 86400) -> None:
-    with closing(ShardedStore(database.dsn_owner, dict(owners_besides(database)))) as admin:
-        admin.keep_changes(bucket, seconds)
+@pytest.fixture(scope="module")
+def other_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Embedded]:
+    settings = {**HASTY, "wal_retrieve_retry_interval": "200ms"}
+    with embedded.ensure_running(tmp_path_factory.mktemp("shard"), settings=settings) as server:
+        yield server
 
 
-def all_after(store: ShardedStore, bucket: str, cursor: str, limit: int = 100) -> list[Changed]:
-    """Page by page to the end of now."""
-    found: list[Changed] = []
-    for _ in range(1000):
-        page = store.changes(bucket, cursor, "", limit)
-        found += page.changes
-        cursor = page.next
-        if page.is_last:
-            return found
-    raise AssertionError("there is no end")
-
-
-def shown(changes: list[Changed]) -> list[tuple[str, str, int]]:
-    return [(each.key, each.result, each.revision) for each in changes]
-
-
-def recorded(database: Database, bucket_id: int) -> Counter[tuple[str, int]]:
-    """What the logs of all databases have of a bucket."""
-    found: Counter[tuple[str, int]] = Counter()
-    for each in (database, *database.others):
-        with closing(each.connect()) as connection, connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT key, revision FROM poky._change WHERE bucket_id = %s", (bucket_id,)
-            )
-            found.update(cursor.fetchall())
-    return found
-
-
-def identity(store: ShardedStore, bucket: str) -> int:
-    place = store.place(bucket)
-    assert place is not None
-    return place.id
-
-
-def faults(followed: list[tuple[str, int]], logged: Counter[tuple[str, int]]) -> list[str]:
-    """What a follower missed, saw twice, or in a wrong order; it saw (key, revision)."""
-    seen = Counter(followed)
-    wrong = [f"missed: {each}" for each in logged if each not in seen]
-    wrong += [f"twice: {each}" for each, count in seen.items() if count > 1]
-    wrong += [f"not recorded: {each}" for each in seen if each not in logged]
-    last: dict[str, int] = {}
-    for key, revision in followed:
-        if revision < last.get(key, 0):
-            wrong.append(f"order: {key} {revision} after {last[key]}")
-        last[key] = revision
-    return wrong
+@pytest.fixture(scope="module", params=[False, True], ids=["one-server", "servers"])
+def sharded(
+    request: pytest.FixtureRequest, cluster: Cluster, other_server: embedded.Embedded
+) -> Iterator[Database]:
+    """Three databases; or the second on a server whose numbers of transactions are its own."""
+    database = cluster.create_sharded(3)
+    if not request.param:
+        yield database
+        cluster.drop(database)
+        return
+    own = Cluster(other_server)
+    first = own.create("partitioned")
+    cluster.drop(database.others[0])
+    shards = (first, database.others[1])
+    join_shards(database.dsn_owner, {n: each.dsn_owner for n, each in enumerate(shards, start=1)})
+    database = replace(database, others=shards)
+    yield database
+    own.drop(first)
+    cluster.drop(replace(database, others=shards[1:]))
 
 
 def test_a_follower_goes_on_where_the_bucket_is(
@@ -158,7 +132,7 @@ def test_a_follower_sees_each_change_once_while_the_bucket_moves(
         follower = threading.Thread(target=follow)
         follower.start()
         with Clients(sharded, name, 3, 1) as clients:
-            for shard in (2, 1, 2):
+            for shard in (2, 1, 0, 1):
                 time.sleep(0.5)
                 moving.move(owners(sharded), name, shard)
             time.sleep(0.5)
@@ -174,7 +148,7 @@ def test_a_follower_sees_each_change_once_while_the_bucket_moves(
         again = all_after(store, name, "0")
         assert faults([(each.key, each.revision) for each in again], logged) == []
         assert waits.keys() <= {"503 bucket_moving"}
-        assert Cursor.parse(end[0]).stay == 3
+        assert Cursor.parse(end[0]).stay == 4
 
 
 def test_waiting_and_streaming_followers_go_on_while_the_bucket_moves(
@@ -189,12 +163,12 @@ def test_waiting_and_streaming_followers_go_on_while_the_bucket_moves(
             stop = threading.Event()
             ways = {
                 "stream": Followed(lambda: streamed(service, name, begin, 10**9), stop),
-                "reopened": Followed(lambda: streamed(service, name, begin, 5), stop),
+                "reopened": Followed(lambda: streamed(service, name, begin, 40), stop),
                 "polls": Followed(lambda: polled(service, name, begin), stop),
             }
             with Clients(sharded, name, 2, 0) as clients:
-                for shard in (1, 0):
-                    time.sleep(1)
+                for shard in (1, 2, 1, 0):
+                    time.sleep(0.5)
                     moving.move(owners(sharded), name, shard)
                 time.sleep(1)
             store.put(name, "the-end", b"v", "t")
@@ -248,7 +222,7 @@ def streamed(service: Service, bucket: str, cursor: str, events: int) -> Iterato
                     yield change
             finally:
                 stream.close()
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 def polled(service: Service, bucket: str, cursor: str) -> Iterator[Any]:
