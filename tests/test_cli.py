@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from poky.access import Token
+from poky.cli import output
 from poky.cli.serve import _show_start, start_text
 from poky.config import Config, url_of
+from poky.schema.owner import Progress
 from poky.store import Store
 from tests.conftest import Database
 from tests.service import free_ports, running
@@ -462,3 +464,26 @@ def test_a_service_goes_on_where_its_start_cannot_be_shown(
         assert caplog.messages == ["how to use it cannot be shown: No space left on device"]
         with open(os.devnull, "w") as null:
             os.dup2(null.fileno(), nothing.fileno())  # so that it can be closed
+
+
+def test_long_work_says_where_it_is_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line from time to time; what is done at once says nothing."""
+    for seconds in (0.0, 30.0):
+        monkeypatch.setattr(output, "LINE_SECONDS", seconds)
+        with output.progress_bar() as progress:
+            progress(Progress("Copying", 1_500, 2_000))
+            progress(Progress("Changing over"))
+        with output.rate_bar("import", 1_000, in_bytes=True) as report:
+            report(2_000, 250)
+        with output.rate_bar("delete", None) as report:
+            report(7)
+        said = capsys.readouterr().err
+        if seconds:
+            assert said == ""
+        else:
+            first, second, third, fourth = said.splitlines()
+            assert (first, second) == ("Copying: 1,500 of 2,000 (75%)", "Changing over")
+            assert re.fullmatch(r"import: 2,000 objects \(25%\), [\d,]+ a second", third)
+            assert re.fullmatch(r"delete: 7 objects, [\d,]+ a second", fourth)

@@ -8,6 +8,8 @@ from typing import Any
 import click
 import msgspec
 
+LINE_SECONDS = 30.0
+
 
 def print_json(value: Any) -> None:
     """Print a value as JSON, indented."""
@@ -36,13 +38,36 @@ def show_age(at: int | None) -> str:
     return "-" if at is None else f"{max(time.time() - at, 0):.0f} s ago"
 
 
+class _Lines:
+    """A line from time to time, where no terminal shows a bar."""
+
+    def __init__(self) -> None:
+        self._due = time.monotonic() + LINE_SECONDS
+
+    def say(self, line: str) -> None:
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + LINE_SECONDS
+            click.echo(line, err=True)
+
+
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Any]:
-    """A progress bar where a person looks on; each new step is named."""
+    """A bar with the time left on a terminal, lines elsewhere; each new step is named."""
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress  # noqa: PLC0415
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    lines = _Lines()
+
+    def say(at: Any) -> None:
+        of_all = f": {at.done:,} of {at.total:,} ({at.done / at.total:.0%})" if at.total else ""
+        lines.say(f"{at.step}{of_all}")
+
+    if not console.is_terminal:
+        yield say
+        return
+    with Progress(console=console, transient=True) as bar:
         task = bar.add_task("migrate", total=None)
         yield lambda at: bar.update(
             task, description=at.step, completed=at.done, total=at.total or None
@@ -51,7 +76,7 @@ def progress_bar() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def rate_bar(what: str, total: int | None, *, in_bytes: bool = False) -> Iterator[Any]:
-    """Show how fast it goes and how long it will take, where a person looks on.
+    """Show how fast it goes and how long it will take on a terminal; lines elsewhere.
 
     Yields ``report(count)``; with ``in_bytes``, where ``total`` is a file's, ``report(count, at)``.
     """
@@ -74,6 +99,7 @@ def rate_bar(what: str, total: int | None, *, in_bytes: bool = False) -> Iterato
     )
     began = time.monotonic()
     console = Console(stderr=True)
+    lines = _Lines()
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
@@ -83,5 +109,8 @@ def rate_bar(what: str, total: int | None, *, in_bytes: bool = False) -> Iterato
             rate = count / max(time.monotonic() - began, 0.001)
             done = at if in_bytes else count
             bar.update(task, completed=done or 0, count=count, rate=rate)
+            if not console.is_terminal:
+                of_all = f" ({(done or 0) / total:.0%})" if total else ""
+                lines.say(f"{what}: {count:,} objects{of_all}, {rate:,.0f} a second")
 
         yield report
