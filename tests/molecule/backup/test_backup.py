@@ -138,6 +138,32 @@ def test_backups_are_taken_checked_and_encrypted(database: Host, repository: Hos
         assert time.time() - seconds[f"poky_backup_{name}_timestamp_seconds"] < 600
 
 
+def test_prometheus_sees_all_that_was_deployed(database: Host) -> None:
+    """Exporters that run may still not reach what they export."""
+
+    def ask(path: str) -> Any:
+        return json.loads(database.check_output(f"curl -s '127.0.0.1:9090/api/v1/{path}'"))["data"]
+
+    def unhealthy() -> list[tuple[str, str]]:
+        targets = ask("targets")["activeTargets"]
+        assert {each["labels"]["job"] for each in targets} == {
+            *("poky", "node", "postgres", "varnish", "nginx")
+        }
+        return [
+            (each["labels"]["job"], each["lastError"]) for each in targets if each["health"] != "up"
+        ]
+
+    wait_until(lambda: not unhealthy(), 90, f"every target answers: {unhealthy()}")
+    for name in ("pg_up", "nginx_up", "varnish_up"):
+        (found,) = ask(f"query?query={name}")["result"]
+        assert found["value"][1] == "1", name
+    hosts = {each["metric"]["host"] for each in ask("query?query=node_load1")["result"]}
+    assert hosts == {"poky-m-backup", "poky-m-repository"}
+    rules = [rule for group in ask("rules")["groups"] for rule in group["rules"]]
+    assert {rule["health"] for rule in rules} == {"ok"}
+    assert [rule["name"] for rule in rules if rule["state"] == "firing"] == []
+
+
 def test_a_restore_asks_for_the_name_of_the_environment(
     deployment: Deployment, database: Host
 ) -> None:
