@@ -13,14 +13,15 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from poky.access import RIGHTS, Decision, Grants, Token, Verdict
+from poky.access import RIGHTS, Decision, Gate, Grants, Token, Verdict
 from poky.api import ROUTES
+from poky.store import Store
 from tests.conftest import Database
-from tests.service import Client, Headers, Response, Service, running
+from tests.service import Client, Headers, Response, Service, running, wait_until
 
 pytestmark = pytest.mark.inside
 
@@ -38,6 +39,11 @@ def command(database: Database, *words: str, stdin: str = "", code: int = 0) -> 
     )
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout) if code == 0 else done.stderr
+
+
+def listed(database: Database) -> Any:
+    """The tokens, but for the day of their last use: it is recorded some seconds later."""
+    return [{**row, "last_used_on": None} for row in command(database, "token", "list")]
 
 
 def bearer(token: str) -> Headers:
@@ -355,11 +361,11 @@ def test_a_public_bucket_is_read_without_a_token(
 def test_what_cannot_be_read_is_named_all_at_once(
     words: list[str], sentences: list[str], database: Database
 ) -> None:
-    before = command(database, "token", "list")
+    before = listed(database)
     said = command(database, "token", "create", *words, code=2)
     for sentence in sentences:
         assert sentence in said
-    assert command(database, "token", "list") == before
+    assert listed(database) == before
 
 
 def test_the_command_makes_tokens(client: Client, database: Database, bucket: str) -> None:
@@ -368,7 +374,55 @@ def test_the_command_makes_tokens(client: Client, database: Database, bucket: st
     assert client.request("GET", f"/kv/{bucket}/k", headers=bearer(made["token"])).status == 404
     shown = command(database, "token", "show", made["name"])
     assert shown["grants"] == [f"read:{bucket}"]
-    assert shown in command(database, "token", "list")
+    assert {**shown, "last_used_on": None} in listed(database)
+
+
+def test_when_a_token_was_last_used_is_shown(
+    client: Client, make: Maker, database: Database, bucket: str
+) -> None:
+    """Of those that are valid; the name of a token alone is not one."""
+    used = make(f"read:{bucket}")
+    name = make.name
+    make(f"read:{bucket}")
+    assert client.request("GET", f"/kv/{bucket}/k", headers=bearer(used)).status == 404
+    wrong = used[:-1] + ("a" if used[-1] != "a" else "b")
+    for token in (wrong, str(Token.create())):
+        assert client.request("GET", f"/kv/{bucket}/k", headers=bearer(token)).status == 401
+
+    def last_used(name: str) -> object:
+        return command(database, "token", "show", name)["last_used_on"]
+
+    wait_until(lambda: last_used(name) is not None, timeout=30)
+    assert last_used(name) in {
+        time.strftime("%Y-%m-%d", time.gmtime(time.time() - ago)) for ago in (0, 60)
+    }
+    assert last_used(make.name) is None
+
+
+def test_a_token_that_goes_on_is_noticed_every_day(database: Database, make: Maker) -> None:
+    """A decision is kept for an hour at most, and what could not be recorded is not forgotten."""
+    store = Store(database.dsn_service, pool_size=1)
+    gate, token = Gate(store), make("read:*")
+    place = (f"Bearer {token}", "read", "b")
+    assert gate.decide(*place).verdict is Verdict.GRANTED
+    gate.record_use()
+    with database.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE poky.token SET last_used_on = NULL WHERE name = %s", [make.name])
+    connection.close()
+    gate.record_use()
+    assert gate.kept(place) is not None
+    assert command(database, "token", "show", make.name)["last_used_on"] is None
+    gate._anew = time.monotonic()
+    gate.record_use()
+    assert gate.kept(place) is None
+    gate.decide(*place)
+    failing, gate.store = gate.store, cast(Any, None)
+    with pytest.raises(AttributeError):
+        gate.record_use()
+    gate.store = failing
+    gate.record_use()
+    assert command(database, "token", "show", make.name)["last_used_on"] is not None
+    store.close()
 
 
 def test_a_name_is_taken_once(make: Maker, database: Database) -> None:
@@ -453,7 +507,7 @@ def test_what_is_declared_wrongly_is_named_all_at_once(make: Maker, database: Da
         "item 17": {"grants": ["read:x"]},
     }
     items = [item for item in wrong.values() if item is not None]
-    before = command(database, "token", "list")
+    before = listed(database)
     declared = json.dumps([*items, {**good, "name": "k"}])
     for words in ((), ("--check",)):
         said = command(database, "token", "apply", *words, stdin=declared, code=1)
@@ -461,7 +515,7 @@ def test_what_is_declared_wrongly_is_named_all_at_once(make: Maker, database: Da
         for sentence in wrong:
             assert sentence in detail
         assert "Nothing was changed." in detail
-        assert command(database, "token", "list") == before
+        assert listed(database) == before
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[", "[1]", '"x"', '["\\u0000"]', "null"])

@@ -172,3 +172,15 @@ def test_every_origin_stands_alone() -> None:
     assert said == (
         "POKY_CORS_ORIGINS: “*” is not scheme://host or scheme://host:port, or * alone."
     )
+
+
+@pytest.mark.parametrize("name", ["POKY_SHARDS", "POKY_OWNER_SHARDS"])
+def test_databases_more_need_the_one_that_knows_where_buckets_are(name: str) -> None:
+    said = problems(**{name: "1=postgresql://h/d"})
+    assert any("POKY_SHARDS: needs POKY_DSN" in problem for problem in said), said
+
+
+def test_what_may_be_said_is_listed() -> None:
+    assert problems(POKY_ACCESS="maybe") == ["POKY_ACCESS: “maybe” is not one of open, tokens."]
+    (said,) = problems(POKY_CACHE_MODE="fast")
+    assert said.endswith("is not one of lease, revalidate, bounded.")

@@ -651,3 +651,18 @@ def test_the_command_switches_it_on_and_follows(
     said = command(database, "changes", bucket, code=1)
     assert json.loads(said.splitlines()[-1])["code"] == "changes_off"
     assert "no duration" in command(database, "bucket", "set", bucket, "--changes", "7", code=2)
+
+
+def test_a_follower_that_is_ahead_is_not_sent_back() -> None:
+    """One page is for all followers, and begins at the one that has seen least."""
+    far, near = Cursor.parse("1.20.20."), Cursor.parse("1.10.10.")
+    assert far.after(near) == far
+    assert near.after(far) == far
+    # Transaction 15 was under way for the one and not for the other: neither has all of the other.
+    with_gap = Cursor.parse("1.15.20.0")
+    assert with_gap.after(near) == with_gap
+    assert far.after(with_gap) == far
+    assert with_gap.after(far) == far
+    within = Cursor.parse("1.10.10._1.18.18._7")
+    assert near.after(within) == within
+    assert far.after(within) == far

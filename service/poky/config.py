@@ -405,7 +405,7 @@ def _parse(each: Any, text: str) -> Any:
     else:
         value = text
     if meta["choices"] and value not in meta["choices"]:
-        raise ValueError(f"“{text}” is not one of {', '.join(meta['choices'])}")
+        raise ValueError(f"“{text}” is not one of {', '.join(filter(None, meta['choices']))}")
     for bound, word, wrong in (("at_least", "least", -1), ("at_most", "most", 1)):
         limit = meta[bound]
         if limit is not None and (value - limit) * wrong > 0:

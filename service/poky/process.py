@@ -52,6 +52,7 @@ log = logging.getLogger("poky.process")
 _CONNECTION_HEADROOM = 65_536
 _STUCK_SECONDS = 20.0
 _LOOK_SECONDS = 5.0  # for instances that come and go
+_USE_SECONDS = 5.0  # within which it is recorded that a token was used
 _PREFIXES = ("POKY_", "POKY_ADMIN_", "POKY_LEASE_")  # of the listeners' settings, in their order
 # What a request's body takes while it is stored, times its length: the body, or instead of it three
 # copies of a literal of at most four thirds. `make abuse` measures it.
@@ -89,6 +90,8 @@ def serve(config: Config, on_ready: Callable[[], None] = _nothing) -> int:
 
     budget = Budget(config.max_inflight_bytes, _BODY_FACTOR)
     gate = Gate(store) if config.access == "tokens" else None
+    if gate is not None:
+        background.add("tokens", gate.record_use, period=_USE_SECONDS)
     metrics = Metrics(
         {
             **figures.of_process(config, lines),

@@ -4,7 +4,7 @@
 themselves, ``gate`` decides for requests. Knows the store; knows nothing of routes or caches.
 """
 
-from poky.access.gate import Decision, Gate, Verdict
+from poky.access.gate import Decision, Gate, Place, Verdict
 from poky.access.grants import RIGHTS, Grants
 from poky.access.tokens import Token, are_id_and_hash, check_name
 
@@ -13,6 +13,7 @@ __all__ = [
     "Decision",
     "Gate",
     "Grants",
+    "Place",
     "Token",
     "Verdict",
     "are_id_and_hash",

@@ -17,6 +17,7 @@ from poky.store import Store
 
 _MOST_KEPT = 10_000
 _TOUCH_IDS = 10_000
+_KEPT_SECONDS = 3600.0
 
 
 class Verdict(enum.Enum):
@@ -40,14 +41,19 @@ class Decision(NamedTuple):
         return None if self.until == float("inf") else max(self.until - time.monotonic(), 0.0)
 
 
+#: a field Authorization (empty: none), a right, and a bucket (None: any)
+Place = tuple[str, str, str | None]
+
+
 class Gate:
     """Decides for one service process; keeps what it has granted under the policy of now."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._policy = ""
-        self._decisions: dict[tuple[str, str, str | None], Decision] = {}
+        self._decisions: dict[Place, Decision] = {}
         self._used: set[str] = set()
+        self._anew = time.monotonic() + _KEPT_SECONDS
         self._lock = threading.Lock()
         #: requests without the token (unknown) or the right (refused) that they need
         self.refusals = {"unknown": 0, "refused": 0}
@@ -55,18 +61,18 @@ class Gate:
     def decide(self, authorization: str, right: str, bucket: str | None) -> Decision:
         """Decide for the field Authorization (empty: none). Raises StoreError."""
         place = (authorization, right, bucket)
-        decision = self._decisions.get(place)
-        if decision is None or decision.until <= time.monotonic():
+        decision = self.kept(place)
+        if decision is None:
             decision = self.ask(authorization, right, bucket)
             self._keep(place, decision)
         if decision.verdict is not Verdict.GRANTED:
             self.refusals[decision.verdict.value] += 1
         return decision
 
-    def has_granted(self, authorization: str, right: str, bucket: str | None) -> bool:
-        """Whether `decide` would grant it now, without asking PostgreSQL."""
-        decision = self._decisions.get((authorization, right, bucket))
-        return decision is not None and decision.until > time.monotonic()
+    def kept(self, place: Place) -> Decision | None:
+        """The decision that grants it, if there is one already; PostgreSQL is not asked."""
+        decision = self._decisions.get(place)
+        return decision if decision is not None and decision.until > time.monotonic() else None
 
     def forget(self, policy: str) -> None:
         """Drop all decisions made under a policy that is no longer the database's."""
@@ -75,10 +81,22 @@ class Gate:
                 self._policy = ""
                 self._decisions = {}
 
-    def take_used(self) -> list[str]:
-        """The ids of tokens that were used since the last call."""
+    def record_use(self) -> None:
+        """Record which tokens were used since the last call. Raises StoreError.
+
+        What is kept is asked again once an hour, so that a token that goes on is noticed each day.
+        """
+        if time.monotonic() >= self._anew:
+            with self._lock:
+                self._anew = time.monotonic() + _KEPT_SECONDS
+                self._decisions = {}
         used, self._used = self._used, set()
-        return list(used)
+        if used:
+            try:
+                self.store.touch_tokens(list(used))
+            except Exception:
+                self._used |= used
+                raise
 
     def ask(self, authorization: str, right: str, bucket: str | None) -> Decision:
         """Decide by what PostgreSQL says now. Raises StoreError."""
@@ -98,7 +116,7 @@ class Gate:
             verdict = Verdict.GRANTED
         return Decision(verdict, found.policy, grants, until)
 
-    def _keep(self, place: tuple[str, str, str | None], decision: Decision) -> None:
+    def _keep(self, place: Place, decision: Decision) -> None:
         if decision.verdict is not Verdict.GRANTED:
             return  # no statement follows that would find it outdated; and guesses are many
         with self._lock:

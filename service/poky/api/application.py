@@ -133,7 +133,7 @@ def application(
         handler = ahead = route.handler
         if gate is not None and route.right != "none":
             handler = guarded(handler, route.right, gate)
-            ahead = asked_ahead(handler, route.right, gate, services.lanes["access"])
+            ahead = asked_ahead(route.handler, route.right, gate, services.lanes["access"])
         if any(map(writes, route.methods)):
             handler, ahead = origins.guarding(handler), origins.guarding(ahead)
         if door is not None:

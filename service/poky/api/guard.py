@@ -7,9 +7,10 @@ a lane does: a thread that serves clients would have others wait.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from poky.access import Decision, Gate, Verdict
+from poky.access import Decision, Gate, Place, Verdict
 from poky.api.later import in_lane
 from poky.api.services import Services
 from poky.http import Answer, Environ, Later, Refused, problem
@@ -30,34 +31,27 @@ def guarded(handler: Handler, right: str, gate: Gate) -> Handler:
         return guarded(guarded(handler, others, gate), first, gate)
 
     def guarding(services: Services, environ: Environ, **names: Any) -> Answer | Later:
-        bucket = names.get("bucket")
-
-        def decide() -> str:
-            decision = gate.decide(environ.get("HTTP_AUTHORIZATION", ""), right, bucket)
-            require(decision, right, bucket)
-            environ["poky.grants"] = decision.grants
-            return decision.policy
-
-        def renew(policy: str) -> str:
-            gate.forget(policy)
-            return decide()
-
-        with gate.store.under(decide(), renew):
+        place = environ.get("HTTP_AUTHORIZATION", ""), right, names.get("bucket")
+        policy = _decide(gate, place, environ)
+        with gate.store.under(policy, partial(_renew, gate, place, environ)):
             return handler(services, environ, **names)
 
     return guarding
 
 
 def asked_ahead(handler: Handler, right: str, gate: Gate, lane: Lane) -> Handler:
-    """The guarded handler, called once the gate has granted the right: until then a lane asks."""
+    """The same for threads that serve clients: what the gate has not granted yet, a lane asks."""
     first, _, others = right.partition(",")
     if others:
         return asked_ahead(asked_ahead(handler, others, gate, lane), first, gate, lane)
 
     def asking(services: Services, environ: Environ, **names: Any) -> Answer | Later:
         place = environ.get("HTTP_AUTHORIZATION", ""), right, names.get("bucket")
-        if gate.has_granted(*place):
-            return handler(services, environ, **names)
+        decision = gate.kept(place)
+        if decision is not None:
+            environ["poky.grants"] = decision.grants
+            with gate.store.under(decision.policy, partial(_renew, gate, place, environ)):
+                return handler(services, environ, **names)
         since = time.monotonic()
 
         def ask(environ: Environ) -> None:
@@ -67,6 +61,19 @@ def asked_ahead(handler: Handler, right: str, gate: Gate, lane: Lane) -> Handler
         return in_lane(lane, ask, environ)
 
     return asking
+
+
+def _decide(gate: Gate, place: Place, environ: Environ) -> str:
+    """The policy under which the gate grants it; 401 or 403 if it does not."""
+    decision = gate.decide(*place)
+    require(decision, *place[1:])
+    environ["poky.grants"] = decision.grants
+    return decision.policy
+
+
+def _renew(gate: Gate, place: Place, environ: Environ, policy: str) -> str:
+    gate.forget(policy)
+    return _decide(gate, place, environ)
 
 
 def require(decision: Decision, right: str, bucket: str | None) -> None:
