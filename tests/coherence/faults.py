@@ -232,7 +232,7 @@ FAULTS = (
         "node-removed",
         "A node is removed by command and added again.",
         node_removed,
-        shows="does not take part",
+        shows="does not take part|suspended by command",  # until its lease has ended
     ),
     Fault(
         "node-suspended",
