@@ -100,6 +100,30 @@ def test_a_follower_goes_on_where_the_bucket_is(
     assert [str(Cursor.parse(each.next)) for each in everything] == [e.next for e in everything]
 
 
+def test_a_follower_who_is_far_behind_goes_from_step_to_step_of_each_stay(
+    sharded: Database, store: ShardedStore, name: str
+) -> None:
+    """And not to one of a later stay in the same database."""
+    store.ensure_bucket(name, 1)
+    record(sharded, name)
+    begin = store.changes(name).next
+    with closing(sharded.others[0].connect()) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        for _ in range(1100):
+            cursor.execute("SELECT pg_current_xact_id()")
+    store.put(name, "first", b"v", "t")
+    moving.move(owners(sharded), name, 2)
+    moving.move(owners(sharded), name, 1)
+    store.put(name, "second", b"v", "t")
+    alter(
+        sharded.others[0],
+        "UPDATE poky._change SET step = pg_current_snapshot()"
+        f" WHERE bucket_id = {identity(store, name)} AND key = 'second'",
+    )
+    for after in (begin, "0"):
+        assert [each.key for each in all_after(store, name, after)] == ["first", "second"]
+
+
 def test_a_follower_sees_each_change_once_while_the_bucket_moves(
     sharded: Database, name: str
 ) -> None:
