@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 from psycopg2.extensions import make_dsn
 
@@ -142,6 +143,40 @@ def test_nothing_departs_before_a_standby_of_the_target_has_all_of_it(apart: Dat
     assert departed_after == [True]
     with closing(opened(apart)) as store:
         assert len(store.list_page("strict", "old", limit=1000).entries) == 20
+
+
+@pytest.mark.parametrize("has_slot", [True, False])
+def test_what_will_not_be_sent_again_is_copied_again(
+    apart: Database, name: str, has_slot: bool
+) -> None:
+    """The target has less than it confirmed; the source may be a server without the slot, too."""
+    bring(apart, name, 0, keys=20)
+    with closing(opened(apart)) as store:
+        place = store.place(name)
+        assert place is not None
+        move = f"poky_move_{place.id}"
+        told: list[str] = []
+
+        def lose(done: str) -> None:
+            if done == "depart":
+                alter(apart.others[0], f"DELETE FROM poky._mark WHERE id = {place.id}")
+                alter(apart.others[0], f"DELETE FROM poky._o_{place.id} WHERE key > 'old15'")
+                if not has_slot:
+                    alter(apart.others[0], f"ALTER SUBSCRIPTION {move} DISABLE")
+                    drop = f"SELECT pg_drop_replication_slot('{move}')"
+                    wait_until(lambda: altered(apart, drop), 30)
+
+        moving.move(owners(apart), name, 1, lambda shown: told.append(shown.step), lose)
+        assert len(store.list_page(name, "old", limit=1000).entries) == 20
+    assert "A server took over: copying from the beginning" in told
+    assert nothing_is_left(apart, name, 1) == []
+
+
+def altered(database: Database, statement: str) -> bool:
+    with suppress(psycopg2.errors.ObjectInUse):
+        alter(database, statement)
+        return True
+    return False
 
 
 # Standbys.
