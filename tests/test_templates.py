@@ -71,8 +71,8 @@ def test_a_fault_is_refused_by_the_program_that_would_meet_it(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_certificate_of_our_own_ca_is_renewed_before_its_end(tmp_path: Path) -> None:
-    def run() -> None:
-        done = render("development", tmp_path, tags="nginx")
+    def run(**given: object) -> None:
+        done = render("development", tmp_path, given, tags="nginx")
         assert done.returncode == 0, done.stdout + done.stderr
 
     def ends_within(days: int, file: Path) -> bool:
@@ -91,6 +91,13 @@ def test_a_certificate_of_our_own_ca_is_renewed_before_its_end(tmp_path: Path) -
     assert ends_within(21, certificate)
     run()
     assert not ends_within(365, certificate)
+    assert ca.read_text() == first[1]
+    # At once, as playbooks/certificates.yml does.
+    second = certificate.read_text()
+    run()
+    assert certificate.read_text() == second
+    run(ca_renew_days=826)
+    assert certificate.read_text() != second
     assert ca.read_text() == first[1]
 
 
