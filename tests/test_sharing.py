@@ -259,6 +259,40 @@ def test_reads_that_fail_for_all_are_not_asked_again_one_by_one(own_database: Da
         assert locked.times == 1
 
 
+class Transferring(Store):
+    """A store from which a large value takes a while."""
+
+    def get(self, bucket: str, key: str, *arguments: Any, **options: Any) -> Any:
+        found = super().get(bucket, key, *arguments, **options)
+        if found is not None and found.size > 256 * 1024:
+            time.sleep(0.3)
+        return found
+
+
+def test_a_small_object_does_not_wait_for_large_ones_while_statements_are_late(
+    own_database: Database,
+) -> None:
+    """On a busy machine any statement is late, and what its bucket has is asked for alone."""
+    store = Transferring(own_database.dsn_service, pool_size=8)
+    store.ensure_bucket("a")
+    store.put("a", "large", b"x" * 1_000_000, "text/plain")
+    store.put("a", "small", b"1", "text/plain")
+    reads = Reads(store, THREADS)
+    reads._running[0] = time.monotonic() - 1, (("a", "other"),)
+    told = Told(13)
+    for position, key in enumerate(["large"] * 12 + ["small"]):
+        reads.add(Read("a", key, anything, None, time.monotonic(), told.done(position)))
+    began = time.monotonic()
+    reads.after_turn(False)
+    wait_until(lambda: told.outcomes[12] is not Told, timeout=30)
+    took = time.monotonic() - began
+    assert isinstance(told.outcomes[12], Object), told.outcomes[12]
+    assert took < 1.2, "it waited for the large ones"
+    wait_until(lambda: all(each is not Told for each in told.outcomes), timeout=30)
+    assert {len(each.value) for each in told.outcomes if isinstance(each, Object)} == {1, 1_000_000}
+    store.close()
+
+
 @pytest.mark.parametrize("kind", ["partitioned"])  # the flat schema has one table for all
 def test_a_locked_bucket_delays_only_its_own_reads(store: Store, own_database: Database) -> None:
     for bucket in ("a", "b"):

@@ -210,14 +210,22 @@ class Reads:
 
     def _read_alone(self, reads: Iterable[Read], lane: Lane) -> None:
         for read in reads:
-            lane.submit(lambda read=read: self._read_one(read), read.done)  # type: ignore[misc]
+            lane.submit(lambda read=read: self._read_one(read, lane), read.done)  # type: ignore[misc]
 
-    def _read_one(self, read: Read) -> None:
+    def _read_one(self, read: Read, lane: Lane | None = None) -> None:
+        """``lane``: the one whose thread calls; large values hold up none but their own."""
         began = time.monotonic() if self._stages else 0.0
         try:
             policy, renew = read.policy or (None, None)
             with self._store.under(policy, renew, read.since):
-                found: Any = self._store.get(read.bucket, read.key, read.room, read.select)
+                found: Any
+                if lane in (self._locked, self._parted):
+                    found = self._store.get_small(read.bucket, read.key)
+                    if found is ALONE:
+                        self._read_alone((read,), self._large)
+                        return
+                else:
+                    found = self._store.get(read.bucket, read.key, read.room, read.select)
         except Exception as error:
             if isinstance(error, StoreError) and error.code == "database_slow":
                 self._keep_apart(read.bucket, LOCKED_SECONDS, self._locked)
