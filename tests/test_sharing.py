@@ -241,13 +241,16 @@ class Asked(Store):
         return super().get_each(*arguments, **options)
 
 
-def test_reads_that_fail_for_all_are_not_asked_again_one_by_one(own_database: Database) -> None:
-    """Neither where no database is, whatever the buckets, nor of one bucket that is locked."""
+def test_reads_that_fail_for_all_are_not_asked_again_one_by_one() -> None:
     away = Asked(f"host=127.0.0.1 port={free_ports(1)[0]} dbname=none", pool_size=2)
     with closing(away):
         outcomes = read(Reads(away, THREADS), [("a", "k"), ("b", "k"), ("c", "k")])
         assert [each.code for each in outcomes] == ["database_unavailable"] * 3
         assert away.times == 1
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])  # the flat schema has one table for all
+def test_reads_of_one_locked_bucket_are_not_asked_again(own_database: Database) -> None:
     locked = Asked(own_database.dsn_service, pool_size=2, lock_timeout=0.2)
     locked.ensure_bucket("a")
     locked.put("a", "k", b"1", "text/plain")
