@@ -202,7 +202,8 @@ def test_waiting_and_streaming_followers_go_on_while_the_bucket_moves(
         for kind, way in ways.items():
             # A deletion has no tag, so that its revision is not shown: those are counted.
             puts = [each for each in way.seen if each[1] is not None]
-            there = Counter({each: n for each, n in logged.items() if each in set(puts)})
+            shown_once = set(puts)
+            there = Counter({each: n for each, n in logged.items() if each in shown_once})
             assert faults(puts, there) == [], kind  # type: ignore[arg-type]
             assert len(way.seen) == logged.total(), kind
         assert clients.lost() == []
