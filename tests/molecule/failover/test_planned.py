@@ -160,8 +160,9 @@ def test_a_restore(cluster: Cluster, clients: Clients) -> None:
         if revision > before.get(key, 0)
     }
     assert later
+    environment = cluster.deployment.inventory.resolve().name
     run = cluster.deployment.succeed(
-        "restore", backup_restore_time=moment, backup_restore_confirm="inventory"
+        "restore", backup_restore_time=moment, backup_restore_confirm=environment
     )
     print(run.output[-3000:])
     wait_until(cluster.is_whole, 240, "all members follow after the restore")
