@@ -358,7 +358,7 @@ def test_certificates_are_renewed_and_no_request_fails(
     deployment: Deployment, database: Host, repository: Host
 ) -> None:
     folders = "$(ls -d /etc/nginx /etc/pgbackrest 2>/dev/null)"
-    files = f"find {folders} -name '*.pem' ! -name ca.pem -exec sha256sum {} +"
+    files = f"find {folders} -name '*.pem' ! -name ca.pem -exec sha256sum {{}} +"
     before = {host: host.check_output(files).split() for host in (database, repository)}
     hammer = Hammer(deployment, clients=8, rate=5, seconds=1800)
     try:
