@@ -19,11 +19,12 @@ from tests.bench.contest import Row
 from tests.bench.data import DATA
 from tests.bench.load import LoadError
 from tests.bench.machine import without_autogroup
+from tests.bench.shards import SHARDS
 from tests.bench.stack import Stack
 from tests.bench.suites import LONGER, USUAL, Stage
 
 ROOT = Path(__file__).parents[2]
-SUITES = USUAL | LONGER | DATA
+SUITES = USUAL | LONGER | DATA | SHARDS
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,8 +49,8 @@ def main(
     """Measure Poky side by side with its yardsticks.
 
     Suites: get put batch cache buckets keys start memory (those by default), sizes, clients,
-    access, paths, feed, expiry, transfer, peers (Redis, etcd and the previous release; installs
-    packages), all.
+    access, paths, feed, expiry, transfer, shards, shards-skewed, shards-told,
+    shard-faults, peers (Redis, etcd and the previous release; installs packages), all.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the stack is taken down
     console = Console(width=None if sys.stdout.isatty() else 180)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -56,6 +57,8 @@ class Http:
     watched: Watched = field(default_factory=Watched)
     first_key: Callable[[], int] | None = None
     allow_refusals: bool = False
+    pace: int = 0  #: milliseconds that a client rests before each request
+    is_skewed: bool = False  #: the n-th bucket is asked for 1 / n as often as the first
 
     def run(self, seconds: int) -> Sample:
         """Load all ports at once and add them up; a refused request is an error."""
@@ -70,12 +73,17 @@ class Http:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                env=self._environment(),
             )
             for port in ports
         ]
         results = [self._result(process, seconds) for process in running]
         rates, counts, p50, p99 = zip(*results, strict=True)
         return sum(rates), sum(counts), sum(p50) / len(p50), max(p99)
+
+    def _environment(self) -> dict[str, str]:
+        given = {"POKY_BENCH_PACE": self.pace, "POKY_BENCH_SKEWED": self.is_skewed}
+        return {**os.environ, **{name: f"{value}" for name, value in given.items() if value}}
 
     def _command(self, port: int, clients: int, seconds: int) -> list[str]:
         first = "random" if self.first_key is None else str(self.first_key())

@@ -52,6 +52,11 @@ COST_GOALS = {
     ("hit.tokens.cpu", "hit.open.cpu"): 1.2,
     ("get.tokens.cpu", "get.open.cpu"): 1.05,
     ("put.tokens.cpu", "put.open.cpu"): 1.05,
+    **{
+        (f"others.{verb}.{fault}", f"others.{verb}.well"): 1.2
+        for verb in ("get", "put")
+        for fault in ("stopped", "hung", "read-only", "locked", "slow")
+    },
 }
 #: And of figures: at most.
 LIMITS = {"start": 500, "memory.idle": 60, "memory.loaded": 60}

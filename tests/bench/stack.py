@@ -98,8 +98,12 @@ class Database:
 
     def fill(self, bucket: str, keys: int, value: bytes, key: str = _KEY) -> None:
         """A bucket with ``keys`` objects, key-1 and so on, all of the same value."""
+        self.execute("SELECT poky.ensure_bucket(%(bucket)s)", bucket=bucket)
+        self.fill_there(bucket, keys, value, key)
+
+    def fill_there(self, bucket: str, keys: int, value: bytes, key: str = _KEY) -> None:
+        """The same of a bucket that there is."""
         self.execute(
-            "SELECT poky.ensure_bucket(%(bucket)s)",
             _FILL.format(
                 table="poky._object",
                 key=key,
@@ -123,8 +127,12 @@ class Database:
 
     def fill_many(self, prefix: str, buckets: int, keys: int, value: bytes) -> None:
         """Many buckets of so many objects each, all of the same value."""
+        self.execute(*(f"SELECT poky.ensure_bucket('{prefix}{n}')" for n in range(1, buckets + 1)))
+        self.fill_those(prefix, keys, value)
+
+    def fill_those(self, prefix: str, keys: int, value: bytes) -> None:
+        """The same of all buckets that there are, by how their names begin."""
         self.execute(
-            *(f"SELECT poky.ensure_bucket('{prefix}{n}')" for n in range(1, buckets + 1)),
             _FILL.format(
                 table="poky._object",
                 key=_KEY,
@@ -161,7 +169,10 @@ class Stack:
         # A quarter of the memory, as the role does: 10^7 keys fit into PostgreSQL's own cache.
         megabytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 22
         self._postgres = self._exit.enter_context(
-            embedded.ensure_running(folder / "home", settings={"shared_buffers": f"{megabytes}MB"})
+            embedded.ensure_running(
+                folder / "home",
+                settings={"shared_buffers": f"{megabytes}MB", "max_connections": "500"},
+            )
         )
         self.flat = self._database("flat", "flat")
         self.partitioned = self._database("partitioned", "partitioned")
@@ -198,11 +209,18 @@ class Stack:
         cache: str = "",
         access: str = "open",
         program: Sequence[str] = (sys.executable, "-m", "poky"),
+        shards: str = "",
     ) -> Service:
         """Processes of ``poky serve``, each with ports and a CPU of its own, as the role has it."""
         commands = [
             self.poky_command(
-                database, *free_ports(3), threads=threads, cache=cache, access=access, cpu=cpu
+                database,
+                *free_ports(3),
+                threads=threads,
+                cache=cache,
+                access=access,
+                cpu=cpu,
+                shards=shards,
             )
             for cpu in range(processes)
         ]
@@ -221,6 +239,7 @@ class Stack:
         cache: str = "",
         access: str = "open",
         cpu: int = -1,
+        shards: str = "",
     ) -> Command:
         """How to start one process."""
         clean = {name: text for name, text in os.environ.items() if not name.startswith("POKY_")}
@@ -233,6 +252,7 @@ class Stack:
             "POKY_CACHES": cache,
             "POKY_ACCESS": access,
             "POKY_CPU": str(cpu),
+            "POKY_SHARDS": shards,
         }
         return Command(port, [sys.executable, "-m", "poky", "serve"], clean | settings, lease_port)
 
@@ -320,10 +340,10 @@ class Stack:
         self._exit.callback(end, process)
         return process
 
-    def empty_database(self, name: str) -> Database:
-        """A database without a schema."""
+    def empty_database(self, name: str, template: str = "template1") -> Database:
+        """A database without a schema, or with that of a template that nobody uses."""
         everything = Database(self._postgres.dsn_owner, self._postgres.dsn_service)
-        everything.execute(f"CREATE DATABASE {name}")
+        everything.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return Database(
             *(dsn.replace("/poky?", f"/{name}?") for dsn in (everything.owner, everything.service)),
             name,

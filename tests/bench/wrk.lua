@@ -6,6 +6,18 @@
 
 local number = 0
 
+-- Milliseconds that a client rests before each request, if it is to rest at all.
+local pace = tonumber(os.getenv("POKY_BENCH_PACE") or "")
+if pace then
+  function delay()
+    return pace
+  end
+end
+
+-- Buckets are as popular as words are: the n-th is asked for 1 / n as often as the first.
+local is_skewed = os.getenv("POKY_BENCH_SKEWED")
+local shares = {}
+
 function setup(thread)
   number = number + 1
   thread:set("seed", os.time() * 1000 + number)
@@ -22,6 +34,9 @@ function init(args)
     local file = io.open(args[6], "rb")
     value = file:read("*a")
     file:close()
+  end
+  for rank = 1, is_skewed and buckets or 0 do
+    shares[rank] = (shares[rank - 1] or 0) + 1 / rank
   end
   local items = tonumber(args[7])
   headers = {}
@@ -78,13 +93,29 @@ function base64(text)
   return table.concat(parts, "", 1, #parts - padding) .. ("="):rep(padding)
 end
 
+local function random_bucket()
+  if not is_skewed then
+    return math.random(buckets)
+  end
+  local drawn, low, high = math.random() * shares[buckets], 1, buckets
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if shares[middle] < drawn then
+      low = middle + 1
+    else
+      high = middle
+    end
+  end
+  return low
+end
+
 function request()
   if prepared then
     return prepared[math.random(#prepared)]
   end
   local target = path
   if before then
-    target = before .. math.random(buckets) .. after
+    target = before .. random_bucket() .. after
   end
   if next_key then
     target = target .. next_key
