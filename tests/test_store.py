@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psycopg2
@@ -126,6 +126,37 @@ def test_a_database_that_is_away_is_known_by_its_code() -> None:
     with closing(Store(dsn)) as store, pytest.raises(StoreError) as refused:
         store.nodes()
     assert (refused.value.status, refused.value.code) == (503, "database_unavailable")
+
+
+def test_a_server_that_refuses_is_not_asked_for_each_request(
+    database: Database,
+) -> None:
+    """A connection costs it and us more than a request; it is noticed when it is back."""
+    asked: list[float] = []
+
+    def refuse(server: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                server.accept()[0].close()
+                asked.append(time.monotonic())
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        threading.Thread(target=refuse, args=(server,), daemon=True).start()
+        with closing(Store(f"postgresql://poky_service@127.0.0.1:{port}/poky")) as store:
+            refusals = 0
+            began = time.monotonic()
+            while time.monotonic() < began + 3.5:
+                with pytest.raises(StoreError) as refused:
+                    store.nodes()
+                assert refused.value.code == "database_unavailable"
+                refusals += 1
+            assert refusals > 100
+            assert 3 <= sum(at > began + 2 for at in asked) <= 8
+            store._dsns = [database.dsn_service]
+            time.sleep(0.26)
+            assert store.nodes() == []
+        server.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_read_of_a_database_that_hangs_takes_five_seconds_at_most(

@@ -44,6 +44,10 @@ Held = tuple[str, Callable[[str], str] | None]  #: a policy, and how to decide a
 _MAX_AGE = 1800.0
 _CONNECT_SECONDS = 3.0
 _ATTEMPTS = 3
+# A server that has refused all connections for so long is asked at most so often: a connection for
+# each request would leave it, and this process, no time for anything else.
+_FAILING_SECONDS = 1.0
+_REST_SECONDS = 0.25
 _WATCH_SECONDS = 0.25
 # What a busy machine still does in a second; docs/configuration.md says so.
 _ITEMS_PER_SECOND = 2000
@@ -173,6 +177,8 @@ class Pool:
         self._places = threading.Semaphore(pool_size)
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
+        self._rests_until = 0.0
+        self._refusal = ("database_unavailable", "")  # what rests are ended with
         self.guard = _Guard()
         self.counts = Counts()
         self._closed = threading.Event()
@@ -407,11 +413,14 @@ class Pool:
             connection.close()
 
     def _connect(self, deadline: float | None) -> Connection:
-        self.counts.add("connects")
         began = time.monotonic()
+        if began < self._rests_until:
+            code, detail = self._refusal
+            raise StoreError(503, detail, code=code)
+        self.counts.add("connects")
         # The first one twice: a connection may be ended while it is made.
         for number, dsn in enumerate((*self._dsns, self._dsns[0])):
-            if number == len(self._dsns) and time.monotonic() - began > 1:
+            if number == len(self._dsns) and (self._is_failing or time.monotonic() - began > 1):
                 break
             try:
                 connection: Connection = psycopg2.connect(
@@ -440,17 +449,16 @@ class Pool:
         log.warning("cannot use the database: %s", first_line(failure))
         self.counts.add_error(failure)
         self.counts.connected(False)
-        if failure.pgcode == RIGHTS:
-            raise rights_missing() from failure
-        if failure.pgcode in ("3F000", "42883", "42704"):
-            raise StoreError(
-                503,
-                "The database has no schema that suits this release. Run poky migrate.",
-                code="schema_missing",
-            ) from failure
-        raise StoreError(
-            503, "The database cannot be reached. Try again shortly.", code="database_unavailable"
-        ) from failure
+        refusal = _cannot_connect(failure)
+        if self._is_failing:
+            self._refusal = refusal.code, refusal.detail
+            self._rests_until = time.monotonic() + _REST_SECONDS
+        raise refusal from failure
+
+    @property
+    def _is_failing(self) -> bool:
+        since = self.counts.failing_since
+        return since is not None and time.time() - since > _FAILING_SECONDS
 
     def _cut_overdue(self) -> None:
         """Cut connections past their deadline: there even the statement timeout did not end it."""
@@ -460,6 +468,17 @@ class Pool:
                 if connection.deadline < now:
                     log.warning("a statement got no answer from the database and was given up")
                     connection.cut()
+
+
+def _cannot_connect(failure: psycopg2.Error) -> StoreError:
+    """What to say when no connection could be made."""
+    if failure.pgcode == RIGHTS:
+        return rights_missing()
+    if failure.pgcode in ("3F000", "42883", "42704"):
+        detail = "The database has no schema that suits this release. Run poky migrate."
+        return StoreError(503, detail, code="schema_missing")
+    detail = "The database cannot be reached. Try again shortly."
+    return StoreError(503, detail, code="database_unavailable")
 
 
 def _connect_options(deadline: float | None) -> dict[str, Any]:
