@@ -60,18 +60,11 @@ class Sharded:
             database.settle()
 
 
-def sharded(
-    stack: Stack,
-    others: dict[int, Database],
-    processes: int,
-    ways: dict[int, str] | None = None,
-    cache: str = "",
-) -> Sharded:
-    """Instances over a new control and these; ``ways``: DSNs to use in place of the shards' own."""
+def sharded(stack: Stack, others: dict[int, Database], processes: int, cache: str = "") -> Sharded:
+    """Instances over a new control and these."""
     control = _migrated(stack)
     join_shards(control.owner, {number: each.owner for number, each in others.items()})
-    ways = {number: each.service for number, each in others.items()} | (ways or {})
-    given = " ".join(f"{number}={dsn}" for number, dsn in ways.items())
+    given = " ".join(f"{number}={each.service}" for number, each in others.items())
     return Sharded(control, others, stack.poky(control, processes, shards=given, cache=cache))
 
 
@@ -207,8 +200,9 @@ def shard_faults(stage: Stage) -> Contests:
         migrate(server.dsn_owner, kind="partitioned", release="bench")
         there = {1: Database(server.dsn_owner, server.dsn_service)}
         with SlowWay(server.dsn_service) as way:
-            whole = sharded(stage.stack, there, 1, {1: way.dsn})
+            whole = sharded(stage.stack, there, 1)
             whole.fill({"here": 0, "there": 1}, KEYS, value.read_bytes())
+            by_way = stage.stack.poky(whole.control, 1, shards=f"1={way.dsn}")
             faults: dict[str, Callable[[], AbstractContextManager[Any]]] = {
                 "stopped": shard.stopped,
                 "hung": shard.hung,
@@ -217,7 +211,8 @@ def shard_faults(stage: Stage) -> Contests:
                 "slow": lambda: way.slow(0.2),
             }
             for name, fault in faults.items():
-                yield _beside(whole.service, name, fault, value)
+                service = by_way if name == "slow" else whole.service
+                yield _beside(service, name, fault, value)
     finally:
         shard.server.close()
 
