@@ -146,6 +146,22 @@ def test_no_other_user_can_enter(server: embedded.Embedded, home: Path) -> None:
     assert sockets.stat().st_mode & 0o777 == 0o700
 
 
+def test_only_a_directory_that_others_cannot_enter_is_taken(tmp_path: Path) -> None:
+    server = embedded.Embedded.__new__(embedded.Embedded)
+    place = tmp_path / "place"
+    place.mkdir()
+    for mode in (0o755, 0o710, 0o701):
+        place.chmod(mode)
+        with pytest.raises(embedded.EmbeddedError, match="0700"):
+            server._make_directory(place, os.getuid())
+    place.chmod(0o700)
+    server._make_directory(place, os.getuid())
+    file = tmp_path / "file"
+    file.touch(mode=0o600)
+    with pytest.raises(embedded.EmbeddedError, match="0700"):
+        server._make_directory(file, os.getuid())
+
+
 @needs_root
 def test_root_starts_it_as_nobody_without_opening_a_closed_directory(tmp_path: Path) -> None:
     closed = tmp_path / "closed"

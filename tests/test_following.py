@@ -666,3 +666,12 @@ def test_a_follower_that_is_ahead_is_not_sent_back() -> None:
     within = Cursor.parse("1.10.10._1.18.18._7")
     assert near.after(within) == within
     assert far.after(within) == far
+    for cursor, revision, seen in (
+        (far, 9, True),
+        (near, 9, False),
+        (with_gap, 9, False),
+        (within, 7, True),
+        (within, 8, False),
+    ):
+        change = Changed("k", "delete", revision, None, None, 15, "1.15.15.")
+        assert cursor.has(change) is seen, cursor
