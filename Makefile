@@ -48,7 +48,7 @@ test: lint lint-playbooks packages ## Everything that is tested on every change:
 # Scenarios of Molecule with their Debian: those of every change, and the others. LONG=yes: all of
 # their tests; KEEP=yes: the machines stay.
 MOLECULE := default@debian-12 rolling@debian-13
-MOLECULE_MORE := default@debian-13 operations@debian-12 hosts@debian-13 rolling@debian-12 failover@debian-13 adoption@debian-13 major@debian-13 backup@debian-13
+MOLECULE_MORE := default@debian-13 operations@debian-12 hosts@debian-13 rolling@debian-12 failover@debian-13 adoption@debian-13 major@debian-13 backup@debian-13 shards@debian-13
 
 .PHONY: molecule
 molecule: $(DEPLOY_VENV)/.deploy $(VENV)/.dev ## Deploy to machines made for it, and look (SCENARIO=rolling@debian-13)

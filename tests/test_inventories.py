@@ -54,7 +54,7 @@ def test_environments_have_equal_settings(environment: Path) -> None:
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=NAMES)
 def test_environments_have_equal_groups_and_host_variables(environment: Path) -> None:
     inventory = read(environment / "hosts.yml")["all"]
-    groups = ["database", "etcd", "service", "cache", "web", "monitoring", "backup"]
+    groups = ["database", "etcd", "shards", "service", "cache", "web", "monitoring", "backup"]
     assert list(inventory["children"]) == groups
     assert list(inventory["vars"]) == ["ansible_user", "ansible_ssh_common_args"]
 

@@ -44,14 +44,48 @@ def poky_cluster_faults(groups: Mapping[str, Sequence[str]]) -> list[str]:
     return faults
 
 
+def poky_shard_faults(
+    groups: Mapping[str, Sequence[str]], hostvars: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Say what is wrong with the group of further databases, one sentence each."""
+    faults = []
+    by_number: dict[int, str] = {}
+    for host in groups.get("shards", ()):
+        number = hostvars[host].get("poky_shard")
+        if not str(number).isdecimal() or not 1 <= int(str(number)) <= 255:
+            faults.append(
+                f"{host} is in “shards” and has no number: give it poky_shard, 1 to 255, which it"
+                " keeps for good."
+            )
+        elif int(str(number)) in by_number:
+            faults.append(
+                f"{host} and {by_number[int(str(number))]} are both shard {number}: give each a"
+                " poky_shard of its own."
+            )
+        else:
+            by_number[int(str(number))] = host
+        if host in groups.get("database", ()):
+            faults.append(
+                f"{host} is in “database” and in “shards”: shard 0 is “database”, each other one"
+                " is another host."
+            )
+    return faults
+
+
 def poky_cluster_host_faults(
     groups: Mapping[str, Sequence[str]], hostvars: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
-    """Say which hosts of a cluster cannot be members, by their facts; nothing for one server."""
-    databases = list(groups.get("database", ()))
-    if len(databases) <= 1:
-        return []
+    """Say which hosts cannot be what their groups say, by their facts; nothing for one server."""
+    databases, shards = list(groups.get("database", ())), list(groups.get("shards", ()))
     faults = []
+    for host in sorted({*databases, *shards}) if shards else []:
+        if _release(hostvars, host) == "12":
+            faults.append(
+                f"{host} runs Debian 12, whose PostgreSQL lets only superusers move buckets from"
+                " one database to another: several databases need Debian 13."
+            )
+    if len(databases) <= 1:
+        return faults
     for host in sorted({*databases, *groups.get("etcd", ()), *groups.get("service", ())}):
         if _release(hostvars, host) == "12":
             faults.append(
@@ -117,5 +151,10 @@ class FilterModule:
         """Name to function."""
         return {
             function.__name__: function
-            for function in (poky_cluster_faults, poky_cluster_host_faults, poky_first_member)
+            for function in (
+                poky_cluster_faults,
+                poky_cluster_host_faults,
+                poky_first_member,
+                poky_shard_faults,
+            )
         }

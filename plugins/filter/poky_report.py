@@ -18,12 +18,14 @@ def poky_status(
     lock: Mapping[str, Any] | None,
     tokens: Mapping[str, Any] | None = None,
     tokens_policy: str = "warn",
+    shards: Mapping[str, Any] | None = None,
 ) -> list[Row]:
-    """All rows: the hosts', the buckets', the tokens', the deploy lock's.
+    """All rows: the hosts', the databases', the buckets', the tokens', the deploy lock's.
 
     ``reports`` is {host: what report.yml found, None if it was not reached}, ``buckets`` a
     poky_bucket_plan, ``policy`` is poky_buckets_undeclared, ``lock`` the holder of the deploy lock,
-    ``tokens`` a poky_token_plan, ``tokens_policy`` poky_tokens_undeclared.
+    ``tokens`` a poky_token_plan, ``tokens_policy`` poky_tokens_undeclared, ``shards`` what
+    ``poky shards`` says, where there are several databases.
     """
     caches = {
         host: report["cache"]["backends"]
@@ -50,6 +52,7 @@ def poky_status(
         if report["maintenance"]:
             rows.append([host, "maintenance", "on", "clients are answered 503", True])
     rows += _member_rows(told)
+    rows += _shard_rows(shards) if shards else []
     rows.append(["", "buckets", len(buckets["found"]), _some(buckets["found"]), False])
     for name in buckets["create"] + buckets["drop"]:
         wrong = "missing" if name in buckets["create"] else "not dropped"
@@ -94,6 +97,21 @@ def _member_rows(told: Iterable[tuple[str, list[Mapping[str, Any]]]]) -> list[Ro
         rows.append(["", "PostgreSQL", "no leader", "docs/failover.md", True])
     if members and "Sync Standby" not in roles:
         rows.append(["", "PostgreSQL", "no synchronous standby", "writes wait for one", True])
+    return rows
+
+
+def _shard_rows(shards: Mapping[str, Any]) -> list[Row]:
+    """What each database holds, what does not fit, and a move that has not ended."""
+    rows: list[Row] = []
+    for shard in shards["shards"]:
+        gone = shard["buckets"] is None
+        state = "does not answer" if gone else f"{shard['buckets']} buckets"
+        detail = "" if gone else f"{shard['bytes']:,} bytes"
+        rows.append(["", f"shard {shard['shard']}", state, detail, gone])
+    rows += [["", "shards", "disagree", trouble, True] for trouble in shards["troubles"]]
+    if move := shards.get("move"):
+        detail = f"to shard {move['target']}, step {move['step']}: poky bucket move goes on with it"
+        rows.append(["", f"bucket {move['name']}", "moves", detail, False])
     return rows
 
 

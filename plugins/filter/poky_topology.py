@@ -6,10 +6,11 @@ A variable that a host does not set has the default of role poky, which is writt
 import functools
 import ipaddress
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import yaml
 
@@ -66,6 +67,41 @@ def poky_backend_names(hosts: Iterable[str], hostvars: HostVars) -> list[str]:
 def poky_addresses(hosts: Iterable[str], hostvars: HostVars, here: str) -> list[str]:
     """The addresses under which the host ``here`` reaches these hosts."""
     return ["127.0.0.1" if host == here else _address(hostvars[host], host) for host in hosts]
+
+
+def poky_shards(groups: Mapping[str, Sequence[str]], hostvars: HostVars) -> list[dict[str, Any]]:
+    """The further databases of the inventory: ``number`` and ``host`` of each, by number."""
+    found = [(int(hostvars[host]["poky_shard"]), host) for host in groups.get("shards", [])]
+    return [{"number": number, "hosts": [host]} for number, host in sorted(found)]
+
+
+def poky_dsns(
+    shards: Iterable[Mapping[str, Any]], hostvars: HostVars, here: str, login: Mapping[str, Any]
+) -> str:
+    """The value of POKY_SHARDS: number=postgresql://… of each, as the host ``here`` reaches it.
+
+    ``shards``: {number, hosts, port} of each; hosts of the inventory stand for their addresses.
+    ``login``: user, password, database, and options in libpq's keyword form.
+    """
+    words = []
+    for shard in shards:
+        hosts = [
+            ("127.0.0.1" if host == here else _address(hostvars[host], host))
+            if host in hostvars
+            else host
+            for host in shard["hosts"]
+        ]
+        port = int(shard.get("port") or 5432)
+        places = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts)
+        options = dict(word.split("=", 1) for word in shlex.split(str(login.get("options") or "")))
+        if len(hosts) > 1:
+            options["target_session_attrs"] = "read-write"
+        user, password = (quote(str(login[name]), safe="") for name in ("user", "password"))
+        query = "?" + urlencode(options, quote_via=quote) if options else ""
+        words.append(
+            f"{shard['number']}=postgresql://{user}:{password}@{places}/{login['database']}{query}"
+        )
+    return " ".join(words)
 
 
 def poky_purge_listeners(
@@ -160,6 +196,10 @@ def poky_accepts(
         rules.append((ports + [port + 2000 for port in ports], addresses("cache")))
     if host in groups.get("database", []):
         rules.append(([5432], addresses("service")))
+    if groups.get("shards", []) and host in {*groups.get("database", []), *groups["shards"]}:
+        # A bucket that moves goes from one to the other.
+        others = [*addresses("service"), *addresses("database"), *addresses("shards")]
+        rules.append(([5432], list(dict.fromkeys(others))))
     if len(groups.get("database", [])) > 1 and host in {
         *groups["database"],
         *groups.get("etcd", []),
@@ -214,7 +254,7 @@ def poky_ip_allow(
     """
     hosts = dict.fromkeys(
         host
-        for group in ("service", "cache", "web", "database", "monitoring")
+        for group in ("service", "cache", "web", "database", "shards", "monitoring")
         for host in groups.get(group, [])
     )
     found = [_address(hostvars[host], host) for host in hosts]
@@ -247,6 +287,8 @@ class FilterModule:
                 poky_backends,
                 poky_backend_names,
                 poky_addresses,
+                poky_shards,
+                poky_dsns,
                 poky_purge_listeners,
                 poky_outside,
                 poky_prometheus_url,

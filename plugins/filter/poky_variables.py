@@ -40,13 +40,13 @@ def misspelt(names: Iterable[str], roles: str | Path, also: Iterable[str] = ()) 
     return found
 
 
-_OPTIONAL = ("database", "etcd", "monitoring", "backup")
+_OPTIONAL = ("database", "etcd", "shards", "monitoring", "backup")
 
 
 def poky_group_faults(groups: Mapping[str, list[str]], known: Iterable[str]) -> list[str]:
     """Say what is wrong with the groups of an inventory, one sentence each.
 
-    ``known`` are the groups that playbooks deploy to; all but ``database``, ``etcd``,
+    ``known`` are the groups that playbooks deploy to; all but ``database``, ``etcd``, ``shards``,
     ``monitoring`` and ``backup`` need a host. Further groups may serve to arrange hosts and
     variables.
     """

@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from poky.forms import CacheNode, Shard, caches, hosts, origins, prometheus
+from poky.forms import CacheNode, Shard, caches, hosts, origins, prometheus, shards_and_control
 from poky.forms import shards as parse_shards
 
 MB = 1024 * 1024
@@ -80,6 +80,13 @@ class Config:
     )
     owner_shards: tuple[Shard, ...] = setting(
         (), "The same databases as the owner. Empty: POKY_SHARDS.", parse=parse_shards, secret=True
+    )
+    move_shards: tuple[Shard, ...] = setting(
+        (),
+        "How a database reaches another as the owner while a bucket moves, where that is not as the"
+        " command does: 0=postgresql://… 1=postgresql://…; 0: POKY_DSN's.",
+        parse=shards_and_control,
+        secret=True,
     )
     home: str = setting("", "Where the embedded PostgreSQL lives. Empty: the user's data folder.")
     listen: str = setting("127.0.0.1", "The address to serve on.")
@@ -419,12 +426,17 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+_CREDENTIALS = [
+    *("POKY_DSN", "POKY_OWNER_DSN", "POKY_SHARDS", "POKY_OWNER_SHARDS", "POKY_MOVE_SHARDS")
+]
+
+
 def _with_credentials(env: Mapping[str, str], problems: list[str]) -> dict[str, str]:
     """Add the secrets that systemd hands over as files (LoadCredential=)."""
     merged = dict(env)
     directory = env.get("CREDENTIALS_DIRECTORY")
     if directory:
-        for name in ("POKY_DSN", "POKY_OWNER_DSN", "POKY_SHARDS", "POKY_OWNER_SHARDS"):
+        for name in _CREDENTIALS:
             file = Path(directory) / name.lower()
             if name not in merged and file.is_file():
                 try:

@@ -73,11 +73,22 @@ class Shard(NamedTuple):
 
 def shards(text: str) -> tuple[Shard, ...]:
     """Databases as number=postgresql://…, by number, 1 to 255. ValueError, without a password."""
+    return _shards(text, least=1)
+
+
+def shards_and_control(text: str) -> tuple[Shard, ...]:
+    """The same, with control as number 0 where it is named."""
+    return _shards(text, least=0)
+
+
+def _shards(text: str, least: int) -> tuple[Shard, ...]:
     found: dict[int, str] = {}
     for position, word in enumerate(text.split(), start=1):
-        match = re.fullmatch(r"([1-9]\d{0,2})=(postgres(?:ql)?://\S+)", word)
-        if not match or int(match[1]) > 255:
-            raise ValueError(f"word {position} is not number=postgresql://…, the number 1 to 255")
+        match = re.fullmatch(r"(0|[1-9]\d{0,2})=(postgres(?:ql)?://\S+)", word)
+        if not match or not least <= int(match[1]) <= 255:
+            raise ValueError(
+                f"word {position} is not number=postgresql://…, the number {least} to 255"
+            )
         if int(match[1]) in found:
             raise ValueError(f"shard {match[1]} is named twice")
         found[int(match[1])] = match[2]

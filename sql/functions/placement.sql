@@ -201,3 +201,14 @@ AS $$
     FROM poky.shard AS s
 $$;
 COMMENT ON FUNCTION poky.shard_state IS 'Which shard this database is, and how full.';
+
+CREATE OR REPLACE FUNCTION poky.moving(
+    OUT name text, OUT id integer, OUT source integer, OUT target integer, OUT step text
+)
+RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = poky, pg_temp
+AS $$
+    SELECT m.name, m.id, m.source, m.target, m.step FROM poky.move AS m
+$$;
+COMMENT ON FUNCTION poky.moving IS 'On control: the move that was begun and has not ended; no row: there is none.';

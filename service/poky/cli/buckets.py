@@ -238,6 +238,7 @@ def move_bucket(name: str | None, target: int | None, abort: bool, as_json: bool
             code="no_shard",
         )
     owners = {0: config.owner_dsn} | {each.number: each.dsn for each in config.owner_shards}
+    among = {each.number: each.dsn for each in config.move_shards}
     with failures():
         if name is None or target is None:
             given_up = moving.abort(owners)
@@ -248,9 +249,10 @@ def move_bucket(name: str | None, target: int | None, abort: bool, as_json: bool
             )
             return
         with progress_bar() as progress:
-            moved = moving.move(owners, name, target, progress)
+            moved = moving.move(owners, name, target, progress, among=among)
     if as_json:
-        print_json(moved._asdict() if moved else {"name": name, "target": target})
+        there = moving.Moved(name, target, target, 0.0, None)
+        print_json((moved or there)._asdict())
     elif moved is None:
         click.echo(f"{name}: is on shard {target}")
     else:

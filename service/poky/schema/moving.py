@@ -65,10 +65,13 @@ def move(
     target: int,
     progress: Callable[[Progress], None] | None = None,
     after: Callable[[str], None] = lambda step: None,
+    among: Mapping[int, str] | None = None,
 ) -> Moved | None:
     """Move a bucket to a shard, or go on with that; None: it is there.
 
-    ``after`` is told each step that is done. Raises SchemaError; the move can be called again then.
+    ``after`` is told each step that is done; ``among`` has the DSNs by which a database reaches
+    others, where they differ from ``owners``. Raises SchemaError; the move can be called again
+    then.
     """
     began = time.monotonic()
     until: float | None = None
@@ -125,7 +128,8 @@ def _move(
             OwnerConnection(owners[noted.source], progress) as source,
             OwnerConnection(owners[noted.target], progress) as target_owner,
         ):
-            mover = _Mover(noted, control, source, target_owner, owners[noted.source], after)
+            reached = {**owners, **(among or {})}[noted.source]
+            mover = _Mover(noted, control, source, target_owner, reached, after)
             pause = mover.run()
     return Moved(bucket, noted.source, noted.target, time.monotonic() - began, pause)
 
