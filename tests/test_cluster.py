@@ -53,6 +53,34 @@ def test_a_shape_that_is_not_safe_is_refused(
     assert all(word in fault for word, fault in zip(words, faults, strict=True)), faults
 
 
+@pytest.mark.parametrize(
+    ("shards", "words"),
+    [
+        ({}, []),
+        ({"a": 1, "b": "2"}, []),
+        ({"a": None}, ["a is in “shards” and has no number"]),
+        ({"a": 0, "b": 256, "c": "x"}, ["a is in", "b is in", "c is in"]),
+        ({"a": 1, "b": "1"}, ["b and a are both shard 1"]),
+        ({"d": 1}, ["d is in “database” and in “shards”"]),
+    ],
+)
+def test_shards_have_numbers_of_their_own(
+    cluster_rules: ModuleType, shards: dict[str, Any], words: list[str]
+) -> None:
+    hostvars = {host: {"poky_shard": number} for host, number in shards.items()}
+    faults = cluster_rules.poky_shard_faults({"database": ["d"], "shards": [*shards]}, hostvars)
+    assert len(faults) == len(words), faults
+    assert all(word in fault for word, fault in zip(words, faults, strict=True)), faults
+
+
+def test_buckets_move_between_servers_of_debian_13_alone(cluster_rules: ModuleType) -> None:
+    groups = {"database": ["d"], "shards": ["s"]}
+    assert cluster_rules.poky_cluster_host_faults(groups, facts(d="13", s="13")) == []
+    (fault,) = cluster_rules.poky_cluster_host_faults(groups, facts(d="13", s="12"))
+    assert "s runs Debian 12" in fault
+    assert "only superusers move buckets" in fault
+
+
 def facts(**releases: str) -> dict[str, Any]:
     return {
         host: {"ansible_facts": {"distribution_major_version": release} if release else {}}

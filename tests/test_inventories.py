@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -41,7 +44,8 @@ def test_there_are_four_environments() -> None:
 @pytest.mark.parametrize("environment", ENVIRONMENTS[1:], ids=NAMES[1:])
 def test_environments_have_equal_files(environment: Path) -> None:
     def files(root: Path) -> list[Path]:
-        return sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
+        found = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+        return sorted(set(found) - {Path("shards")})  # cluster makes its own, by a variable
 
     assert files(environment) == files(ENVIRONMENTS[0])
 
@@ -126,3 +130,25 @@ def test_a_misspelt_variable_is_found(variables: ModuleType, name: str, verdict:
 def test_other_variables_are_nobodys_business(variables: ModuleType) -> None:
     names = ["ansible_user", "varnish_storage", "vault_x", "pokyness"]
     assert variables.misspelt(names, ROOT / "roles") == []
+
+
+def test_the_cluster_has_as_many_shards_as_a_variable_says(tmp_path: Path) -> None:
+    script = tmp_path / "inventories/cluster/shards"
+    script.parent.mkdir(parents=True)
+    script.write_bytes((ROOT / "inventories/cluster/shards").read_bytes())
+
+    def said(**environment: str) -> Any:
+        done = subprocess.run(
+            [sys.executable, script, "--list"], env=environment, capture_output=True, check=True
+        )
+        return json.loads(done.stdout)
+
+    assert said() == {"shards": {"hosts": []}, "_meta": {"hostvars": {}}}
+    two = said(CLUSTER_SHARDS="2")
+    assert two["shards"]["hosts"] == ["poky-cluster-shard-1", "poky-cluster-shard-2"]
+    assert two["_meta"]["hostvars"]["poky-cluster-shard-2"] == {"poky_shard": 2}
+    # Those that were made stay without it, for every other playbook.
+    made = tmp_path / "build/machines/ssh_config.d"
+    made.mkdir(parents=True)
+    (made / "poky-cluster-shard-1").touch()
+    assert said()["shards"]["hosts"] == ["poky-cluster-shard-1"]

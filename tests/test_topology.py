@@ -6,6 +6,9 @@ import importlib
 from types import ModuleType
 
 import pytest
+from psycopg2.extensions import parse_dsn
+
+from poky import forms
 
 GROUPS = {"web": ["edge"], "cache": ["edge"], "service": ["app1", "app2"], "database": ["data"]}
 ADDRESSES = {
@@ -105,6 +108,61 @@ def test_the_repository_and_the_database_reach_each_other(topology: ModuleType) 
     assert topology.poky_accepts("data", {**GROUPS, "backup": ["data"]}, HOSTVARS, [22]) == (
         topology.poky_accepts("data", GROUPS, HOSTVARS, [22])
     )
+
+
+SHARDS = {
+    **GROUPS,
+    "shards": ["two", "one"],
+}
+SHARD_VARS = {
+    **HOSTVARS,
+    "one": {"poky_address": "192.0.2.41", "poky_shard": 1},
+    "two": {"poky_address": "192.0.2.42", "poky_shard": "2"},
+}
+
+
+def test_databases_of_buckets_reach_each_other_and_the_service_reaches_all(
+    topology: ModuleType,
+) -> None:
+    rule = "ip saddr {{ 192.0.2.2, 192.0.2.3, {} }} tcp dport {{ 5432 }} accept"
+    accepts = topology.poky_accepts
+    data = HOSTVARS["data"]["poky_address"]
+    assert rule.format("192.0.2.42") in "\n".join(accepts("one", SHARDS, SHARD_VARS, [22]))
+    assert f"ip6 saddr {{ {data} }} tcp dport {{ 5432 }} accept" in accepts(
+        "one", SHARDS, SHARD_VARS, [22]
+    )
+    assert rule.format("192.0.2.42, 192.0.2.41") in accepts("data", SHARDS, SHARD_VARS, [22])
+    assert accepts("edge", SHARDS, SHARD_VARS, [22]) == accepts("edge", GROUPS, HOSTVARS, [22])
+    assert {"192.0.2.41", "192.0.2.42"} <= {*topology.poky_ip_allow(SHARDS, SHARD_VARS, [])}
+
+
+def test_shards_come_by_their_numbers(topology: ModuleType) -> None:
+    assert topology.poky_shards(GROUPS, HOSTVARS) == []
+    assert topology.poky_shards(SHARDS, SHARD_VARS) == [
+        {"number": 1, "hosts": ["one"]},
+        {"number": 2, "hosts": ["two"]},
+    ]
+
+
+def test_connection_strings_of_shards_are_those_that_the_service_reads(
+    topology: ModuleType,
+) -> None:
+    login = {"user": "u", "password": "p/@ :%'é", "database": "poky", "options": ""}
+    shards = [
+        {"number": 1, "hosts": ["one"]},
+        {"number": 7, "hosts": ["db1.example", "2001:db8::9"], "port": 5433},
+    ]
+    login["options"] = "sslmode=verify-full sslrootcert=/etc/poky/ca.pem"
+    text = topology.poky_dsns(shards, SHARD_VARS, "edge", login)
+    first, seventh = forms.shards(text)
+    read = parse_dsn(first.dsn)
+    assert (first.number, read["host"], read["port"]) == (1, "192.0.2.41", "5432")
+    assert (read["user"], read["password"], read["dbname"]) == ("u", "p/@ :%'é", "poky")
+    assert (read["sslmode"], read["sslrootcert"]) == ("verify-full", "/etc/poky/ca.pem")
+    read = parse_dsn(seventh.dsn)
+    assert (read["host"], read["port"]) == ("db1.example,2001:db8::9", "5433,5433")
+    assert read["target_session_attrs"] == "read-write"
+    assert "127.0.0.1" in topology.poky_dsns(shards, SHARD_VARS, "one", login)
 
 
 def test_further_rules_are_for_whom_they_name(topology: ModuleType) -> None:

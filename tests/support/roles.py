@@ -52,6 +52,7 @@ def _environment(kind: type[jinja2.Environment]) -> jinja2.Environment:
         poky_setting=lambda known, name: known.get(name) or variables("poky")[name],
         quote=lambda text: text,
         poky_prometheus_url=lambda *_: "",  # no inventory, and none in it
+        poky_shards=lambda *_: [],
         dict2items=lambda given: [{"key": key, "value": value} for key, value in given.items()],
         items2dict=lambda items: {each["key"]: each["value"] for each in items},
         extract=lambda name, given, *rest: _extract(given[name], *rest),
