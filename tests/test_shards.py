@@ -234,6 +234,25 @@ def owners_besides(database: Database) -> Iterator[tuple[int, str]]:
     return ((n, each.dsn_owner) for n, each in enumerate(database.others, start=1))
 
 
+def test_after_a_restore_nothing_of_the_lost_time_passes_for_new_in_any_database(
+    sharded: Database, store: ShardedStore, name: str
+) -> None:
+    for number in store.shards:
+        store.ensure_bucket(f"{name}-{number}", number)
+    policy = store.policy_tag()
+    owned = ShardedStore(
+        sharded.dsn_owner,
+        {n: each.dsn_owner for n, each in enumerate(sharded.others, start=1)},
+        pool_size=2,
+    )
+    with closing(owned):
+        owned.after_restore(60)
+    least = time.time() * 1e6 - 60e6  # revisions go on from the clock
+    for number in store.shards:
+        assert store.put(f"{name}-{number}", "k", b"v", "text/plain").revision > least
+        assert store.of_shard(number).policy_tag()[0] == store.policy_tag()[0] != policy[0]
+
+
 # A move.
 
 

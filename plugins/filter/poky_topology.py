@@ -209,8 +209,9 @@ def poky_accepts(
         rules.append(([2379, 2380, 5432, 8008], list(dict.fromkeys(members))))
     # PgBackRest's, both ways, where the repository is on another host.
     if host in groups.get("backup", []):
-        rules.append(([given("backup_port", 8432)], addresses("database")))
-    elif host in groups.get("database", []):
+        clients = [*addresses("database"), *addresses("shards")]
+        rules.append(([given("backup_port", 8432)], clients))
+    elif host in {*groups.get("database", []), *groups.get("shards", [])}:
         rules.append(([given("backup_port", 8432)], addresses("backup")))
     if host in groups.get("monitoring", []) and not _is_loopback(
         str(known.get("monitoring_listen") or "127.0.0.1")

@@ -39,7 +39,9 @@ BEGIN
     ON CONFLICT (name) DO UPDATE SET applied_at = v_now;
     -- Suspended ones, too: a node keeps its generation when it is reinstated.
     UPDATE poky.cache_node SET generation = gen_random_uuid();
-    UPDATE poky.policy AS p SET tag = gen_random_uuid(), revision = nextval('poky.revision');
+    -- Shards go by control's.
+    UPDATE poky.policy AS p SET tag = gen_random_uuid(), revision = nextval('poky.revision')
+    WHERE EXISTS (SELECT FROM poky.shard AS s WHERE s.number = 0);
     SELECT coalesce(max(n.lease_seconds), 0) INTO lease_seconds FROM poky.cache_node AS n;
 END;
 $$;

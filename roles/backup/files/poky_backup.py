@@ -50,6 +50,7 @@ class Settings:
     drill_directory: str
     drill_port: int
     drill_objects: int
+    further: tuple[str, ...] = ()  #: stanzas of the other databases, on the repository's host
     port: int = 5432
     sockets: str = "/run/postgresql"
 
@@ -57,9 +58,15 @@ class Settings:
     def read(cls, path: Path = SETTINGS) -> Settings:
         """Read the file; Failed if it is missing."""
         try:
-            return cls(**json.loads(path.read_text()))
+            given = json.loads(path.read_text())
+            return cls(**given | {"further": tuple(given.get("further", ()))})
         except FileNotFoundError as error:
             raise Failed(f"{path} is missing: playbooks/backup.yml writes it.") from error
+
+    @property
+    def stanzas(self) -> tuple[str, ...]:
+        """Each database's name in the repository, the first one's first."""
+        return (self.stanza, *self.further)
 
 
 def as_postgres(*command: str) -> list[str]:
@@ -163,8 +170,9 @@ def used(directory: Path) -> float:
 class Repository:
     """What pgBackRest has of the stanza, and how it is asked."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._stanza = settings.stanza
+    def __init__(self, settings: Settings, stanza: str = "") -> None:
+        self._stanza = stanza or settings.stanza
+        self._label = f'stanza="{stanza}"' if stanza in settings.further else ""
 
     def command(self, *arguments: str) -> list[str]:
         """A command line of pgBackRest."""
@@ -186,11 +194,11 @@ class Repository:
             key=lambda each: each["timestamp"]["stop"],
         )
 
-    def publish(self) -> None:
-        """Export what there is; a repository without a backup is one that is old."""
+    def figures(self) -> dict[str, tuple[str, float]]:
+        """What there is, as ``publish`` takes it; without a backup, one that is old."""
         backups = self.backups()
         gauges: dict[str, tuple[str, float]] = {
-            "poky_backup_success_timestamp_seconds": (
+            self._named("poky_backup_success_timestamp_seconds"): (
                 "When the last good backup ended; 0: there is none.",
                 backups[-1]["timestamp"]["stop"] if backups else 0,
             )
@@ -198,27 +206,31 @@ class Repository:
         for kind in ("full", "diff", "incr"):
             ends = [each["timestamp"]["stop"] for each in backups if each["type"] == kind]
             if ends:
-                gauges[f'poky_backup_last_timestamp_seconds{{kind="{kind}"}}'] = (
+                gauges[self._named("poky_backup_last_timestamp_seconds", f'kind="{kind}"')] = (
                     "When the last good backup of a kind ended.",
                     ends[-1],
                 )
         if backups:
             last = backups[-1]
             gauges |= {
-                "poky_backup_oldest_timestamp_seconds": (
+                self._named("poky_backup_oldest_timestamp_seconds"): (
                     "The first moment to which the database can be restored.",
                     backups[0]["timestamp"]["stop"],
                 ),
-                "poky_backup_duration_seconds": (
+                self._named("poky_backup_duration_seconds"): (
                     "How long the last good backup took.",
                     last["timestamp"]["stop"] - last["timestamp"]["start"],
                 ),
-                "poky_backup_database_bytes": (
+                self._named("poky_backup_database_bytes"): (
                     "The size of the database in the last good backup.",
                     last["info"]["size"],
                 ),
             }
-        publish("poky_backup", gauges)
+        return gauges
+
+    def _named(self, metric: str, *labels: str) -> str:
+        words = ",".join(filter(None, (*labels, self._label)))
+        return f"{metric}{{{words}}}" if words else metric
 
     def describe(self) -> list[str]:
         """What there is, in words."""
@@ -244,12 +256,33 @@ def next_kind(backups: Sequence[Json], full_days: int, now: float) -> str:
     return "diff" if full and now - full[-1] < full_days * DAY - 3600 else "full"
 
 
+def export(settings: Settings) -> None:
+    """Export what there is of every database."""
+    found: dict[str, tuple[str, float]] = {}
+    for stanza in settings.stanzas:
+        found |= Repository(settings, stanza).figures()
+    # Those of one name have to follow each other.
+    publish("poky_backup", dict(sorted(found.items())))
+
+
 def run(settings: Settings, kind: str, *, only_missing: bool) -> None:
-    """Take a backup and export what there is then."""
-    repository = Repository(settings)
+    """Take a backup of every database and export what there is then; Failed at the end."""
+    failures = []
+    for stanza in settings.stanzas:
+        try:
+            take(settings, stanza, kind, only_missing=only_missing)
+        except Failed as error:
+            failures.append(f"{stanza}: {error}" if settings.further else str(error))
+    export(settings)
+    if failures:
+        raise Failed("\n".join(failures))
+
+
+def take(settings: Settings, stanza: str, kind: str, *, only_missing: bool) -> None:
+    """Take a backup of one database, unless it was only to be had and is there."""
+    repository = Repository(settings, stanza)
     backups = repository.backups()
     if backups and only_missing:
-        repository.publish()
         return
     kind = next_kind(backups, settings.full_days, time.time()) if kind == "auto" else kind
     began = time.monotonic()
@@ -267,7 +300,6 @@ def run(settings: Settings, kind: str, *, only_missing: bool) -> None:
     # Older releases of pgBackRest do not tell how far they are.
     with progress(f"{kind} backup", copied):
         done = subprocess.run(as_postgres(*command), check=False, cwd="/")
-    repository.publish()
     if done.returncode:
         raise Failed(f"The backup failed ({done.returncode}); what pgBackRest says is above.")
     print(f"a {kind} backup was taken in {time.monotonic() - began:.1f} s")
@@ -275,11 +307,11 @@ def run(settings: Settings, kind: str, *, only_missing: bool) -> None:
 
 
 def check(settings: Settings) -> None:
-    """See that a segment of WAL that is switched now reaches the repository."""
-    repository = Repository(settings)
-    repository.publish()
+    """See that a segment of WAL that is switched now reaches the repository, of every database."""
+    export(settings)
     began = time.time()
-    call(*repository.command("check"))
+    for stanza in settings.stanzas:
+        call(*Repository(settings, stanza).command("check"))
     publish(
         "poky_backup_check",
         {
@@ -290,6 +322,17 @@ def check(settings: Settings) -> None:
         },
     )
     print(f"what was written up to {when(began)} is in the repository")
+
+
+def describe(settings: Settings) -> list[str]:
+    """What there is of every database, in words."""
+    if not settings.further:
+        return Repository(settings).describe()
+    return [
+        line
+        for stanza in settings.stanzas
+        for line in (f"{stanza}:", *Repository(settings, stanza).describe())
+    ]
 
 
 # Restore.
@@ -382,7 +425,7 @@ def main() -> int:
             case "status" if given.json:
                 print(json.dumps(Repository(settings).info()))
             case "status":
-                print("\n".join(Repository(settings).describe()))
+                print("\n".join(describe(settings)))
             case "restore":
                 restore(settings, given.target, given.timeline, keep=given.keep)
     except Failed as error:

@@ -430,6 +430,14 @@ class ShardedStore(Store):
     def _spread_policy_to(self, number: int) -> None:
         self.of_shard(number).adopt_policy(*self.policy_tag())
 
+    def after_restore(self, future_seconds: int) -> tuple[int, float]:
+        """As of one database: for all of them, whichever was restored."""
+        for number in self.shards[1:]:
+            self.of_shard(number).after_restore(future_seconds)
+        found = super().after_restore(future_seconds)
+        self.spread_policy()
+        return found
+
     def _each(self, verb: Callable[[Store], Any]) -> list[Any]:
         """What the verb gives in every database; the failure of one does not stop the others."""
         found = []

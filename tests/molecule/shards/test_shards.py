@@ -134,3 +134,32 @@ def test_while_one_is_away_others_go_on_and_status_says_so(
     wait_until(lambda: not shards(deployment)["troubles"], 60, "it answers again")
     status = deployment.succeed("status")
     assert "All is well" in status.output
+
+
+def test_every_database_is_backed_up_and_a_lost_one_comes_back(
+    deployment: Deployment, hammer: Hammer
+) -> None:
+    """The last test: instances are stopped for it, and the load is not asked any more."""
+    number, lost = (1, FIRST) if home(deployment) != 1 else (2, SECOND)
+    main, there = deployment.host(MAIN), deployment.host(lost)
+    main.check_output(f"poky bucket create kept --shard {number}")
+    for value in ("before", "after"):
+        assert deployment.request("PUT", f"/kv/kept/{value}", value)[0] == 201
+    main.check_output("poky-backup check")
+    said = main.check_output("poky-backup status")
+    for stanza in ("poky", "poky-shard-1", "poky-shard-2"):
+        assert f"{stanza}:\nbackups: 1, full ones: 1" in said
+    main.check_output("systemctl stop poky.target")
+    there.check_output("systemctl stop postgresql@17-main")
+    there.check_output("find /var/lib/postgresql/17/main -mindepth 1 -delete")
+    restored = there.check_output("poky-backup restore")
+    assert "restored in" in restored
+    there.check_output("systemctl start postgresql@17-main")
+    assert "revisions go on from" in main.check_output("poky restored")
+    main.check_output("systemctl start poky.target")
+
+    def is_back() -> bool:
+        return deployment.request("GET", "/kv/kept/after")[::2] == (200, b"after")
+
+    wait_until(is_back, 60, "the shard serves")
+    assert shards(deployment)["troubles"] == []
