@@ -645,6 +645,25 @@ def test_a_move_is_not_given_up_once_the_bucket_has_left(
         assert store.get(name, "old4") is not None
 
 
+def test_databases_reach_each_other_by_names_of_their_own(
+    sharded: Database, store: ShardedStore, name: str
+) -> None:
+    store.ensure_bucket(name, 0)
+    store.put(name, "k", b"v", "text/plain")
+    told = []
+
+    def look(step: str) -> None:
+        if step == "prepare":
+            with closing(sharded.others[0].connect()) as connection, connection.cursor() as cursor:
+                cursor.execute("SELECT subconninfo FROM pg_subscription")
+                told.extend(row[0] for row in cursor.fetchall())
+
+    among = {0: f"{sharded.dsn_owner}&fallback_application_name=among"}
+    moving.move(owners(sharded), name, 1, after=look, among=among)
+    assert ["fallback_application_name=among" in each for each in told] == [True]
+    assert bytes(store.get(name, "k").value) == b"v"
+
+
 def test_a_bucket_that_moves_is_not_dropped_and_no_other_one_moves(
     sharded: Database, store: ShardedStore, name: str
 ) -> None:

@@ -78,7 +78,9 @@ def move(
     while True:
         tried = time.monotonic()
         try:
-            return _move(owners, bucket, target, progress, after, began)
+            return _move(
+                owners, {**owners, **(among or {})}, bucket, target, progress, after, began
+            )
         except SchemaError as error:
             if not _is_passing(error, has_begun=until is not None):
                 raise
@@ -102,6 +104,7 @@ def _is_passing(error: SchemaError, *, has_begun: bool) -> bool:
 
 def _move(
     owners: Mapping[int, str],
+    among: Mapping[int, str],
     bucket: str,
     target: int,
     progress: Callable[[Progress], None] | None,
@@ -128,8 +131,7 @@ def _move(
             OwnerConnection(owners[noted.source], progress) as source,
             OwnerConnection(owners[noted.target], progress) as target_owner,
         ):
-            reached = {**owners, **(among or {})}[noted.source]
-            mover = _Mover(noted, control, source, target_owner, reached, after)
+            mover = _Mover(noted, control, source, target_owner, among[noted.source], after)
             pause = mover.run()
     return Moved(bucket, noted.source, noted.target, time.monotonic() - began, pause)
 

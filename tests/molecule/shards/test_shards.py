@@ -25,7 +25,7 @@ def shards(deployment: Deployment) -> dict[str, Any]:
 def holds(deployment: Deployment, name: str) -> list[str]:
     """The buckets of a host's own database."""
     query = "SELECT string_agg(name, ' ') FROM poky.bucket"
-    command = f'runuser -u postgres -- psql -XAt -d poky_development -c "{query}"'
+    command = f'runuser -u postgres -- psql -XAt -d poky_dev -c "{query}"'
     return deployment.host(name).check_output(command).split()
 
 
