@@ -123,9 +123,10 @@ def stream(run: Run, seed: int, found: list[Change]) -> None:
             assert answer.status in (200, 503), answer.read()
             event: dict[str, str] = {}
             for _ in range(dice.randrange(2000)):
-                line = answer.readline().decode().rstrip("\n")
-                if not line and not event:
-                    break
+                raw = answer.readline()
+                if not raw.endswith(b"\n"):
+                    break  # what the connection's end has cut off is no event
+                line = raw.decode().rstrip("\n")
                 if line:
                     name, _, value = line.partition(": ")
                     event[name] = value

@@ -39,6 +39,7 @@ CODES = {
     "bad_ttl": "A ttl is 1 to 1000000000 seconds, or 0 for never.",
     "bad_token_name": "The token's name is not one.",
     "bucket_elsewhere": "Another database has the bucket, and it was not found in time: try again.",
+    "bucket_incomplete": "The bucket has not come whole from another database yet.",
     "bucket_left_over": "A shard has a bucket of this name that control does not know of.",
     "bucket_moving": "The bucket is being moved to another database. Try again shortly.",
     "bucket_not_empty": "The bucket has keys and was to be dropped only if empty.",
