@@ -101,6 +101,8 @@ def test_a_stale_read_is_seen_where_it_is(
             assert value(admin, "poky_probe_visible_seconds_count", node="good") > 3
             assert value(admin, "poky_probe_visible_seconds_count", node="gone") == 0
             assert "a read through bad was stale" in service.log.read_text()
+            said = "A read through a cache was stale."
+            wait_until(lambda: said in admin.get("/", accept="text/html").body.decode())
 
             # A bucket that is dropped is made again, and what is dropped is no stale read.
             assert admin.request("DELETE", "/buckets/poky-probe?keys=drop").status == 200

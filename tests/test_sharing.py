@@ -426,6 +426,26 @@ def test_writes_decided_under_one_policy_share_a_statement(store: Store) -> None
     assert writes.sizes.count == 1
 
 
+@pytest.mark.parametrize("policy", [None, "p"])
+def test_a_statement_that_fails_as_nobody_expected_leaves_no_write_untold(
+    store: Store, monkeypatch: pytest.MonkeyPatch, policy: str | None
+) -> None:
+    """Whatever tokens it was decided under; only a lone one may have been decided anew."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(store, "change_each", fail)
+    writes = Writes(store, NoCaches(), THREADS)
+    told = Told(3)
+    for number in range(3):
+        held = (policy, lambda outdated: outdated) if policy else None
+        writes.add(Writing(put_of(f"k{number}", b"1"), held, told.done(number)))
+    writes.after_turn(False)
+    outcomes = told.all()
+    assert all(isinstance(each, StoreError) and each.unknown for each in outcomes), outcomes
+
+
 def test_what_comes_while_a_statement_waits_is_written_by_another_when_it_is_late(
     store: Store, own_database: Database
 ) -> None:
