@@ -1091,7 +1091,7 @@ def test_a_misspelt_group_is_an_error(here: Path) -> None:
     done = play("playbooks/given.yml", "-i", here)
     assert done.returncode != 0, done.stdout
     assert "No host is in the group “cache”. There is a group “cahce”: did you mean" in done.stdout
-    assert "groups database, etcd, service, cache, web, monitoring, backup." in done.stdout
+    assert "groups database, etcd, shards, service, cache, web, monitoring, backup." in done.stdout
 
 
 @pytest.mark.parametrize(
