@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,7 +129,7 @@ def free_ports(count: int) -> list[int]:
     kernel's ephemeral ports, which could become the local port of somebody's connection.
     """
     ports: list[int] = []
-    with (Path(tempfile.gettempdir()) / f"poky-test-ports-{os.geteuid()}").open("a+b") as counter:
+    with Path(f"/tmp/poky-test-ports-{os.geteuid()}").open("a+b") as counter:
         fcntl.flock(counter, fcntl.LOCK_EX)
         counter.seek(0)
         turn = int(counter.read() or random.SystemRandom().randrange(len(_PORTS)))

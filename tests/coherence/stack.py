@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import closing, suppress
@@ -108,15 +109,31 @@ class Cache:
 
     def stop(self) -> None:
         if self._process:
+            # The child would end by itself, with its sockets, once it notices.
+            children = self._children()
             self._process.kill()
+            for child in children:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
             self._process.wait(10)
+            wait_until(self._is_off, 20, f"the ports of {self.name} are free")
             self._process = None
+
+    def _is_off(self) -> bool:
+        with suppress(OSError):
+            for port in (self.port, self.purge_port):
+                socket.create_server(("127.0.0.1", port)).close()
+            return True
+        return False
 
     def _child(self) -> int:
         """The process that serves; the one that we started only manages it."""
+        return self._children()[0]
+
+    def _children(self) -> list[int]:
         assert self._process
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        return int(children.read_text().split()[0])
+        return [int(pid) for pid in children.read_text().split()] if children.exists() else []
 
 
 class Server(Protocol):
