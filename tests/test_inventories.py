@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from poky import forms
+
 ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = sorted((ROOT / "inventories").iterdir())
 NAMES = [path.name for path in ENVIRONMENTS]
@@ -152,3 +154,12 @@ def test_the_cluster_has_as_many_shards_as_a_variable_says(tmp_path: Path) -> No
     made.mkdir(parents=True)
     (made / "poky-cluster-shard-1").touch()
     assert said()["shards"]["hosts"] == ["poky-cluster-shard-1"]
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS, ids=NAMES)
+def test_the_service_understands_where_it_is_to_probe(environment: Path) -> None:
+    given = [{}, *(dict(read(path)) for path in environment.glob("group_vars/*/vars.yml"))]
+    for group in read(environment / "hosts.yml")["all"]["children"].values():
+        given += [known or {} for known in group["hosts"].values()]
+    for node in (node for known in given for node in known.get("poky_probe", [])):
+        assert forms.caches(f"{node['name']}={node['url']}")
