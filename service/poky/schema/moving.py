@@ -54,7 +54,7 @@ class Moved(NamedTuple):
 
 
 def under_way(owners: Mapping[int, str]) -> Move | None:
-    """The move that was begun and has not ended. ``owners``: DSNs of owners by shard."""
+    """The move that was begun and has not ended. ``owners``: DSNs by shard, or the service's."""
     with OwnerConnection(owners[0]) as control:
         return _noted(control)
 
@@ -164,7 +164,7 @@ def _alone(
 
 
 def _noted(control: OwnerConnection) -> Move | None:
-    rows = control.run("SELECT name, id, source, target, step FROM poky.move")
+    rows = control.run("SELECT name, id, source, target, step FROM poky.moving()")
     return Move(*rows[0]) if rows else None
 
 

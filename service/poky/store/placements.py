@@ -14,16 +14,6 @@ class Place(NamedTuple):
     moving: bool  #: whether it changes its place just now
 
 
-class Move(NamedTuple):
-    """A bucket on its way from one database to another, and the step that is under way."""
-
-    name: str
-    id: int
-    source: int
-    target: int
-    step: str
-
-
 class ShardState(NamedTuple):
     """A database among several."""
 
@@ -56,11 +46,6 @@ class Placements(Pool):
     def displace_bucket(self, bucket: str, id: int) -> None:
         """The shard has dropped the bucket."""
         self._write("SELECT poky.displace_bucket(%s, %s)", (bucket, id))
-
-    def moving(self) -> Move | None:
-        """The move that was begun and has not ended, if there is one."""
-        rows = self._read_freely("SELECT name, id, source, target, step FROM poky.moving()", ())
-        return Move(*rows[0]) if rows else None
 
     def policy_tag(self) -> tuple[str, int]:
         """The tag of the policy, and when it was drawn, as a revision."""
