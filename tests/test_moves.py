@@ -168,8 +168,44 @@ def test_what_will_not_be_sent_again_is_copied_again(
 
         moving.move(owners(apart), name, 1, lambda shown: told.append(shown.step), lose)
         assert len(store.list_page(name, "old", limit=1000).entries) == 20
-    assert "A server took over: copying from the beginning" in told
+    assert "The target cannot go on: copying from the beginning" in told
     assert nothing_is_left(apart, name, 1) == []
+
+
+def test_what_the_source_keeps_no_longer_is_copied_again(
+    apart: Database, target: embedded.Embedded, name: str
+) -> None:
+    """Here the server of its own is the source: its disk is not filled by a move that lies idle."""
+    bring(apart, name, 1, keys=20)
+    told: list[str] = []
+    limit = "ALTER SYSTEM {} max_slot_wal_keep_size{}"
+    with closing(opened(apart)) as store:
+        place = store.place(name)
+        assert place is not None
+        move = f"poky_move_{place.id}"
+        status = f"SELECT wal_status FROM pg_replication_slots WHERE slot_name = '{move}'"
+
+        def lose(done: str) -> None:
+            if done == "prepare" and not told.count("lost"):
+                told.append("lost")
+                alter(apart, f"ALTER SUBSCRIPTION {move} DISABLE")
+                query(target, limit.format("SET", " = 0"))
+                query(target, "SELECT pg_reload_conf()")
+
+                def is_lost() -> bool:
+                    store.put(name, "late", b"v", "t")
+                    query(target, "SELECT pg_switch_wal()")
+                    query(target, "CHECKPOINT")
+                    return query(target, status) == "lost"
+
+                wait_until(is_lost, 60)
+                query(target, limit.format("RESET", ""))
+                query(target, "SELECT pg_reload_conf()")
+
+        moving.move(owners(apart), name, 0, lambda shown: told.append(shown.step), lose)
+        assert len(store.list_page(name, "", limit=1000).entries) == 21
+    assert "The target cannot go on: copying from the beginning" in told
+    assert nothing_is_left(apart, name, 0) == []
 
 
 def altered(database: Database, statement: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import threading
 import time
@@ -662,6 +663,35 @@ def test_databases_reach_each_other_by_names_of_their_own(
     moving.move(owners(sharded), name, 1, after=look, among=among)
     assert ["fallback_application_name=among" in each for each in told] == [True]
     assert bytes(store.get(name, "k").value) == b"v"
+
+
+def test_the_service_sees_what_is_being_moved(
+    sharded: Database, store: ShardedStore, name: str
+) -> None:
+    store.ensure_bucket(name, 0)
+    environment = {
+        "POKY_DSN": sharded.dsn_service,
+        "POKY_SHARDS": " ".join(
+            f"{n}={each.dsn_service}" for n, each in enumerate(sharded.others, start=1)
+        ),
+    }
+
+    def seen() -> object:
+        done = poky("shards", "--json", env=environment)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["move"]
+
+    def stop(step: str) -> None:
+        raise KeyboardInterrupt
+
+    assert seen() is None
+    with pytest.raises(KeyboardInterrupt):
+        moving.move(owners(sharded), name, 1, after=stop)
+    move = seen()
+    assert isinstance(move, dict)
+    assert (move["name"], move["source"], move["target"]) == (name, 0, 1)
+    moving.abort(owners(sharded))
+    assert seen() is None
 
 
 def test_a_bucket_that_moves_is_not_dropped_and_no_other_one_moves(

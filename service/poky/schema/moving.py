@@ -32,6 +32,8 @@ _DURABLE = (
     " WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')"
 )
 
+_ANEW = Progress("The target cannot go on: copying from the beginning")
+
 
 class Move(NamedTuple):
     """A bucket on its way from one shard to another, and the step that is under way."""
@@ -315,7 +317,8 @@ class _Mover:
     def _state(self, position: str | None = None) -> _State | None:
         """How far the target is behind this position of the source's log, or behind its end.
 
-        None: it does not follow, for it never did, or a server took over that has no slot.
+        None: it does not follow, for it never did, a server took over that has no slot, or it was
+        away for longer than the source keeps its log for it (max_slot_wal_keep_size).
         """
         table = f"poky._o_{self._id}"
         there = self._target.run(
@@ -332,7 +335,8 @@ class _Mover:
         here = self._source.run(
             "SELECT coalesce(pg_total_relation_size(to_regclass(%s)), 0), pg_wal_lsn_diff("
             " coalesce(%s::pg_lsn, pg_current_wal_lsn()), s.confirmed_flush_lsn)"
-            " FROM pg_replication_slots AS s WHERE s.slot_name = %s",
+            " FROM pg_replication_slots AS s"
+            " WHERE s.slot_name = %s AND s.wal_status IS DISTINCT FROM 'lost'",
             table,
             position,
             self._name,
@@ -347,7 +351,7 @@ class _Mover:
         while True:
             state = self._state()
             if state is None:
-                self._control.report(Progress("A server took over: copying from the beginning"))
+                self._control.report(_ANEW)
                 return "prepare"
             if state.waiting:
                 self._control.report(Progress("Copying", min(state.there, state.here), state.here))
@@ -428,7 +432,7 @@ class _Mover:
                     raise
             if state is None or (not state.waiting and state.lag <= 0):
                 # The source would not send it again; it has all of it, and takes no writes.
-                self._control.report(Progress("A server took over: copying from the beginning"))
+                self._control.report(_ANEW)
                 self._replicate()
                 end = self._source.value("SELECT pg_current_wal_lsn()")
             elif state.is_alive:
