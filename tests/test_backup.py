@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -221,6 +221,61 @@ def test_pgbackrest_understands_what_it_is_told(
     file.write_text(text.replace("compress-type=zst", "compress-tipe=zst"))
     broken = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert "contains invalid option 'compress-tipe'" in broken.stderr
+
+
+def test_each_of_several_databases_has_a_name_in_the_repository(tmp_path: Path) -> None:
+    hosts = {**HOSTS, "b": {**HOSTS["b"], "poky_shard": 1}, "c": {**HOSTS["c"], "poky_shard": 7}}
+    given = {
+        "groups": {"database": ["a"], "shards": ["c", "b"], "backup": ["r"]},
+        "hostvars": hosts,
+        "backup_key": "x" * 40,
+        "backup_path": str(tmp_path),
+        "ansible_facts": HOSTS["a"]["ansible_facts"],
+    }
+
+    def of(here: str, template: str) -> str:
+        known = {**hosts[here], "inventory_hostname": here}
+        return roles.render("backup", template, **{**known, **given})
+
+    text = of("r", "pgbackrest.conf.j2")
+    lines = text.splitlines()
+    for peer, stanza in (("a", "poky"), ("b", "poky-shard-1"), ("c", "poky-shard-7")):
+        assert f"tls-server-auth={peer}={stanza}" in lines
+        section = text.partition(f"[{stanza}]\n")[2].partition("\n[")[0]
+        assert f"pg1-host={HOSTS[peer]['poky_address']}" in section
+    (tmp_path / "pgbackrest.conf").write_text(text)
+    command = ["pgbackrest", f"--config={tmp_path}/pgbackrest.conf", "info"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert "option" not in done.stdout + done.stderr
+    assert of("c", "pgbackrest.conf.j2").count("[poky-shard-7]") == 1
+    assert "[poky]" not in of("c", "pgbackrest.conf.j2")
+    for here, further in (("r", ["poky-shard-1", "poky-shard-7"]), ("c", [])):
+        known = {**hosts[here], "inventory_hostname": here, **given}
+        assert list(roles.value("backup", "_backup_further", **known)) == further
+
+
+def test_postgresql_of_several_databases_lets_buckets_move() -> None:
+    groups = {"database": ["a"], "service": ["a"], "backup": ["r"]}
+    facts = {"distribution_major_version": "13", "memtotal_mb": 1024}
+
+    def settings(here: str, shards: list[str]) -> dict[str, str]:
+        found: dict[str, str] = roles.value(
+            "postgresql",
+            "_postgresql_settings",
+            groups={**groups, "shards": shards},
+            hostvars=HOSTS,
+            poky_address=HOSTS[here]["poky_address"],
+            poky_shard=7,
+            inventory_hostname=here,
+            ansible_facts=facts,
+        )
+        return {name: str(value) for name, value in found.items()}
+
+    alone, first, further = settings("a", []), settings("a", ["c"]), settings("c", ["c"])
+    assert (alone["wal_level"], alone["max_slot_wal_keep_size"]) == ("replica", "-1")
+    for each, stanza in ((first, "poky"), (further, "poky-shard-7")):
+        assert (each["wal_level"], each["max_slot_wal_keep_size"]) == ("logical", "16384MB")
+        assert f"--stanza={stanza} " in each["archive_command"]
 
 
 def test_settings_of_postgresql_archive_where_there_is_a_repository() -> None:
@@ -458,6 +513,17 @@ def test_the_program_takes_backups_goes_back_and_tries_it(
         assert "a full backup was taken" in capsys.readouterr().out
         program.run(settings, "auto", only_missing=True)
         assert capsys.readouterr().out == ""
+        # Of several databases, one that fails keeps none of the others from theirs.
+        several = replace(settings, stanza="poky-shard-9", further=("poky",))
+        with pytest.raises(program.Failed, match="poky-shard-9: The backup failed"):
+            program.run(several, "diff", only_missing=False)
+        assert "a diff backup was taken" in capsys.readouterr().out
+        seen = figures(server, "poky_backup")
+        name = "poky_backup_success_timestamp_seconds"
+        assert seen[name] == 0
+        assert seen[f'{name}{{stanza="poky"}}'] > 0
+        assert 'poky_backup_last_timestamp_seconds{kind="diff",stanza="poky"}' in seen
+        program.run(settings, "auto", only_missing=True)
         assert time.time() - figures(server, "poky_backup")[
             "poky_backup_success_timestamp_seconds"
         ] == pytest.approx(0, abs=60)

@@ -30,6 +30,18 @@ def test_defaults() -> None:
     assert config.caches == ()
 
 
+def test_control_is_named_only_where_databases_reach_each_other() -> None:
+    one = {"POKY_DSN": "postgresql://h/d", "POKY_SHARDS": "2=postgresql://b/d 1=postgresql://a/d"}
+    config = Config.from_env({**one, "POKY_MOVE_SHARDS": "0=postgresql://c/d"})
+    assert [each.number for each in config.shards] == [1, 2]
+    assert [each.number for each in config.move_shards] == [0]
+    (problem,) = problems(**one | {"POKY_SHARDS": "0=postgresql://u:secret@h/d"})
+    assert "the number 1 to 255" in problem
+    (problem,) = problems(**one, POKY_MOVE_SHARDS="256=postgresql://u:secret@h/d")
+    assert "the number 0 to 255" in problem
+    assert "secret" not in problem
+
+
 def test_the_seeds_names_are_understood() -> None:
     config = Config.from_env(
         {

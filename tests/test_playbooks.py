@@ -696,6 +696,43 @@ def test_a_command_that_fails_is_shown_as_its_sentence(stderr: str, code: str, d
     assert said == {"code": code, "detail": detail}
 
 
+def test_a_plan_goes_without_the_secrets_of_shards_that_are_not_there_yet(tmp_path: Path) -> None:
+    """Of shards alone: without poky_dsn it would ask another database."""
+    is_there = plugin("modules.poky_command").is_there
+    (tmp_path / "poky_shards").touch()
+    for word, stays in {
+        f"--property=LoadCredential=poky_shards:{tmp_path}/poky_shards": True,
+        f"--property=LoadCredential=poky_owner_shards:{tmp_path}/poky_owner_shards": False,
+        f"--property=LoadCredential=poky_dsn:{tmp_path}/poky_dsn": True,
+        "/opt/poky/current/venv/bin/poky": True,
+    }.items():
+        assert is_there(word) is stays, word
+
+
+def test_the_table_has_a_row_for_each_database_and_for_what_does_not_fit() -> None:
+    report = plugin("filter.poky_report")
+    said = {
+        "shards": [
+            {"shard": 0, "buckets": 2, "bytes": 1234},
+            {"shard": 1, "buckets": None, "bytes": None},
+        ],
+        "move": {"name": "logs", "id": 3, "source": 0, "target": 1, "step": "copy"},
+        "troubles": ["Shard 1 does not answer: nobody is there"],
+    }
+    plan = {name: [] for name in ("found", "create", "drop", "undeclared", "publish", "unpublish")}
+    rows = report.poky_status({}, {**plan, "expire": [], "follow": []}, "warn", None, shards=said)
+    assert rows[:-1] == [
+        ["", "shard 0", "2 buckets", "1,234 bytes", False],
+        ["", "shard 1", "does not answer", "", True],
+        ["", "shards", "disagree", "Shard 1 does not answer: nobody is there", True],
+        [
+            *("", "bucket logs", "moves"),
+            "to shard 1, step copy: poky bucket move goes on with it",
+            False,
+        ],
+    ]
+
+
 def test_a_certificate_that_ends_soon_needs_somebody() -> None:
     report = plugin("filter.poky_report")
     end, now = "Mar  1 12:00:00 2028 GMT", 1835524800.0  # 2028-03-01 12:00 UTC
