@@ -24,7 +24,7 @@ from poky.store import Changed, ChangesPage, Store, StoreError
 from tests.conftest import Database
 from tests.service import Client, Response, Service, running, wait_until
 from tests.test_access import Maker, bearer, command
-from tests.test_changes import query, record
+from tests.test_changes import put_many, query, record
 
 pytestmark = pytest.mark.inside
 
@@ -675,3 +675,67 @@ def test_a_follower_that_is_ahead_is_not_sent_back() -> None:
     ):
         change = Changed("k", "delete", revision, None, None, 15, "1.15.15.")
         assert cursor.has(change) is seen, cursor
+
+
+class Copy(Follower):
+    """What the feed told a follower."""
+
+    def __init__(self, bucket: str, cursor: str) -> None:
+        super().__init__(bucket)
+        self.cursor = Cursor.parse(cursor)
+        self.keys: list[str] = []
+
+    def take(self, changes: list[Changed], page: Cursor) -> None:
+        self.keys += [each.key for each in changes]
+        self.cursor = self.cursor.after(page)
+
+
+def put_some(store: Store, bucket: str, names: list[str]) -> None:
+    """Few transactions, of several objects."""
+    for first in range(0, len(names), 7):
+        put_many(store, bucket, names[first : first + 7])
+
+
+@pytest.mark.parametrize("midway", [0, 30, 600])
+@pytest.mark.parametrize("seen", [0, 1, 200, 999, 1000, 1001, 1400])
+def test_who_comes_while_another_reads_a_long_page_misses_nothing(
+    database: Database, followed: str, seen: int, midway: int
+) -> None:
+    """Each has a part of a later snapshot, of which the other has not."""
+    with closing(Store(database.dsn_service, pool_size=1)) as store:
+        began = store.changes(followed).next
+        names = [f"k{number:04}" for number in range(1500)]
+        put_some(store, followed, names[:seen])
+        came = store.changes(followed).next
+        put_some(store, followed, names[seen:1450])
+        if midway:
+            came = store.changes(followed, came, limit=midway).next
+        put_some(store, followed, names[1450:])
+        feed = Feed(store, _Calls(), 2)  # type: ignore[arg-type]
+        first, second = Copy(followed, began), Copy(followed, came)
+        feed._look((followed, 0), [first], is_due=True)
+        assert first.cursor.until is not None
+        for _ in range(10):
+            feed._look((followed, 0), [first, second], is_due=True)
+        assert first.keys == names
+        assert second.keys == names[min(seen + midway, 1450) :]
+
+
+def test_who_is_in_the_midst_of_a_later_page_is_told_nothing_twice(
+    database: Database, followed: str
+) -> None:
+    with closing(Store(database.dsn_service, pool_size=1)) as store:
+        began = store.changes(followed).next
+        names = [f"k{number:04}" for number in range(1500)]
+        put_some(store, followed, names[:500])
+        behind = Copy(followed, store.changes(followed, began, limit=300).next)
+        put_some(store, followed, names[500:600])
+        came = store.changes(followed).next
+        put_some(store, followed, names[600:1450])
+        ahead = Copy(followed, store.changes(followed, came, limit=800).next)
+        put_some(store, followed, names[1450:])
+        feed = Feed(store, _Calls(), 2)  # type: ignore[arg-type]
+        for _ in range(10):
+            feed._look((followed, 0), [behind, ahead], is_due=True)
+        assert behind.keys == names[300:]
+        assert ahead.keys == names[1400:]

@@ -67,6 +67,14 @@ class Cursor(NamedTuple):
         until = self.until
         return until is not None and change.revision <= self.last and until.has(change.xid)
 
+    def includes(self, other: "Cursor") -> bool:
+        """Whether its snapshot alone has all that the other has seen of the same stay."""
+        return (
+            self.stay == other.stay
+            and self.seen.includes(other.seen)
+            and (other.until is None or self.seen.includes(other.until))
+        )
+
     def after(self, place: "Cursor") -> Self:
         """Move on to a place in a page that began at or before this cursor."""
         if place.stay != self.stay:

@@ -188,12 +188,16 @@ class Feed:
         end = Cursor.parse(page.next)
         for follower in group:
             if self._check(follower, page.policy):
-                self._tell(follower, page, oldest.stay, end)
+                self._tell(follower, page, oldest, end)
         return not page.is_last
 
-    def _tell(self, follower: Follower, page: ChangesPage, stay: int, end: Cursor) -> None:
+    def _tell(self, follower: Follower, page: ChangesPage, oldest: Cursor, end: Cursor) -> None:
+        """Tell who has seen all that the page leaves out, and no more than a snapshot besides.
+
+        Others have their turn when theirs is the oldest cursor.
+        """
         seen = follower.cursor
-        if seen.stay != stay:  # it has joined anew meanwhile
+        if seen != oldest and (seen.until is not None or not seen.includes(oldest)):
             return
         follower.take([each for each in page.changes if not seen.has(each)], end)
 

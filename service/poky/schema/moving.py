@@ -162,7 +162,12 @@ def _alone(
     with OwnerConnection(owners[0], progress) as control:
         if not control.value("SELECT pg_try_advisory_lock(hashtextextended('poky move', 0))"):
             raise SchemaError("Another poky bucket move is running: one at a time.", code="busy")
-        yield control
+        try:
+            yield control
+        finally:
+            # A connection that is closed ends later, and the next move may come at once.
+            with contextlib.suppress(SchemaError):
+                control.value("SELECT pg_advisory_unlock(hashtextextended('poky move', 0))")
 
 
 def _noted(control: OwnerConnection) -> Move | None:

@@ -450,7 +450,8 @@ class Pool:
         self.counts.add_error(failure)
         self.counts.connected(False)
         refusal = _cannot_connect(failure)
-        if self._is_failing:
+        # One that hangs, or is far away, takes its time by itself.
+        if self._is_failing and time.monotonic() - began < _REST_SECONDS:
             self._refusal = refusal.code, refusal.detail
             self._rests_until = time.monotonic() + _REST_SECONDS
         raise refusal from failure
