@@ -8,7 +8,7 @@ import select
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 from psycopg2.extensions import make_dsn
 
 from poky import embedded
-from poky.schema import moving
+from poky.schema import SchemaError, moving
 from poky.schema.migrate import migrate
 from poky.schema.shards import join_shards
 from poky.store import StoreError
@@ -320,17 +320,39 @@ def takers(database: Database, bucket: str) -> int:
     )
 
 
-@pytest.mark.parametrize("side", ["source", "target"])
+# Which of the databases has a standby, and from where to where the bucket moves. 0 is control.
+SIDES = {
+    "source": (1, (1, 0)),
+    "target": (1, (0, 1)),
+    "control": (0, (1, 2)),
+    "control-source": (0, (0, 1)),
+    "control-target": (0, (1, 0)),
+}
+
+
+@contextmanager
+def beside_a_standby(
+    cluster: Cluster, home: Path, side: str
+) -> Iterator[tuple[Database, Pair, tuple[int, int]]]:
+    """Databases of which one has a standby, that one, and from where to where a bucket moves."""
+    number, way = SIDES[side]
+    with Pair(home) as pair:
+        databases = [cluster.create("partitioned") for _ in range(max(way))]
+        databases.insert(number, pair.database)
+        control, *others = databases
+        join_shards(control.dsn_owner, {n: each.dsn_owner for n, each in enumerate(others, 1)})
+        yield replace(control, others=tuple(others)), pair, way
+        del databases[number]
+        for each in databases:
+            cluster.drop(each)
+
+
+@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("step", moving.STEPS[:-1])
 def test_a_standby_may_take_over_after_every_step(
     cluster: Cluster, tmp_path: Path, side: str, step: str
 ) -> None:
-    control = cluster.create("partitioned")
-    with Pair(tmp_path / "pair") as pair:
-        shard = pair.database
-        join_shards(control.dsn_owner, {1: shard.dsn_owner})
-        database = replace(control, others=(shard,))
-        way = (1, 0) if side == "source" else (0, 1)
+    with beside_a_standby(cluster, tmp_path / "pair", side) as (database, pair, way):
         bring(database, "b", way[0], keys=50)
         record(database, "b")
         with closing(opened(database)) as store:
@@ -364,7 +386,61 @@ def test_a_standby_may_take_over_after_every_step(
         assert faults(followed, logged) == []
         told = {f"w{number:09d}" for number in writer.acknowledged}
         assert told <= {key for key, _ in followed}
-    cluster.drop(control)
+
+
+def test_a_move_that_ended_is_told_although_control_dies_then(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    with beside_a_standby(cluster, tmp_path / "pair", "control") as (database, pair, way):
+        bring(database, "b", way[0], keys=1)
+
+        def look(done: str) -> None:
+            if done == "clean":
+                pair.fail_over()
+
+        moved = moving.move(owners(database), "b", way[1], after=look)
+        assert moved is not None
+        assert moved.pause_seconds is not None
+
+
+@pytest.mark.parametrize("side", ["control", "control-source"])
+@pytest.mark.parametrize("step", moving.STEPS[:-1])
+def test_a_move_whose_mover_and_control_died_is_given_up_or_goes_on(
+    cluster: Cluster, tmp_path: Path, side: str, step: str
+) -> None:
+    with beside_a_standby(cluster, tmp_path / "pair", side) as (database, pair, way):
+        bring(database, "b", way[0], keys=20)
+
+        def die(done: str) -> None:
+            if done == step:
+                raise Killed
+
+        with Writer(database, "b") as writer:
+            wait_until(lambda: len(writer.acknowledged) > 20, 30)
+            with pytest.raises(Killed):
+                moving.move(owners(database), "b", way[1], after=die)
+            pair.fail_over()
+            assert takers(database, "b") <= 1
+            if moving.STEPS.index(step) < moving.STEPS.index("depart"):
+                assert moving.abort(owners(database)) is not None
+                shard = way[0]
+            else:
+                with pytest.raises(SchemaError) as refused:
+                    moving.abort(owners(database))
+                assert refused.value.code == "too_late"
+                shard = way[1]
+                moving.move(owners(database), "b", shard)
+            ended = len(writer.acknowledged)
+            wait_until(lambda: len(writer.acknowledged) > ended + 20, 30)
+        assert moving.under_way(owners(database)) is None
+        assert takers(database, "b") == 1
+        assert writer.lost() == []
+        assert nothing_is_left(database, "b", shard) == []
+        with closing(opened(database)) as store:
+            place = store.place("b")
+            assert place is not None
+            assert (place.shard, place.moving) == (shard, False)
+            assert len(store.list_page("b", "old", limit=1000).entries) == 20
 
 
 # Users.

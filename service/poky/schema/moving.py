@@ -165,8 +165,9 @@ def _alone(
         try:
             yield control
         finally:
-            # A connection that is closed ends later, and the next move may come at once.
-            with contextlib.suppress(SchemaError):
+            # A connection that is closed ends later, and the next move may come at once. Without a
+            # connection nothing is held.
+            with contextlib.suppress(psycopg2.Error):
                 control.value("SELECT pg_advisory_unlock(hashtextextended('poky move', 0))")
 
 
