@@ -21,7 +21,7 @@ $$;
 -- Tokens and public buckets are the administrator's: the service only decides by them.
 REVOKE EXECUTE ON FUNCTION
 poky.create_token, poky.change_token, poky.rotate_token, poky.revoke_token, poky.tokens,
-poky.publish_bucket, poky.keep_changes, poky.after_restore, poky.moving
+poky.publish_bucket, poky.keep_changes, poky.after_restore
 FROM poky_service;
 -- It reads a table of the session's own, and would pass by what an instance holds.
 REVOKE EXECUTE ON FUNCTION poky.import_staged FROM poky_service;

@@ -40,7 +40,6 @@ ADMINISTRATION = {
     "import_staged",
     "after_restore",
     "keep_changes",
-    "moving",
 }
 
 # Nothing in a test's database has to survive the machine.
