@@ -78,7 +78,7 @@ class LocalCluster:
         for member in MEMBERS[1:]:
             self.start(member)
         wait_until(self.is_whole, PATIENCE, "all members follow")
-        (self._folder / "haproxy.cfg").write_text(self._haproxy())
+        (self._folder / "haproxy.cfg").write_text(self.haproxy_settings())
         command = ["haproxy", "-f", str(self._folder / "haproxy.cfg")]
         self._others.append(self._begin("haproxy", command))
         dsn = f"host=127.0.0.1 port={self._servers[0]} user=postgres dbname=postgres"
@@ -91,8 +91,10 @@ class LocalCluster:
         wait_until(self._leads_there, PATIENCE, "HAProxy leads to PostgreSQL")
 
     def _leads_there(self) -> bool:
+        """HAProxy takes every server for well until it has asked it."""
         with suppress(psycopg2.Error):
-            psycopg2.connect(self.dsn_owner).close()
+            for _ in range(2 * len(MEMBERS)):
+                psycopg2.connect(f"{self.dsn_owner}&target_session_attrs=read-write").close()
             return True
         return False
 
@@ -124,9 +126,15 @@ class LocalCluster:
         }
         return ["etcd", *(f"--{name}={value}" for name, value in options.items())]
 
-    def _patroni(self, member: int) -> dict[str, Any]:
+    def patroni_settings(self, member: int) -> dict[str, Any]:
+        """As the role has it, without TLS."""
         agreed = yaml.safe_load(
-            render("patroni", "dynamic.yml.j2", _patroni_shared_parameters=_SHARED)
+            render(
+                "patroni",
+                "dynamic.yml.j2",
+                _patroni_shared_parameters=_SHARED,
+                _postgresql_moves=False,
+            )
         )
         api, server = (f"127.0.0.1:{ports[member]}" for ports in (self._apis, self._servers))
         return {
@@ -156,7 +164,7 @@ class LocalCluster:
             "watchdog": {"mode": "off"},
         }
 
-    def _haproxy(self) -> str:
+    def haproxy_settings(self) -> str:
         """As the role has it, without TLS."""
         options, _, servers = render(
             "haproxy",
@@ -182,7 +190,7 @@ class LocalCluster:
 
     def start(self, member: int) -> None:
         file = self._folder / f"patroni{member}.yml"
-        file.write_text(yaml.safe_dump(self._patroni(member)))
+        file.write_text(yaml.safe_dump(self.patroni_settings(member)))
         user = ("setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups")
         command = ["patroni", str(file)]
         self._patronis[member] = self._begin(
