@@ -8,9 +8,11 @@ counter is read by all clients: an answer must lie between what had been acknowl
 began and what had been sent when it ended. Every run uses new keys, and leaves them behind.
 
 *Failed* is a request without the status that is right, and a connection that ends without
-``Connection: close``. *Wrong* is an answer with a value that is not right. The report is replaced
-twice a second, so it can be read meanwhile. SIGTERM ends the run, or --seconds, or
---requests; the exit status is 1 if anything failed or was wrong. The standard library only.
+``Connection: close``; with --reopen, a request that finds its kept connection closed is sent once
+more on a new one, as clients do (RFC 9112, 9.3.1). *Wrong* is an answer with a value that is not
+right. The report is replaced twice a second, so it can be read meanwhile. SIGTERM ends the run, or
+--seconds, or --requests; the exit status is 1 if anything failed or was wrong. The standard library
+only.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+_CLOSED = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 KEPT = 20  # how many failures, and how many wrong answers, the report describes
 
 
@@ -52,6 +55,7 @@ class Tally:
     requests: Counter[str] = field(default_factory=Counter)
     cache: Counter[str] = field(default_factory=Counter)
     connections: int = 0
+    reopened: int = 0
     failed: int = 0
     wrong: int = 0
     failures: list[dict[str, Any]] = field(default_factory=list)
@@ -94,6 +98,7 @@ class Tally:
                 "kinds": dict(self.requests),
                 "cache": dict(self.cache),
                 "connections": self.connections,
+                "reopened": self.reopened,
                 "slowest": self.slowest,
                 "failures": self.failures,
                 "lies": self.lies,
@@ -130,6 +135,7 @@ class Client:
         bucket: str,
         rate: float,
         host: str,
+        reopens: bool,
         tally: Tally,
         counters: Counters,
         stop: threading.Event,
@@ -138,6 +144,7 @@ class Client:
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=20)
         self._headers = {"Host": host} if host else {}
         self._number, self._bucket, self._pause = number, bucket, 1 / rate
+        self._reopens = reopens
         self._tally, self._counters, self._stop_asked = tally, counters, stop
         self._random = random.Random(number)
         self._held: dict[str, bytes | None] = {}
@@ -298,13 +305,17 @@ class Client:
         what = f"{method} /{path}"
         began = time.time()
         answer = None
-        if self._connection.sock is None:
-            with self._tally.lock:
-                self._tally.connections += 1
+        is_kept = self._connection.sock is not None
         try:
-            self._connection.request(method, f"/{path}", body, {**self._headers, **(headers or {})})
-            with self._connection.getresponse() as response:
-                answer = Answer(response.status, response.headers, response.read())
+            try:
+                answer = self._send(method, path, body, headers)
+            except _CLOSED:
+                if not (self._reopens and is_kept):
+                    raise
+                with self._tally.lock:
+                    self._tally.reopened += 1
+                self._connection.close()
+                answer = self._send(method, path, body, headers)
             kind = "" if answer.status == expected else f"{answer.status}, not {expected}"
         except (OSError, http.client.HTTPException) as error:
             kind = repr(error)
@@ -320,6 +331,16 @@ class Client:
         elif doubtful:
             self._singles[self._singles.index(doubtful)] = self._new_name()
         raise Failed
+
+    def _send(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str] | None
+    ) -> Answer:
+        if self._connection.sock is None:
+            with self._tally.lock:
+                self._tally.connections += 1
+        self._connection.request(method, f"/{path}", body, {**self._headers, **(headers or {})})
+        with self._connection.getresponse() as response:
+            return Answer(response.status, response.headers, response.read())
 
     def _some(self) -> list[str]:
         return self._random.sample(self._batch, self._random.randint(1, len(self._batch)))
@@ -353,6 +374,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=900, help="when to end at the latest")
     parser.add_argument("--requests", type=float, default=float("inf"), help="end after so many")
     parser.add_argument("--host", default="", help="the name to ask for, if not the URL's")
+    parser.add_argument("--reopen", action="store_true", help="what a kept connection's end broke")
     given = parser.parse_args(arguments)
 
     stop, tally = threading.Event(), Tally()
@@ -361,7 +383,17 @@ def main(arguments: list[str] | None = None) -> int:
             signal.signal(number, lambda *_: stop.set())
     counters = Counters(f"{time.time():.0f}", [0] * given.clients, [0] * given.clients)
     clients = [
-        Client(n, given.url, given.bucket, given.rate, given.host, tally, counters, stop)
+        Client(
+            n,
+            given.url,
+            given.bucket,
+            given.rate,
+            given.host,
+            given.reopen,
+            tally,
+            counters,
+            stop,
+        )
         for n in range(given.clients)
     ]
     deadline = time.monotonic() + given.seconds

@@ -87,17 +87,27 @@ pytestmark = [pytest.mark.parametrize("kind", ["partitioned"], scope="session"),
 @pytest.fixture
 def hammered(
     service: Service, bucket: str, tmp_path: Path
-) -> Iterator[Callable[[str], dict[str, Any]]]:
+) -> Iterator[Callable[..., dict[str, Any]]]:
     """The report of some hundred requests through a proxy with a fault."""
     proxies: list[Proxy] = []
 
-    def hammered(fault: str) -> dict[str, Any]:
+    def hammered(fault: str, *more: str) -> dict[str, Any]:
         proxy = Proxy(service, fault)
         proxies.append(proxy)
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{proxy.server_address[1]}"
         report = tmp_path / "report.json"
-        options = ["--bucket", bucket, "--clients", "4", "--rate", "100", "--requests", "300"]
+        options = [
+            "--bucket",
+            bucket,
+            "--clients",
+            "4",
+            "--rate",
+            "100",
+            "--requests",
+            "300",
+            *more,
+        ]
         status = hammer.main([url, "--report", str(report), *options])
         found = json.loads(report.read_text())
         assert found["finished"]
@@ -130,6 +140,16 @@ def test_what_was_not_answered_well_has_failed(hammered: Any, fault: str) -> Non
     assert report["failed"], report
     assert report["wrong"] == 0, report
     assert set(report["failures"][0]) == {"began", "seen", "request", "kind"}
+
+
+def test_a_kept_connection_may_end_for_who_opens_it_again(hammered: Any) -> None:
+    report = hammered("hangs up", "--reopen")
+    assert (report["failed"], report["wrong"]) == (0, 0), report
+    assert report["reopened"] > 4
+
+
+def test_who_opens_again_takes_no_refusal(hammered: Any) -> None:
+    assert hammered("refuses", "--reopen")["failed"]
 
 
 def test_an_old_value_is_wrong(hammered: Any) -> None:

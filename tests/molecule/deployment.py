@@ -264,13 +264,22 @@ def _git(directory: Path, *arguments: str) -> str:
 class Hammer:
     """The load generator as a process beside the playbooks."""
 
-    def __init__(self, deployment: Deployment, *, clients: int, rate: int, seconds: int) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        *,
+        clients: int,
+        rate: int,
+        seconds: int,
+        reopens: bool = False,
+    ) -> None:
+        """``reopens``: nginx may close a kept connection between two requests, as a reload does."""
         self._report = deployment.work / "hammer.json"
         self._report.unlink(missing_ok=True)
         url = f"http://{deployment.address(deployment.groups['web'][0])}"
         numbers = {"--clients": clients, "--rate": rate, "--seconds": seconds}
         words = [str(word) for pair in numbers.items() for word in pair]
-        words += ["--report", str(self._report)]
+        words += ["--report", str(self._report), *(["--reopen"] if reopens else [])]
         self._process = subprocess.Popen([sys.executable, ROOT / "tests/hammer.py", url, *words])
         wait_until(self._report.exists, 30, "the load generator has started")
 
