@@ -172,6 +172,94 @@ def test_what_will_not_be_sent_again_is_copied_again(
     assert nothing_is_left(apart, name, 1) == []
 
 
+def test_nothing_arrives_before_all_of_its_tables_are_copied(apart: Database, name: str) -> None:
+    """Copied again after the departure: the mark comes with its own table, which may be first."""
+    bring(apart, name, 0, keys=20)
+    target = apart.others[0]
+    with closing(opened(apart)) as store:
+        place = store.place(name)
+        assert place is not None
+        copied: list[bool] = []
+
+        def let() -> None:
+            copied.append(True)
+            alter(target, "DROP EVENT TRIGGER later; DROP FUNCTION public.refuse CASCADE")
+
+        later = threading.Timer(3, let)
+
+        def lose(done: str) -> None:
+            if done == "depart":
+                alter(target, f"DELETE FROM poky._mark WHERE id = {place.id}")
+                alter(target, f"DELETE FROM poky._o_{place.id}")
+                alter(target, COPIED_LATER)
+                later.start()
+            if done == "arrive":
+                assert copied, "it was not all there"
+
+        moving.move(owners(apart), name, 1, after=lose)
+        later.join()
+        assert len(store.list_page(name, "old", limit=1000).entries) == 20
+    assert nothing_is_left(apart, name, 1) == []
+
+
+@pytest.mark.parametrize("step", ["copy", "fence", "depart"])
+def test_a_mover_that_comes_late_harms_no_later_move(apart: Database, name: str, step: str) -> None:
+    """It was held up in its last step, control failed over, and the bucket is on its way back."""
+    bring(apart, name, 0, keys=20)
+    with closing(opened(apart)) as store:
+        place = store.place(name)
+        assert place is not None
+        moving.move(owners(apart), name, 1)
+        late: list[str] = []
+
+        def look(done: str) -> None:
+            if done == step and not late:
+                late.append(done)
+                alter(apart.others[0], f"SELECT poky._queue_arrived({place.id})")
+                alter(apart, f"SELECT poky._forget_departed({place.id})")
+
+        moving.move(owners(apart), name, 0, after=look)
+        assert late
+        assert len(store.list_page(name, "old", limit=1000).entries) == 20
+    assert nothing_is_left(apart, name, 0) == []
+
+
+def test_two_movers_do_not_meet_in_an_arrival(apart: Database) -> None:
+    """After a failover of control both may believe to be the only one."""
+    calls = ("_give_up_arrival(1000)", '_arrive_bucket(1000, \'{"mark": "m"}\')')
+    for first, second in itertools.product(calls[:1], calls):
+        with ExitStack() as opened:
+            one, two = (opened.enter_context(closing(apart.others[0].connect())) for _ in "12")
+            one.cursor().execute(f"SELECT poky.{first}")
+            two.cursor().execute("SET lock_timeout = 100")
+            with pytest.raises(psycopg2.errors.LockNotAvailable):
+                two.cursor().execute(f"SELECT poky.{second}")
+
+
+# Tables that are made from now on take no rows of a replication.
+COPIED_LATER = """
+    CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql
+    AS $$ BEGIN RAISE EXCEPTION 'not yet'; END $$;
+    CREATE FUNCTION public.refuse_all() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER
+    AS $$
+    DECLARE
+        v_made record;
+    BEGIN
+        FOR v_made IN SELECT * FROM pg_event_trigger_ddl_commands() LOOP
+            IF v_made.object_type = 'table' THEN
+                EXECUTE format('CREATE TRIGGER refuse BEFORE INSERT ON %s FOR EACH ROW'
+                    ' EXECUTE FUNCTION public.refuse()', v_made.object_identity);
+                EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER refuse',
+                    v_made.object_identity);
+            END IF;
+        END LOOP;
+    END;
+    $$;
+    CREATE EVENT TRIGGER later ON ddl_command_end WHEN TAG IN ('CREATE TABLE')
+    EXECUTE FUNCTION public.refuse_all();
+"""
+
+
 def test_what_the_source_keeps_no_longer_is_copied_again(
     apart: Database, target: embedded.Embedded, name: str
 ) -> None:

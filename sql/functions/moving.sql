@@ -130,6 +130,28 @@ AS $$
 $$;
 COMMENT ON FUNCTION poky._has_arrived IS 'On the target: whether all before this mark is here.';
 
+CREATE OR REPLACE FUNCTION poky._is_copied(p_id integer) RETURNS boolean
+LANGUAGE sql STABLE
+AS $$
+    SELECT
+        count(*) FILTER (WHERE r.srrelid = to_regclass('poky._o_' || p_id)) = 1
+        AND bool_and(r.srsubstate = 'r')
+    FROM pg_subscription_rel AS r
+    JOIN pg_subscription AS s ON s.oid = r.srsubid
+    JOIN pg_database AS d ON d.oid = s.subdbid AND d.datname = current_database()
+    WHERE s.subname = 'poky_move_' || p_id
+$$;
+COMMENT ON FUNCTION poky._is_copied IS
+'On the target: whether what the source had at first is here. The mark may be, and the objects not: their tables are copied apart.';
+
+CREATE OR REPLACE FUNCTION poky._lock_arrival(p_id integer) RETURNS void
+LANGUAGE sql
+AS $$
+    SELECT pg_advisory_xact_lock(hashtextextended('poky arrival ' || p_id, 0))
+$$;
+COMMENT ON FUNCTION poky._lock_arrival IS
+'On the target: until the end of the transaction no other session lets the bucket arrive or drops what is here of it. After a failover of control two commands may believe to be the only one.';
+
 CREATE OR REPLACE FUNCTION poky._depart_bucket(p_id integer, p_target integer) RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -186,10 +208,13 @@ DECLARE
     v_sequence pg_catalog.pg_sequence;
     v_steps bigint;
 BEGIN
+    PERFORM poky._lock_arrival(p_id);
     IF EXISTS (SELECT FROM poky.bucket AS b WHERE b.id = p_id) THEN
         RETURN;  -- it has arrived
     END IF;
-    IF p_facts ? 'mark' AND NOT poky._has_arrived(p_id, p_facts ->> 'mark') THEN
+    IF p_facts ? 'mark' AND NOT (
+        poky._has_arrived(p_id, p_facts ->> 'mark') AND poky._is_copied(p_id)
+    ) THEN
         RAISE EXCEPTION USING
             ERRCODE = 'PK503',
             HINT = 'bucket_incomplete',
@@ -233,7 +258,9 @@ CREATE OR REPLACE FUNCTION poky._queue_arrived(p_id integer) RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    DELETE FROM poky._mark WHERE id = p_id;
+    -- A mark that is published is one of a later move, of which this is the source.
+    DELETE FROM poky._mark
+    WHERE id = p_id AND NOT EXISTS (SELECT FROM pg_publication WHERE pubname = 'poky_move_' || p_id);
     EXECUTE format(
         'INSERT INTO poky._expiry (due_at, bucket_id, key)'
         ' SELECT o.expires_at, o.bucket_id, o.key FROM poky.%I AS o WHERE o.expires_at IS NOT NULL'
@@ -250,6 +277,9 @@ AS $$
 BEGIN
     IF EXISTS (SELECT FROM poky.bucket AS b WHERE b.id = p_id) THEN
         RAISE EXCEPTION 'the bucket with the id % is here', p_id;
+    END IF;
+    IF poky._departed(p_id) IS NULL THEN
+        RETURN;  -- it is forgotten, and what is here may be of a later move, of which this is the target
     END IF;
     EXECUTE format('DROP PUBLICATION IF EXISTS %I', 'poky_move_' || p_id);
     IF to_regclass('poky._o_' || p_id) IS NOT NULL THEN
@@ -271,6 +301,7 @@ CREATE OR REPLACE FUNCTION poky._give_up_arrival(p_id integer) RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
+    PERFORM poky._lock_arrival(p_id);
     IF EXISTS (SELECT FROM poky.bucket AS b WHERE b.id = p_id) THEN
         RAISE EXCEPTION 'the bucket with the id % is here', p_id;
     END IF;
