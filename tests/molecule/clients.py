@@ -10,6 +10,7 @@ import http.client
 import itertools
 import random
 import re
+import select
 import threading
 import time
 from collections import defaultdict
@@ -53,6 +54,11 @@ class Seen:
             ends = sorted(w.end for w in self.history.writes if w.end != NEVER and w.end >= since)
         pairs = itertools.pairwise([since, *ends, time.monotonic_ns()])
         return max(late - early for early, late in pairs) / 1e9
+
+
+def _is_over(connection: http.client.HTTPConnection) -> bool:
+    """Whether the server has closed it between two requests; clients look (RFC 9112, 9.5)."""
+    return bool(select.select([connection.sock], [], [], 0)[0])
 
 
 class Clients:
@@ -101,6 +107,9 @@ class Clients:
     ) -> tuple[int, http.client.HTTPMessage | None, bytes]:
         """Send once, on the connection that is kept; status -1: not sent, 0: no answer."""
         try:
+            if kept[0] is not None and _is_over(kept[0]):
+                kept[0].close()
+                kept[0] = None
             if kept[0] is None:
                 kept[0] = http.client.HTTPConnection(self._addresses[node], timeout=60)
                 kept[0].connect()

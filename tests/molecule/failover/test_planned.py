@@ -107,9 +107,42 @@ def test_a_backup(cluster: Cluster, clients: Clients) -> None:
 def test_passwords_are_rotated(cluster: Cluster, clients: Clients) -> None:
     with survived(cluster, clients, "passwords rotated", within=PLANNED) as told:
         told["struck"] = time.monotonic_ns()
-        for name in ("poky_database_password", "poky_database_owner_password"):
+        for name in PASSWORDS:
             cluster.deployment.settings[name] = f"rotated, {time.time()}"
         cluster.deployment.succeed("rotate")
+
+
+PASSWORDS = (
+    *("poky_database_password", "poky_database_owner_password"),
+    *("patroni_replication_password", "patroni_rewind_password", "patroni_rest_password"),
+)
+
+
+def test_certificates_are_renewed(cluster: Cluster, clients: Clients) -> None:
+    """Those of etcd, Patroni and nginx; the member that leads is restarted after a switchover."""
+    before = fingerprints(cluster)
+    with survived(cluster, clients, "certificates renewed", within=PLANNED) as told:
+        told["struck"] = time.monotonic_ns()
+        cluster.deployment.succeed("certificates")
+    after = fingerprints(cluster)
+    assert set(before) == set(after)
+    assert [file for file in before if before[file] == after[file]] == []
+
+
+def fingerprints(cluster: Cluster) -> dict[str, str]:
+    """Of every certificate of a host's own, by host and file."""
+    look = (
+        "find /etc/etcd /etc/patroni /etc/nginx /etc/pgbackrest -name '*.pem' ! -name ca.pem"
+        " -exec sha256sum {} + 2>/dev/null || true"
+    )
+    found = {}
+    for host in {name for names in cluster.deployment.groups.values() for name in names}:
+        for line in cluster.run(host, look).splitlines():
+            digest, file = line.split()
+            found[f"{host}:{file}"] = digest
+    for needed in ("etcd", "patroni", "nginx"):
+        assert any(f":/etc/{needed}" in file for file in found), found
+    return found
 
 
 def lose(name: str) -> None:
