@@ -40,6 +40,28 @@ def _defaults() -> dict[str, Any]:
     return defaults
 
 
+def poky_monitoring_faults(groups: Mapping[str, Sequence[str]], hostvars: HostVars) -> list[str]:
+    """Say which instances Prometheus could not ask, in one sentence."""
+    watching = [
+        host
+        for host in groups.get("monitoring", ())
+        if str(hostvars[host].get("monitoring_prometheus")).lower() not in ("false", "no", "0")
+    ]
+    deaf = [
+        host
+        for host in groups.get("service", ())
+        if _is_loopback(str(poky_setting(hostvars[host], "poky_admin_listen")))
+        and watching not in ([], [host])
+    ]
+    if not deaf:
+        return []
+    return [
+        f"The admin listener of {', '.join(deaf)} is on loopback, where Prometheus on"
+        f" {', '.join(watching)} cannot ask it: set poky_admin_listen to an address that only the"
+        " monitoring host can reach, or monitoring_prometheus to false."
+    ]
+
+
 def poky_backends(hosts: Iterable[str], hostvars: HostVars, loopback: bool) -> list[dict[str, Any]]:
     """The instances of these hosts as Varnish has them: name, host and port of each.
 
@@ -285,6 +307,7 @@ class FilterModule:
             function.__name__: function
             for function in (
                 poky_setting,
+                poky_monitoring_faults,
                 poky_backends,
                 poky_backend_names,
                 poky_addresses,
