@@ -190,7 +190,7 @@ def test_the_service_talks_with_what_has_an_address(topology: ModuleType) -> Non
 
 
 def test_prometheus_elsewhere_cannot_ask_a_loopback(topology: ModuleType) -> None:
-    """Found after eleven minutes of a deploy; it is found in the inventory now."""
+    """It was found after eleven minutes of a deploy."""
     reached = {**HOSTVARS["app2"], "poky_admin_listen": "192.0.2.3"}
     hostvars = {**HOSTVARS, "app2": reached, "eye": {}}
     (fault,) = topology.poky_monitoring_faults({**GROUPS, "monitoring": ["eye"]}, hostvars)
