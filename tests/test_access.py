@@ -553,6 +553,24 @@ def test_what_an_open_instance_grants_is_not_kept_by_a_cache(
         assert lease.get("/access/x").headers["Poky-Access"] == "0"
 
 
+def test_a_cache_is_told_who_may_read_a_bucket(
+    database: Database, tmp_path: Path, make: Maker, bucket: str
+) -> None:
+    reader, other = make(f"read:{bucket}"), make("read:other", f"write,list:{bucket}")
+    with running(
+        *(database.dsn_service, tmp_path / "log"),
+        access="tokens",
+        caches="cache=http://127.0.0.1:1",
+    ) as service:
+        lease = Client(service.lease_port)
+        asked = {"granted": bearer(reader), "refused": bearer(other), "unknown": {}}
+        told = {
+            name: lease.request("GET", f"/access/{bucket}", headers=headers).status
+            for name, headers in asked.items()
+        }
+        assert told == {"granted": 200, "refused": 403, "unknown": 401}
+
+
 # Reading grants and tokens.
 
 

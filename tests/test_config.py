@@ -126,6 +126,22 @@ def test_caches() -> None:
     assert "twice" in problems(POKY_CACHES="a=http://x:1 b=http://x:1")[0]
 
 
+def test_what_is_shown_of_a_setting_sets_it_again() -> None:
+    config = Config.from_env(
+        {
+            "POKY_CACHES": "a=http://10.0.0.1:6091 http://10.0.0.2:6091",
+            "POKY_DSN": "postgresql://u@control/poky",
+            "POKY_SHARDS": "1=postgresql://u@one/poky 2=postgresql://u@two/poky",
+            "POKY_ADMIN_HOSTS": "metrics.example [::1]",
+            "POKY_CORS_ORIGINS": "https://app.example",
+            "POKY_PURGE_TIMEOUT": "0.25",
+        }
+    )
+    shown = config.shown()
+    assert shown["POKY_CACHES"] == "a=http://10.0.0.1:6091 http://10.0.0.2:6091"
+    assert Config.from_env(shown) == config
+
+
 @pytest.mark.parametrize(
     ("dsn", "masked"),
     [

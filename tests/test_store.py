@@ -18,6 +18,7 @@ from poky.store import CODES, Store, StoreError
 from poky.store.errors import refuse_unreplicated
 from poky.store.pool import Pool
 from tests.conftest import Cluster, Database
+from tests.service import wait_until
 from tests.support.databases import hung
 
 ROOT = Path(__file__).parent.parent
@@ -275,3 +276,20 @@ def test_a_wait_for_a_connection_ends_in_time_if_one_comes_in_that_moment(
     assert len(waited) == 12 * 16
     assert max(waited) < 0.3
     assert codes == {"busy"}
+
+
+def test_a_read_waits_for_a_connection_no_longer_than_its_request_has_time(
+    database: Database,
+) -> None:
+    with closing(_Sleeper(database.dsn_service, pool_size=1, pool_timeout=3)) as pool:
+        pool.sleep(0)
+        holding = threading.Thread(target=pool.sleep, args=(2.0,))
+        holding.start()
+        wait_until(lambda: pool.connections == (1, 0))
+        began = time.monotonic()
+        # 4.5 s are a read's time; its request came 4.3 s ago.
+        with pool.under(None, since=began - 4.3), pytest.raises(StoreError) as refused:
+            pool.sleep(0)
+        assert refused.value.code == "busy"
+        assert time.monotonic() - began < 1
+        holding.join()
