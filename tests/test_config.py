@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from poky import __version__
 from poky.config import Config, ConfigError, mask, unknown_settings
 from poky.forms import CacheNode
 
@@ -124,6 +126,16 @@ def test_caches() -> None:
         CacheNode("b", "http://10.0.0.2:6091"),
     )
     assert "twice" in problems(POKY_CACHES="a=http://x:1 b=http://x:1")[0]
+
+
+def test_the_release_is_the_deployed_ones_or_the_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
+    assert Config.from_env({}).release == __version__
+    (tmp_path / "RELEASE").write_text("0.1.0+abc\n")
+    assert Config.from_env({}).release == "0.1.0+abc"
+    assert Config.from_env({"POKY_RELEASE": "mine"}).release == "mine"
 
 
 def test_what_is_shown_of_a_setting_sets_it_again() -> None:
