@@ -185,7 +185,6 @@ class Caches:
         with _unacknowledged():
             pending = self._purge_nodes(self._store.nodes(), [POLICY_PATH])
             if pending and self._may_wait:
-                self._require_place()
                 self._await_leases(pending)
         self._confirmed.extend(outbox_ids)
 
