@@ -455,7 +455,7 @@ def test_a_stream_that_has_read_all_asks_no_more() -> None:
     )
     joined: list[object] = []
     feed = SimpleNamespace(admit=lambda who: None, join=joined.append)
-    lane = SimpleNamespace(submit=lambda work, busy, bucket: work())
+    lane = SimpleNamespace(submit=lambda work, busy, *place: work())
     services = SimpleNamespace(store=store, gate=None, lanes={"changes": lane}, feed=feed)
     events = _Events(services, {}, "b", "", "0", 1)  # type: ignore[arg-type]
     events.begin(lambda answer: None)
@@ -469,7 +469,7 @@ def test_a_request_for_which_no_thread_is_free_is_refused(
     kind_of_request: type[_Events | _Poll],
 ) -> None:
     busy = StoreError(503, "All threads are busy.", code="server_busy")
-    lane = SimpleNamespace(submit=lambda work, refuse, bucket: refuse(busy))
+    lane = SimpleNamespace(submit=lambda work, refuse, *place: refuse(busy))
     feed = SimpleNamespace(admit=lambda who: None, release=lambda who: None)
     store = SimpleNamespace(held_policy=lambda: None)
     services = SimpleNamespace(store=store, gate=None, lanes={"changes": lane}, feed=feed)

@@ -9,19 +9,22 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from poky import embedded
-from poky.feed import Cursor
+from poky.background import Background
+from poky.feed import Cursor, Feed
 from poky.schema import moving
 from poky.schema.shards import join_shards
 from poky.store import Changed, ShardedStore, StoreError
 from tests.conftest import HASTY, Cluster, Database
-from tests.service import Service, running
+from tests.service import Service, running, wait_until
+from tests.support.databases import hung
 from tests.support.followed import all_after, faults, identity, record, recorded, shown
-from tests.test_following import Events
+from tests.test_following import Copy, Events
 from tests.test_moves import ask, of_server
 from tests.test_shards import (
     Clients,
@@ -209,13 +212,26 @@ def test_waiting_and_streaming_followers_go_on_while_the_bucket_moves(
         assert clients.lost() == []
 
 
+class Watched(Copy):
+    """A copy in a feed that runs, and why it was told no more."""
+
+    def __init__(self, bucket: str, cursor: str) -> None:
+        super().__init__(bucket, cursor)
+        self.failures: list[Exception] = []
+
+    def fail(self, error: Exception) -> None:
+        self.failures.append(error)
+
+    def tick(self, now: float) -> None: ...
+
+
 class Followed:
     """A thread that takes what a way of following gives, up to the key the-end."""
 
     def __init__(self, way: Any, stop: threading.Event) -> None:
         self.seen: list[tuple[str, int | None]] = []
         self._way = way
-        self._thread = threading.Thread(target=self._take)
+        self._thread = threading.Thread(target=self._take, daemon=True)
         self._thread.start()
 
     def _take(self) -> None:
@@ -294,6 +310,103 @@ def test_only_those_wait_who_need_a_database_that_is_away(
         with pytest.raises(StoreError) as refused:
             store.changes(name, begin)
         assert (refused.value.status, "shard 1" in refused.value.detail) == (503, True)
+        # Who has waited for it since before learns it as well.
+        feed = Feed(store, cast(Background, SimpleNamespace(add=_nothing, is_stopping=False)), 1)
+        waiting = Watched(name, begin)
+        feed.admit(waiting)
+        feed.join(waiting)
+        wait_until(lambda: waiting.failures, 5)
+        assert "shard 1" in str(waiting.failures)
+        feed.release(waiting)
+    shards = f"2={control.dsn_service}"
+    with running(database.dsn_service, tmp_path / "log", shards=shards) as service:
+        client = service.client(60)
+        for accept in ("application/json", "text/event-stream"):
+            answer = client.get(f"/changes/{name}?after={begin}&wait=20", accept=accept)
+            assert (answer.status, answer.json()["code"]) == (503, "database_unavailable")
+            assert "shard 1, which POKY_SHARDS" in answer.json()["detail"]
+    cluster.drop(control)
+
+
+def _nothing(*arguments: Any, **options: Any) -> None: ...
+
+
+def test_a_former_database_that_hangs_holds_up_those_alone_who_need_it(
+    cluster: Cluster, tmp_path: Path, name: str
+) -> None:
+    """Pages, long polls and streams; and those go on when it answers again, each change once."""
+    control = cluster.create("partitioned")
+    settings = {**HASTY, "wal_retrieve_retry_interval": "200ms"}
+    with embedded.ensure_running(tmp_path / "shard", settings=settings) as server:
+        shard = of_server(server)
+        join_shards(control.dsn_owner, {1: shard.dsn_owner})
+        database = replace(control, others=(shard,))
+        with closing(opened(database)) as store:
+            for bucket, number in ((name, 1), ("other", 0)):
+                store.ensure_bucket(bucket, number)
+                record(database, bucket)
+            begin = store.changes(name).next
+            for number in range(30):
+                store.put(name, f"k{number % 7}", b"v", "t")
+            moving.move(owners(database), name, 0)
+            for number in range(30):
+                store.put(name, f"k{number % 7}", b"v", "t")
+            logged = recorded(database, identity(store, name))
+        with closing(opened(database)) as store:
+            feed = Feed(
+                store, cast(Background, SimpleNamespace(add=_nothing, is_stopping=False)), 2
+            )
+            behind = Watched(name, begin)
+            beside = Watched("other", store.changes("other").next)
+            store.changes(name)  # it is known where it is
+            with hung(server):
+                for each in (behind, beside):
+                    feed.admit(each)
+                    feed.join(each)
+                time.sleep(0.5)
+                store.put("other", "quick", b"v", "t")
+                wait_until(lambda: beside.keys == ["quick"], 1)
+                assert behind.keys == []
+            wait_until(lambda: len(behind.keys) == logged.total(), 20)
+            for each in (behind, beside):
+                feed.release(each)
+        with running(database.dsn_service, tmp_path / "log", shards=database.shards) as service:
+            client = service.client(60)
+            after = client.get("/changes/other").json()["next"]
+            assert client.get(f"/changes/{name}").status == 200  # it is known where it is
+            stop = threading.Event()
+            with hung(server):
+                ways = [
+                    Followed(lambda: streamed(service, name, begin, 10**9), stop)
+                    if number % 3 == 0
+                    else Followed(lambda: polled(service, name, begin), stop)
+                    for number in range(9)
+                ]
+                refused = client.get(f"/changes/{name}?after={begin}").status
+                longest = 0.0
+                for number in range(10):
+                    told: list[Any] = []
+                    path = f"/changes/other?after={after}&wait=20"
+                    waiting = threading.Thread(
+                        target=lambda: told.append(service.client(60).get(path).json()),  # noqa: B023
+                        daemon=True,
+                    )
+                    began = time.monotonic()
+                    waiting.start()
+                    time.sleep(0.2)
+                    assert client.put(f"/kv/other/k{number}", "v").status == 200
+                    waiting.join()
+                    longest = max(longest, time.monotonic() - began)
+                    assert [each["key"] for each in told[0]["changes"]] == [f"k{number}"]
+                    after = told[0]["next"]
+            with closing(opened(database, 2)) as store:
+                store.put(name, "the-end", b"v", "t")
+                logged = recorded(database, identity(store, name))
+            for way in ways:
+                way.join()
+                assert faults(way.seen, logged) == []  # type: ignore[arg-type]
+            assert refused == 503
+            assert longest < 1
     cluster.drop(control)
 
 

@@ -3,7 +3,7 @@
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +15,7 @@ from poky.api.request import prefers, read_query, require_bucket, require_prefix
 from poky.api.services import Services
 from poky.feed import Cursor, Follower
 from poky.http import Answer, Environ, Later, Refused, Reply, Stream, json, refuse
-from poky.store import Changed, ChangesPage, StoreError
+from poky.store import Changed, ChangesElsewhere, ChangesPage, ShardedStore, StoreError
 
 MOST_WAIT: Final = 60  # seconds
 COMMENT_SECONDS: Final = 15.0
@@ -63,6 +63,13 @@ def _shown(change: Changed) -> dict[str, Any]:
     return shown
 
 
+class _Turn(Exception):
+    """The next page is in another database: of a former stay, or where the bucket is now (None)."""
+
+    def __init__(self, former: Mapping[str, Any] | None = None) -> None:
+        self.former = former
+
+
 class _Waiting(Follower):
     """A request for changes: read in a lane as long as there are any, then told by the feed."""
 
@@ -83,6 +90,8 @@ class _Waiting(Follower):
         self._limit = limit
         self._replies: list[Reply] = []
         self._lock = threading.Lock()
+        self._page_of: Mapping[str, Any] | None = None  # of which the next page is
+        self._is_former = False  # whether this thread may wait for a former database alone
         self.policy = (services.store.held_policy() or (None,))[0]
         if services.gate is not None and self.policy is not None:
             self.check = self._decide
@@ -116,23 +125,46 @@ class _Waiting(Follower):
         """Read on, in a lane."""
         raise NotImplementedError
 
-    def _submit(self) -> None:
+    def _submit(self, former: Mapping[str, Any] | None = None) -> None:
+        """Read on. ``former``: a stay of the bucket in another database, of which a page is next.
+
+        Each database is asked in a lane of its own: who waits for one does not hold up the others.
+        """
+
         def work() -> None:
+            self._page_of, self._is_former = former, former is not None
             try:
                 self._read()
+            except _Turn as turn:
+                self._submit(turn.former)
             except Exception as error:
                 self.fail(error)
 
-        self._services.lanes["changes"].submit(work, self._busy, self.bucket)
+        shard = None if former is None else former["shard"]
+        self._services.lanes["changes"].submit(work, self._busy, self.bucket, shard)
 
     def _busy(self, error: Exception) -> None:
         """The lane has no thread for it in time."""
         self.fail(error)
 
     def _page(self, limit: int) -> ChangesPage:
-        """The next page, under the policy that the request was decided under."""
-        with self._services.store.under(self.policy, self.check):
-            return self._services.store.changes(self.bucket, self._after, self._prefix, limit)
+        """The next page, under the policy that the request was decided under.
+
+        _Turn: another database has it.
+        """
+        store, place = self._services.store, (self._after, self._prefix, limit)
+        with store.under(self.policy, self.check):
+            if not isinstance(store, ShardedStore):
+                return store.changes(self.bucket, *place)
+            former, self._page_of = self._page_of, None
+            if former is not None:
+                return store.changes_of(former, *place)
+            if self._is_former:
+                raise _Turn
+            try:
+                return store.present_changes(self.bucket, *place)
+            except ChangesElsewhere as error:
+                raise _Turn(error.stay) from None
 
     def _answer(self, answer: Answer) -> None:
         """Answer, once."""
@@ -167,13 +199,16 @@ class _Poll(_Waiting):
 
     wait = 0.0
     _until = 0.0
+    _scan_until = 0.0
 
     def _is_waiting(self) -> bool:
         self._until = time.monotonic() + self.wait
         return self.wait > 0
 
     def _read(self) -> None:
-        until = max(self._until, time.monotonic() + _SCAN_SECONDS)
+        self._scan_until = until = self._scan_until or max(
+            self._until, time.monotonic() + _SCAN_SECONDS
+        )
         while True:
             page = self._page(self._limit)
             self._after = page.next

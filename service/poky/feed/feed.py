@@ -10,13 +10,13 @@ commits of the cluster wait for, and halves the writes.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from poky.background import Background
 from poky.feed.cursors import Cursor
 from poky.metrics import Figure, Figures
-from poky.store import Changed, ChangesPage, ShardedStore, Store, StoreError
+from poky.store import Changed, ChangesElsewhere, ChangesPage, ShardedStore, Store, StoreError
 
 log = logging.getLogger("poky.feed")
 
@@ -38,6 +38,8 @@ class Follower:
     #: passed: gives the policy of the decision, or raises. None: it always may.
     check: Callable[[str | None], str] | None = None
     policy: str | None = ""  #: of the latest decision
+    #: Of which stay in another database its next page is; None: of the bucket where it is now.
+    former: Mapping[str, Any] | None = None
 
     def __init__(self, bucket: str) -> None:
         self.bucket = bucket
@@ -66,6 +68,7 @@ class Feed:
         self._admitted: set[Any] = set()
         self._following: dict[Follower, None] = {}
         self._running: set[int | None] = set()  # shards whose thread runs; None: of unknown ones
+        self._held: set[Follower] = set()  # by a thread: no other one calls them meanwhile
         self._paused: dict[tuple[str, int], float] = {}  # until when, where a database is away
         self.statements = 0  #: that looked for changes
         self._background = background
@@ -118,7 +121,9 @@ class Feed:
     def _shard(self, follower: Follower) -> int | None:
         """Which of several databases has what it has not seen; None: to be found, or only one."""
         if isinstance(self._store, ShardedStore):
-            return self._store.known_shard(follower.bucket, follower.cursor.stay)
+            if follower.former is not None:
+                return int(follower.former["shard"])
+            return self._store.known_shard(follower.bucket)
         return None
 
     def _begin(self, shard: int | None) -> None:
@@ -135,21 +140,24 @@ class Feed:
                 following = []
                 for follower in self._following:
                     number = self._shard(follower)
-                    if number == shard:
-                        following.append(follower)
-                    else:
+                    if number != shard:
                         self._begin(number)
+                    elif follower not in self._held:
+                        following.append(follower)
+                self._held.update(following)
                 if not following or self._background.is_stopping:
                     self._running.discard(shard)
                     return
             # Where a bucket was before it moved is another database, which may be away.
-            stays: dict[tuple[str, int], list[Follower]] = {}
+            stays: dict[tuple[str, int, bool], list[Follower]] = {}
             for follower in following:
-                stays.setdefault((follower.bucket, follower.cursor.stay), []).append(follower)
+                its = follower.bucket, follower.cursor.stay, follower.former is not None
+                stays.setdefault(its, []).append(follower)
             is_behind = False
             is_due = began - checked > CHECK
             try:
-                for place, group in stays.items():
+                for (bucket, stay, _), group in stays.items():
+                    place = bucket, stay
                     if began >= self._paused.get(place, 0.0):
                         self._paused.pop(place, None)
                         is_behind |= self._look(place, group, is_due=is_due)
@@ -163,6 +171,8 @@ class Feed:
                         self._check(follower, None)
             except Exception:
                 log.exception("looking for changes failed")
+            with self._lock:
+                self._held.difference_update(following)
             pause = 0 if is_behind else PERIOD + began - time.monotonic()
             time.sleep(max(pause, PERIOD / 5))
 
@@ -173,10 +183,17 @@ class Feed:
         """
         oldest = min((follower.cursor for follower in group), key=Cursor.age_order)
         self.statements += 1
+        former = group[0].former
+        for follower in group:
+            follower.former = None
         try:
-            page = self._store.changes(place[0], str(oldest), "", PAGE)
+            page = self._page(place[0], str(oldest), former)
         except StoreError as error:
-            if error.status == 503:
+            if isinstance(error, ChangesElsewhere) and isinstance(self._store, ShardedStore):
+                for follower in group:
+                    follower.former = error.stay
+                return True
+            if error.status == 503 and not self._is_unknown(former):
                 log.info("changes will be looked for again: %s", error.detail)
                 self._paused[place] = time.monotonic() + PAUSE
                 return False
@@ -190,6 +207,23 @@ class Feed:
             if self._check(follower, page.policy):
                 self._tell(follower, page, oldest, end)
         return not page.is_last
+
+    def _page(self, bucket: str, after: str, former: Mapping[str, Any] | None) -> ChangesPage:
+        """The next page. Each database is asked by its own thread: ChangesElsewhere."""
+        if not isinstance(self._store, ShardedStore):
+            return self._store.changes(bucket, after, "", PAGE)
+        if former is not None:
+            return self._store.changes_of(former, after, "", PAGE)
+        return self._store.present_changes(bucket, after, "", PAGE)
+
+    def _is_unknown(self, former: Mapping[str, Any] | None) -> bool:
+        """Whether a former database is one that the settings do not name: no use to wait."""
+        store = self._store
+        return (
+            former is not None
+            and isinstance(store, ShardedStore)
+            and former["shard"] not in store.shards
+        )
 
     def _tell(self, follower: Follower, page: ChangesPage, oldest: Cursor, end: Cursor) -> None:
         """Tell who has seen all that the page leaves out, and no more than a snapshot besides.

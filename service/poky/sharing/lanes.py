@@ -31,10 +31,13 @@ class Lane:
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[tuple[float, Work, Refuse]] = queue.SimpleQueue()
 
-    def submit(self, work: Work, refuse: Refuse, bucket: str = "") -> None:
+    def submit(
+        self, work: Work, refuse: Refuse, bucket: str = "", shard: int | None = None
+    ) -> None:
         """Have the work done by one of the lane's threads. Neither of the two may raise.
 
-        ``bucket``: what it is about, for lanes that go by it.
+        ``bucket``: what it is about, for lanes that go by it; ``shard``: which of several databases
+        it asks, if that is another one than the bucket's.
         """
         self._queue.put((time.monotonic(), work, refuse))
         if self._count < self._most:

@@ -43,9 +43,11 @@ class ShardedLane(Lane):
             number: Lane(f"{name}-{number}", threads, patience) for number in store.shards
         }
 
-    def submit(self, work: Work, refuse: Refuse, bucket: str = "") -> None:
+    def submit(
+        self, work: Work, refuse: Refuse, bucket: str = "", shard: int | None = None
+    ) -> None:
         """As of a Lane; buckets that this process has not asked for yet have one of their own."""
-        number = self._map.known_shard(bucket)
+        number = self._map.known_shard(bucket) if shard is None else shard
         if number in self._shards:
             self._shards[number].submit(work, refuse, bucket)
         else:

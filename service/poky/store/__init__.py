@@ -8,7 +8,7 @@ SQLSTATEs (``errors``); knows nothing of HTTP headers, and builds no SQL beyond 
 
 from poky.store.activity import Activity
 from poky.store.changes import Changed, ChangesPage
-from poky.store.errors import CODES, BadDsn, PolicyChanged, StoreError
+from poky.store.errors import CODES, BadDsn, ChangesElsewhere, PolicyChanged, StoreError
 from poky.store.literals import Value, is_utf8
 from poky.store.one_shard import CONTROL, OneShard
 from poky.store.placements import Place, ShardState
@@ -42,6 +42,7 @@ __all__ = [
     "Bucket",
     "Change",
     "Changed",
+    "ChangesElsewhere",
     "ChangesPage",
     "Credential",
     "Delete",

@@ -74,7 +74,6 @@ class ShardedStore(Store):
         for store in self._others.values():
             store.guard = self.guard  # what a thread is held to holds at every shard
         self._map: dict[str, int] = {}
-        self._stays: dict[tuple[str, int], int] = {}  # where buckets were before they moved
         self._sizes: tuple[float, dict[int, int]] = (0.0, {})
         self._away_until = 0.0
 
@@ -116,10 +115,9 @@ class ShardedStore(Store):
         """What requests that share statements ask of one database."""
         return OneShard(self, self.of_shard(number), number)
 
-    def known_shard(self, bucket: str, stay: int | None = None) -> int | None:
-        """The shard on which the bucket was last, or in a former stay; None: to be asked for."""
-        where = None if stay is None else self._stays.get((bucket, stay))
-        return self._map.get(bucket) if where is None else where
+    def known_shard(self, bucket: str) -> int | None:
+        """The shard on which the bucket was last; None: to be asked for."""
+        return self._map.get(bucket)
 
     def find_shard(self, bucket: str) -> int:
         """The shard of a bucket; control's where there is none: it says so itself."""
@@ -200,18 +198,32 @@ class ShardedStore(Store):
     ) -> ChangesPage:
         """As a Store's; what was recorded before the bucket moved is read where it was."""
         try:
-            page: ChangesPage = self.at(
-                bucket, lambda store: Changes.changes(store, bucket, after, prefix, limit)
-            )
+            return self.present_changes(bucket, after, prefix, limit)
         except ChangesElsewhere as error:
-            stay = error.stay
-            if len(self._stays) >= _KNOWN:
-                self._stays.clear()
-            self._stays[bucket, stay["stay"]] = stay["shard"]
-            page = self._on(
-                stay["shard"],
-                lambda store: Changes.former_changes(store, stay, after, prefix, limit),
+            return self.changes_of(error.stay, after, prefix, limit)
+
+    def present_changes(self, bucket: str, after: str, prefix: str, limit: int) -> ChangesPage:
+        """As ``changes``, asking where the bucket is now alone. ChangesElsewhere: `changes_of`."""
+        page: ChangesPage = self.at(
+            bucket, lambda store: Changes.changes(store, bucket, after, prefix, limit)
+        )
+        return page
+
+    def changes_of(
+        self, stay: Mapping[str, Any], after: str, prefix: str, limit: int
+    ) -> ChangesPage:
+        """A page of a former stay, asking where that was alone; the next stay follows."""
+        number = stay["shard"]
+        if number not in self.shards:
+            raise StoreError(
+                503,
+                f"The changes after this cursor are on shard {number}, which POKY_SHARDS of this"
+                " instance does not name.",
+                code="database_unavailable",
             )
+        page: ChangesPage = self._on(
+            number, lambda store: Changes.former_changes(store, stay, after, prefix, limit)
+        )
         return page
 
     def get_each(self, wanted: Sequence[tuple[str, str]], *, is_quick: bool = False) -> list[Found]:
