@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.coherence.faults import FAULTS, MOVES, NONE, Fault
-from tests.coherence.load import Count
+from tests.coherence.followers import Told
+from tests.coherence.history import NEVER, Write
+from tests.coherence.load import Count, key_of
 from tests.coherence.run import altered, run
-from tests.coherence.sabotage import SABOTAGES, Sabotage
+from tests.coherence.sabotage import MOVE_SABOTAGES, SABOTAGES, Sabotage
 from tests.coherence.stack import Stack
 from tests.service import wait_until
 
@@ -49,13 +51,34 @@ def test_no_read_is_stale(stack: Stack, fault: Fault) -> None:
 
 
 def test_no_read_is_stale_while_its_bucket_moves(tmp_path: Path) -> None:
+    """And its followers are told of each change once; with a sabotage the checker says no."""
     with Stack(tmp_path, lease_seconds=2, shards=3) as stack:
         for fault in MOVES:
             with altered(stack, fault):
                 result = run(stack, fault, reads=2000, seconds=8)
-            assert result.ok, "\n".join(result.verdict.findings) or result.counts
-            assert result.counts[Count.WRITES] > 20
+            assert result.told
+            assert result.ok, (result.told.findings[:5], result.verdict.findings, result.counts)
+            assert min(result.counts[Count.WRITES], result.told.changes) > 20
             assert result.counts[Count.HITS] > 100
+        for sabotage in MOVE_SABOTAGES:
+            with altered(stack, sabotage.fault):
+                result = run(stack, sabotage.fault, reads=500, seconds=8)
+            assert result.told
+            assert result.told.findings, f"not seen: {sabotage.says}"
+            assert not result.ok
+
+
+def test_what_was_acknowledged_has_to_be_recorded() -> None:
+    key = key_of(3, 1)
+    logged: list[tuple[str, str, str | None, int]]
+    logged = [("k3-1", "put", '"5-a"', 5), ("k3-1", "delete", None, 6), ("k3-1", "put", '"7-b"', 7)]
+    told = Told(logged=logged)
+    told.check_writes([Write(key, 0, 1, 10, 0), Write(key, 2, 3, 11, 1), Write(key, 4, 5, 14, 0)])
+    assert told.findings == []
+    told.check_writes([Write(key, 6, 7, 15, 1), Write(key, 6, NEVER, 16, 0)])
+    assert len(told.findings) == 1
+    told.check_writes([Write(key, 8, 9, 18, 0)])
+    assert len(told.findings) == 2
 
 
 def test_nothing_is_left_behind_by_a_run_that_is_ended(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """``make coherence``: the long form of the proof, with a progress line and a table.
 
 The environment says how long and what: MINUTES=60, FAULT="none purges-lost"; SABOTAGE=plain-purge
-breaks the stack on purpose. SHARDS=3: a bucket moves among three databases. PAGE=yes: the admin
-listener's page is opened during each fault, and must say within five seconds what is wrong.
-ACCESS=tokens: tokens that come and go under readers, without writers. CLUSTER=yes: three PostgreSQL
-under Patroni, whose leader is killed and frozen, with leases of 10, 30 and 60 s (LEASE="35"). Exit
-status 1 if the page did not, if anything was stale, older than what a refusal told, went back or
-had no order, or if a token was answered after its revocation was acknowledged.
+breaks the stack on purpose. SHARDS=3: a bucket moves among three databases, and is followed.
+PAGE=yes: the admin listener's page is opened during each fault, and must say within five seconds
+what is wrong. ACCESS=tokens: tokens that come and go under readers, without writers. CLUSTER=yes:
+three PostgreSQL under Patroni, whose leader is killed and frozen, with leases of 10, 30 and 60 s
+(LEASE="35"). Exit status 1 if the page did not, if anything was stale, older than what a refusal
+told, went back or had no order, if a follower missed a change or was told of one twice, or if a
+token was answered after its revocation was acknowledged.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tests.coherence import cluster, cost, page, tokens, working_set
 from tests.coherence.faults import FAULTS, MOVES, NONE, Fault
 from tests.coherence.load import Count, Load
 from tests.coherence.run import Result, altered, run
-from tests.coherence.sabotage import SABOTAGES, TOKEN_SABOTAGES, Sabotage
+from tests.coherence.sabotage import MOVE_SABOTAGES, SABOTAGES, TOKEN_SABOTAGES, Sabotage
 from tests.coherence.stack import Stack
 
 Choice = TypeVar("Choice", Fault, Sabotage)
@@ -51,7 +52,8 @@ def main() -> int:
         return _cluster()
     shards = int(os.environ.get("SHARDS", "1"))
     faults = _chosen("FAULT", (NONE, *MOVES) if shards > 1 else (NONE, *FAULTS))
-    sabotages = _chosen("SABOTAGE", SABOTAGES) if "SABOTAGE" in os.environ else []
+    breaks = MOVE_SABOTAGES if shards > 1 else SABOTAGES
+    sabotages = _chosen("SABOTAGE", breaks) if "SABOTAGE" in os.environ else []
     if sabotages and "FAULT" not in os.environ:
         faults = []
     seconds = float(os.environ.get("MINUTES", "0")) * 60 / len([*faults, *sabotages])
@@ -237,7 +239,15 @@ def _run(
         f" {verdict.revealed} after a refusal that told of more, {verdict.inversions} inversions,"
         f" {verdict.unordered} keys without an order"
     )
-    for sentence in verdict.findings[:5]:
+    findings = verdict.findings[:5]
+    if result.told is not None:
+        told = result.told
+        console.print(
+            f"  {told.changes:,} changes, told to {told.followers} followers each:"
+            f" {len(told.findings)} missed, twice, out of order or not recorded"
+        )
+        findings = findings + told.findings[:5]
+    for sentence in findings:
         console.print(f"  [red]{sentence}[/red]")
     return result
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from poky.schema import SchemaError
 from tests.coherence.gate import Weather
 from tests.coherence.stack import Stack
 from tests.service import wait_until
@@ -164,6 +167,38 @@ def bucket_moved(stack: Stack) -> None:
     time.sleep(0.5)
 
 
+def bucket_moved_instance_killed(stack: Stack) -> None:
+    """While it moves, an instance is killed, and started again."""
+    with _moving(stack):
+        service = random.choice(stack.services)
+        service.stop(signal.SIGKILL)
+        service.start()
+
+
+def bucket_moved_database_killed(stack: Stack) -> None:
+    """While it moves, PostgreSQL crashes: the move goes on by itself, or when it is asked again."""
+    with _moving(stack):
+        database_killed(stack)
+
+
+@contextmanager
+def _moving(stack: Stack) -> Iterator[None]:
+    """The bucket moves inside, or has just moved; at the end it has."""
+    move = stack.next_move()
+
+    def has_moved() -> bool:
+        with suppress(SchemaError):
+            move()
+            return True
+        return False
+
+    thread = threading.Thread(target=wait_until, args=(has_moved, 60))
+    thread.start()
+    time.sleep(random.random())
+    yield
+    thread.join()
+
+
 def _clear_up(stack: Stack) -> None:
     for gate in [*stack.purge_gates, *stack.lease_gates]:
         gate.fair()
@@ -259,5 +294,15 @@ MOVES = (
         "It does, and the service answers long after it has read.",
         bucket_moved,
         "slow_reads",
+    ),
+    Fault(
+        "bucket-moved-instance-killed",
+        "An instance is killed (SIGKILL) while the bucket moves.",
+        bucket_moved_instance_killed,
+    ),
+    Fault(
+        "bucket-moved-database-killed",
+        "PostgreSQL crashes while the bucket moves.",
+        bucket_moved_database_killed,
     ),
 )

@@ -144,6 +144,25 @@ def refusals_first() -> None:
     batches._tell_caches = tell_of_changes
 
 
+def stays_skipped() -> None:
+    """What was recorded before a bucket moved is left out: its followers go on where it is now."""
+
+    def skip(self: store.ShardedStore, stay: Any, *_: Any) -> store.ChangesPage:
+        return store.ChangesPage([], stay["next"], False, self.policy_tag()[0])
+
+    store.ShardedStore.changes_of = skip  # type: ignore[method-assign]
+
+
+def stays_repeated() -> None:
+    """Who goes on after a stay begins it again once in a while."""
+    changes_of = store.ShardedStore.changes_of
+
+    def again(self: store.ShardedStore, stay: Any, after: str, *place: Any) -> store.ChangesPage:
+        return changes_of(self, stay, after if random.random() < 0.8 else "0", *place)
+
+    store.ShardedStore.changes_of = again  # type: ignore[method-assign]
+
+
 def decisions_kept() -> None:
     """A decision is kept, and no statement asks whether it still holds."""
     pool._guarded = lambda policy, statement: statement
@@ -164,6 +183,7 @@ ALTERATIONS = {
     for each in (
         *(slow_reads, stalls, purge_before_commit, nodes_before_commit),
         *(no_purge_on_insert, no_purge_for_batches, refusals_first, decisions_kept),
+        *(stays_skipped, stays_repeated),
     )
 }
 

@@ -108,12 +108,18 @@ class Load:
                 process.kill()
 
 
-def _key_id(slot: int, generation: int) -> int:
+def key_of(slot: int, generation: int) -> int:
+    """The number by which a history has a key."""
     return slot * _GENERATIONS + generation
 
 
 def _name(slot: int, generation: int) -> str:
     return f"k{slot}-{generation}"
+
+
+def name_of(key: int) -> str:
+    """The name of a key that a history has by its number."""
+    return _name(*divmod(key, _GENERATIONS))
 
 
 # Readers: one epoll loop, one request at a time per connection.
@@ -186,7 +192,7 @@ class _Reader:
         # Half of the reads fall on a quarter of the keys.
         slot = int(chance * 1000003 % (slots if chance < 0.5 else slots // 4))
         generation = self._generations[slot]
-        connection.key = key = _key_id(slot, generation)
+        connection.key = key = key_of(slot, generation)
         connection.name = name = _name(slot, generation).encode()
         more = b""
         connection.around = 0
@@ -502,7 +508,7 @@ class _Lane:
 
     def _key(self, slot: int) -> tuple[int, str]:
         generation = self._generations[slot]
-        return _key_id(slot, generation), f"/kv/{self._plan.bucket}/{_name(slot, generation)}"
+        return key_of(slot, generation), f"/kv/{self._plan.bucket}/{_name(slot, generation)}"
 
     def _remember(self, slot: int, number: int, head: bytes) -> None:
         tag = _ETAG.search(head)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.coherence.checker import Verdict, check
 from tests.coherence.faults import Fault
+from tests.coherence.followers import Told, following
 from tests.coherence.history import NEVER, History, Write
 from tests.coherence.load import ANY_NODE, Count, Load, Plan
 from tests.coherence.stack import Stack
@@ -29,9 +30,12 @@ class Result:
     p50: float
     p99: float
     longest: float
+    told: Told | None = None  # what followers were told, with several databases
 
     @property
     def ok(self) -> bool:
+        if self.told is not None and self.told.findings:
+            return False
         return self.verdict.ok and not self.counts[Count.MIXED] + self.counts[Count.SURPRISES]
 
     @property
@@ -74,19 +78,23 @@ def run(
     folder = stack.folder / bucket
     folder.mkdir()
     stack.forgive()
-    load = Load(plan(stack, bucket, folder, ttl=fault.ttl))
-    began = time.monotonic()
-    try:
-        watch(load)
-        with meanwhile(load):
-            while load.count(Count.READS) < reads or time.monotonic() < began + seconds:
-                fault.strike(stack)
-        load.stop()
-    finally:
-        load.kill()
-    took = time.monotonic() - began
+    followed = following(stack, bucket) if stack.owner_shards else nullcontext()
+    with followed as told:
+        load = Load(plan(stack, bucket, folder, ttl=fault.ttl))
+        began = time.monotonic()
+        try:
+            watch(load)
+            with meanwhile(load):
+                while load.count(Count.READS) < reads or time.monotonic() < began + seconds:
+                    fault.strike(stack)
+            load.stop()
+        finally:
+            load.kill()
+        took = time.monotonic() - began
     history = History()
     history.add(folder)
+    if told is not None:
+        told.check_writes(history.writes)
     times = sorted(_milliseconds(history.writes))
     for file in folder.iterdir():
         file.unlink()
@@ -98,6 +106,7 @@ def run(
         p50=_percentile(times, 0.50),
         p99=_percentile(times, 0.99),
         longest=_percentile(times, 1.0),
+        told=told,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tests.coherence.faults import FAULTS, NONE, Fault, leases_late, purges_late
+from tests.coherence.faults import FAULTS, MOVES, NONE, Fault, leases_late, purges_late
 
 _SLOW_READS = next(fault for fault in FAULTS if fault.name == "slow-reads")
 _PURGES_DROPPED = next(fault for fault in FAULTS if fault.name == "purges-dropped")
@@ -86,6 +86,22 @@ SABOTAGES = (
         "A copy is kept as long as any other, whatever the service says is left.",
         _EXPIRING,
         vcl="expiry-ignored",
+    ),
+)
+
+# With several databases (SHARDS=3).
+MOVE_SABOTAGES = (
+    Sabotage(
+        "stays-skipped",
+        "What was recorded before the bucket moved is left out.",
+        MOVES[0],
+        alterations="stays_skipped",
+    ),
+    Sabotage(
+        "stays-repeated",
+        "Who goes on after a move is told of a stay once more, now and then.",
+        MOVES[0],
+        alterations="stays_repeated",
     ),
 )
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
 from http.client import HTTPException
@@ -289,15 +290,24 @@ class Stack:
         dsn = self.server.dsn_service if is_service else self.server.dsn_owner
         return {n: dsn.replace("/poky?", f"/shard{n}?") for n in range(1, self._shards)}
 
+    @property
+    def owner_shards(self) -> dict[int, str]:
+        """The owner's DSNs of the databases besides control; none with one database."""
+        return self._dsns("postgres")
+
     def _setting(self, user: str) -> str:
         return " ".join(f"{number}={dsn}" for number, dsn in self._dsns(user).items())
 
     def move_bucket(self) -> None:
         """Move the bucket that was created last to the next database, while it is used."""
+        self.next_move()()
+
+    def next_move(self) -> Callable[[], object]:
+        """What moves the bucket that was created last to the next database."""
         place = self.store.place(self._bucket)
         assert place
-        owners = {0: self.server.dsn_owner, **self._dsns("postgres")}
-        moving.move(owners, self._bucket, (place.shard + 1) % self._shards)
+        owners = {0: self.server.dsn_owner, **self.owner_shards}
+        return partial(moving.move, owners, self._bucket, (place.shard + 1) % self._shards)
 
     def _start_nginx(self) -> None:
         (self.nginx_port,) = free_ports(1)
