@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,12 @@ def test_caches() -> None:
         CacheNode("b", "http://10.0.0.2:6091"),
     )
     assert "twice" in problems(POKY_CACHES="a=http://x:1 b=http://x:1")[0]
+
+
+def test_each_default_can_be_written_down() -> None:
+    for each in fields(Config):
+        if isinstance(each.default, str | int | float):
+            Config.from_env({f"POKY_{each.name.upper()}": f"{each.default}"})
 
 
 def test_the_release_is_the_deployed_ones_or_the_version(
