@@ -241,6 +241,17 @@ class Asked(Store):
         return super().get_each(*arguments, **options)
 
 
+def test_no_more_than_a_thousand_are_kept_apart(store: Store) -> None:
+    """Clients choose the keys: memory must not grow with them."""
+    reads, writes = Reads(store, THREADS), Writes(store, NoCaches(), THREADS)
+    for number in range(2500):
+        reads._keep_apart(f"b{number}", 60, reads._locked)
+        writes._keep_apart(Writing(put_of(f"k{number}", b""), None, Told(1).done(0)))
+    for apart, last in ((reads._apart, "b2499"), (writes._apart, ("a", "k2499"))):
+        assert len(apart) <= 1000
+        assert last in apart
+
+
 def test_reads_that_fail_for_all_are_not_asked_again_one_by_one() -> None:
     away = Asked(f"host=127.0.0.1 port={free_ports(1)[0]} dbname=none", pool_size=2)
     with closing(away):
