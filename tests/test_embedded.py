@@ -239,6 +239,22 @@ def test_data_survive_a_restart(home: Path) -> None:
         assert query(server.dsn_owner, "SELECT answer FROM kept") == [(42,)]
 
 
+def test_a_long_log_is_set_aside_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, former = (home / "postgresql" / name for name in ("server.log", "server.log.1"))
+    with embedded.ensure_running(home, settings=HASTY):
+        pass
+    assert not former.exists()
+    for first in (b"first", b"second"):
+        with log.open("r+b") as file:
+            file.write(first)
+        monkeypatch.setattr(embedded, "_LOG_BYTES", log.stat().st_size - 1)
+        with embedded.ensure_running(home, settings=HASTY) as server:
+            assert query(server.dsn_owner, "SELECT 1") == [(1,)]
+        assert former.read_bytes().startswith(first)
+        assert log.read_bytes()
+        assert not log.read_bytes().startswith(first)
+
+
 def test_commands_that_begin_at_once_share_one_server(home: Path) -> None:
     users = [start_user(home) for _ in range(3)]
     pids = {said_pid(user) for user in users}
