@@ -694,6 +694,24 @@ def test_the_reaper_removes_in_several_transactions(
 
 
 @pytest.mark.inside
+def test_a_run_of_the_reaper_removes_all_unless_it_has_to_end(
+    own_database: Database,
+    background: tuple[Store, Background],
+    bucket_names: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = bucket_names(), bucket_names()
+    reaper = Reaper(*background)
+    filled(own_database, first, 2500)
+    reaper.run()
+    assert rows(own_database, first) == (["stays"], ["stays"])
+    filled(own_database, second, 2500)
+    monkeypatch.setattr(background[1], "rest", lambda seconds: False)
+    reaper.run()
+    assert len(rows(own_database, second)[0]) == 1501
+
+
+@pytest.mark.inside
 def test_one_reaper_of_the_fleet_removes(
     own_database: Database,
     background: tuple[Store, Background],

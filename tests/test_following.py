@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -462,6 +463,26 @@ def test_a_stream_that_has_read_all_asks_no_more() -> None:
     events._drained()
     assert not pages
     assert joined == [events]
+
+
+def test_a_page_that_finds_nothing_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the feed is in which no key has the prefix: others need the thread."""
+    monkeypatch.setattr("poky.api.changes._SCAN_SECONDS", 0.05)
+    places = (ChangesPage([], f"p{n}", False, "") for n in itertools.count(1))
+    store = SimpleNamespace(
+        changes=lambda *_: next(places), under=lambda *_: nullcontext(), held_policy=lambda: None
+    )
+    feed = SimpleNamespace(release=lambda who: None)
+    lane = SimpleNamespace(submit=lambda work, busy, *place: work())
+    services = SimpleNamespace(store=store, gate=None, lanes={"changes": lane}, feed=feed)
+    answers: list[Any] = []
+    began = time.monotonic()
+    _Poll(services, {}, "b", "x", "0", 1).begin(answers.append)  # type: ignore[arg-type]
+    assert 0.05 < time.monotonic() - began < 5
+    (answer,) = answers
+    shown = json.loads(bytes(answer.body))
+    assert shown["changes"] == []
+    assert shown["next"] == f"p{int(next(places).next[1:]) - 1}"  # nothing is read twice
 
 
 @pytest.mark.parametrize("kind_of_request", [_Events, _Poll])
