@@ -160,6 +160,50 @@ def test_a_server_that_refuses_is_not_asked_for_each_request(
         server.shutdown(socket.SHUT_RDWR)
 
 
+def test_of_all_who_want_a_connection_one_asks_a_server_that_refuses() -> None:
+    """Each attempt is a process there, and as many at once as there are threads delay others."""
+    asked: list[float] = []
+    refusals: list[str] = []
+    stop = threading.Event()
+
+    def refuse(server: socket.socket) -> None:
+        def refuse_one(client: socket.socket) -> None:
+            asked.append(time.monotonic())
+            time.sleep(0.05)
+            client.close()
+
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=refuse_one, args=(server.accept()[0],), daemon=True).start()
+
+    def ask(store: Store) -> None:
+        while not stop.is_set():
+            with pytest.raises(StoreError) as refused:
+                store.nodes()
+            refusals.append(refused.value.detail)
+            time.sleep(0.01)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        threading.Thread(target=refuse, args=(server,), daemon=True).start()
+        with closing(
+            Store(f"postgresql://poky_service@127.0.0.1:{port}/poky", pool_size=8)
+        ) as store:
+            began = time.monotonic()
+            threads = [threading.Thread(target=ask, args=(store,)) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            time.sleep(4)
+            stop.set()
+            for thread in threads:
+                thread.join()
+        server.shutdown(socket.SHUT_RDWR)
+    # Four times a second: each is asked for once or, as it may have been ended, twice.
+    assert 3 <= sum(at > began + 2 for at in asked) <= 10
+    assert len(refusals) > 100
+    assert all(refusals)
+
+
 def test_a_read_of_a_database_that_hangs_takes_five_seconds_at_most(
     database: Database, cluster: Cluster, bucket: str
 ) -> None:

@@ -115,6 +115,17 @@ def rights_missing() -> StoreError:
     )
 
 
+def cannot_connect(failure: psycopg2.Error) -> StoreError:
+    """What to say when no connection could be made."""
+    if failure.pgcode == RIGHTS:
+        return rights_missing()
+    if failure.pgcode in ("3F000", "42883", "42704"):
+        detail = "The database has no schema that suits this release. Run poky migrate."
+        return StoreError(503, detail, code="schema_missing")
+    detail = "The database cannot be reached. Try again shortly."
+    return StoreError(503, detail, code="database_unavailable")
+
+
 def may_retry(error: Exception, *, is_write: bool) -> bool:
     """Whether a statement that failed surely did nothing, or may be done twice."""
     if not isinstance(error, psycopg2.Error):

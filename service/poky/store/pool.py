@@ -19,8 +19,8 @@ import psycopg2.extensions
 
 from poky.store.counts import Counts
 from poky.store.errors import (
-    RIGHTS,
     StoreError,
+    cannot_connect,
     first_line,
     is_fit_after,
     is_policy_changed,
@@ -28,7 +28,6 @@ from poky.store.errors import (
     is_undefined,
     may_retry,
     refuse_unreplicated,
-    rights_missing,
     translated,
 )
 from poky.store.hosts import one_per_host
@@ -178,6 +177,7 @@ class Pool:
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
         self._rests_until = 0.0
+        self._trying = threading.Lock()  # who tries to connect where that has failed for a while
         self._refusal = ("database_unavailable", "")  # what rests are ended with
         self.guard = _Guard()
         self.counts = Counts()
@@ -413,10 +413,21 @@ class Pool:
             connection.close()
 
     def _connect(self, deadline: float | None) -> Connection:
-        began = time.monotonic()
-        if began < self._rests_until:
+        """A new connection. While none can be made one thread tries, and all others are refused."""
+        is_failing = self._is_failing
+        if time.monotonic() < self._rests_until or (
+            is_failing and not self._trying.acquire(blocking=False)
+        ):
             code, detail = self._refusal
             raise StoreError(503, detail, code=code)
+        try:
+            return self._connect_to_any(deadline)
+        finally:
+            if is_failing:
+                self._trying.release()
+
+    def _connect_to_any(self, deadline: float | None) -> Connection:
+        began = time.monotonic()
         self.counts.add("connects")
         # The first one twice: a connection may be ended while it is made.
         for number, dsn in enumerate((*self._dsns, self._dsns[0])):
@@ -449,10 +460,10 @@ class Pool:
         log.warning("cannot use the database: %s", first_line(failure))
         self.counts.add_error(failure)
         self.counts.connected(False)
-        refusal = _cannot_connect(failure)
+        refusal = cannot_connect(failure)
+        self._refusal = refusal.code, refusal.detail
         # One that hangs, or is far away, takes its time by itself.
         if self._is_failing and time.monotonic() - began < _REST_SECONDS:
-            self._refusal = refusal.code, refusal.detail
             self._rests_until = time.monotonic() + _REST_SECONDS
         raise refusal from failure
 
@@ -469,17 +480,6 @@ class Pool:
                 if connection.deadline < now:
                     log.warning("a statement got no answer from the database and was given up")
                     connection.cut()
-
-
-def _cannot_connect(failure: psycopg2.Error) -> StoreError:
-    """What to say when no connection could be made."""
-    if failure.pgcode == RIGHTS:
-        return rights_missing()
-    if failure.pgcode in ("3F000", "42883", "42704"):
-        detail = "The database has no schema that suits this release. Run poky migrate."
-        return StoreError(503, detail, code="schema_missing")
-    detail = "The database cannot be reached. Try again shortly."
-    return StoreError(503, detail, code="database_unavailable")
 
 
 def _connect_options(deadline: float | None) -> dict[str, Any]:
