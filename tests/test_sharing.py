@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,17 @@ import pytest
 
 from poky.sharing import Read, Reads, Writes, Writing
 from poky.sharing.writes import FEW_WRITES
-from poky.store import ALONE, Object, Put, Store, StoreError, Value, Write, bucket_functions
+from poky.store import (
+    ALONE,
+    Object,
+    OneShard,
+    Put,
+    Store,
+    StoreError,
+    Value,
+    Write,
+    bucket_functions,
+)
 from tests.conftest import Database
 from tests.fake_cache import FakeCache
 from tests.service import Service, free_ports, running, wait_until
@@ -258,6 +268,54 @@ def test_reads_that_fail_for_all_are_not_asked_again_one_by_one() -> None:
         outcomes = read(Reads(away, THREADS), [("a", "k"), ("b", "k"), ("c", "k")])
         assert [each.code for each in outcomes] == ["database_unavailable"] * 3
         assert away.times == 1
+
+
+class Late(OneShard):
+    """One database of several that takes its time, or refuses."""
+
+    seconds = 0.3
+    error: StoreError | None = None
+
+    def __init__(self) -> None:
+        self.under = lambda *policy, **since: nullcontext()  # type: ignore[assignment]
+        self.threads: list[int] = []
+
+    def get_each(self, wanted: Any, *, is_quick: bool = False) -> Any:
+        self.threads.append(threading.get_ident())
+        time.sleep(self.seconds)
+        if self.error is not None:
+            raise self.error
+        return [None] * len(wanted)
+
+    def get_small(self, bucket: str, key: str) -> Any:
+        return self.get_each([(bucket, key)])[0]
+
+
+@pytest.mark.parametrize("is_away", [False, True], ids=["slow", "away"])
+def test_no_thread_that_serves_others_waits_for_one_of_several_that_is_slow(
+    *, is_away: bool
+) -> None:
+    """It waits once, until it is known, and not when the database answers again."""
+    late = Late()
+    if is_away:
+        late.seconds, late.error = 0, StoreError(503, "Away.", code="database_unavailable")
+    reads = Reads(late, THREADS, most=2)
+    me = threading.get_ident()
+    read(reads, [("a", "k")])
+    assert late.threads == [me]
+    for number in range(3):
+        assert reads.at_once("a", "k") is ALONE
+        read(reads, [("a", f"k{number}")])
+    assert me not in late.threads[1:]
+    assert len(late.threads) == 4
+    late.seconds, late.error = 0, None
+    assert read(reads, [("a", "k")]) == [None]
+
+    def is_at_once() -> bool:  # on a busy machine it may be taken for slow once more
+        read(reads, [("a", "k")])
+        return late.threads[-1] == me and reads.at_once("a", "k") is None
+
+    wait_until(is_at_once)
 
 
 @pytest.mark.parametrize("kind", ["partitioned"])  # the flat schema has one table for all

@@ -56,6 +56,11 @@ class Reads:
         self._most_late = threads - 1
         self._most = most or threads
         self._full = Lane("reads-full", 1, BEGIN_SECONDS)
+        # Of one database among several: while it is slow, or away, no thread that serves the
+        # others' clients as well waits for it.
+        self._is_one_of_several = isinstance(store, OneShard)
+        self._is_slow = False
+        self._slow = Lane("reads-slow", self._most, BEGIN_SECONDS)
         self._large = Lane("reads-large", max(threads // 2, 1), BEGIN_SECONDS)
         self._parted = Lane("reads-parted", 1, BEGIN_SECONDS)
         self._locked = Lane("reads-locked", max(threads // 4, 1), BEGIN_SECONDS)
@@ -72,13 +77,16 @@ class Reads:
 
         ALONE: it has to be added, for others wait, or it is large. Raises StoreError.
         """
-        if self._apart or self._running:
+        if self._apart or self._running or self._is_slow:
             return ALONE
         me = threading.get_ident()
         self._running[me] = time.monotonic(), ((bucket, key),)
         self.sizes.add(me, 1)
         try:
             return self._store.get_small(bucket, key)
+        except StoreError as error:
+            self._is_slow = self._is_one_of_several and error.status == 503
+            raise
         finally:
             began, _ = self._running.pop(me)
             if self._stages:
@@ -97,14 +105,16 @@ class Reads:
             others = [read for read in reads if (read.policy and read.policy[0]) != policy]
             if others:
                 reads = [read for read in reads if read not in others]
-            if len(self._running) < self._most:
+            if self._is_slow:
+                self._read_later(reads, policy, self._slow)
+            elif len(self._running) < self._most:
                 self._read(reads, policy)
             else:
-                self._read_later(reads, policy)
+                self._read_later(reads, policy, self._full)
             reads = others
 
-    def _read_later(self, reads: list[Read], policy: str | None) -> None:
-        self._full.submit(lambda: self._read(reads, policy), lambda error: _refuse(reads, error))
+    def _read_later(self, reads: list[Read], policy: str | None, lane: Lane) -> None:
+        lane.submit(lambda: self._read(reads, policy), lambda error: _refuse(reads, error))
 
     def _late(self) -> set[str] | None:
         """Buckets whose statements take long."""
@@ -139,11 +149,13 @@ class Reads:
         me = threading.get_ident()
         self._running[me] = time.monotonic(), reads
         self.sizes.add(me, len(reads))
+        is_away = False
         try:
             try:
                 with self._store.under(policy, since=min(read.since for read in reads)):
                     found = self._store.get_each([(read.bucket, read.key) for read in reads])
             except StoreError as error:
+                is_away = error.status == 503
                 self._part(reads, error)
                 return
             except Exception as error:
@@ -151,6 +163,8 @@ class Reads:
                 return
         finally:
             began, _ = self._running.pop(me)
+            if self._is_one_of_several:
+                self._is_slow = is_away or time.monotonic() > began + LATE_SECONDS
         if self._stages:
             self._stages.set(began, time.monotonic())
         self._tell(reads, found)
