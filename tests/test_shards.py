@@ -18,7 +18,6 @@ from poky.schema import SchemaError, moving
 from poky.schema.shards import join_shards
 from poky.sharing import Read, Reads, Writes, Writing
 from poky.store import Alone, ShardedStore, StoreError, Value, Write
-from poky.store.errors import ChangesElsewhere
 from tests.conftest import Cluster, Database
 from tests.service import running
 from tests.support.databases import hung
@@ -91,16 +90,6 @@ def test_of_how_many_buckets_the_place_is_remembered_is_bounded(
     for _ in range(2):
         assert [store.find_shard(each) for each in names] == [2] * 5
         assert 0 < len(store._map) <= 3
-
-    def moved(bucket: str, do: object) -> None:
-        raise ChangesElsewhere("It has moved.", {"stay": len(bucket), "shard": 1})
-
-    monkeypatch.setattr(store, "at", moved)
-    monkeypatch.setattr(store, "_on", lambda number, do: number)
-    for each in ("b", "bb", "bbb", "bbbb", "bbbbb"):
-        assert store.changes(each) == 1  # type: ignore[comparison-overlap]
-        assert store.known_shard(each, len(each)) == 1
-        assert len(store._stays) <= 3
 
 
 def test_a_new_bucket_goes_to_the_emptiest_shard(cluster: Cluster, name: str) -> None:
