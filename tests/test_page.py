@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from poky import embedded
+from poky.api.page.layout import ago, size_of
 from poky.api.page.plots import shown
 from poky.metrics import History, Metrics, Sample, Sizes, Totals
 from poky.metrics.history import quantile
@@ -423,6 +424,24 @@ def _recent(metrics: Metrics) -> Sample:
 )
 def test_figures_have_few_digits(kind: str, value: float | None, unit: str, expected: str) -> None:
     assert shown(value, unit) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e6, "2.5 MB"), (3e9, "3.0 GB"),
+     (4.2e12, "4.2 TB"), (5e15, "5000.0 TB")],
+)  # fmt: skip
+def test_sizes_have_a_unit(kind: str, count: float, expected: str) -> None:
+    assert size_of(count) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(-1, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h"),
+     (172_799, "48 h"), (864_000, "10 days")],
+)  # fmt: skip
+def test_spans_have_a_unit(kind: str, seconds: float, expected: str) -> None:
+    assert ago(seconds) == expected
 
 
 def test_quantiles_are_linear_within_a_bound(kind: str) -> None:
