@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -331,3 +332,25 @@ def test_a_token_is_sent(database: Database, bucket: str, tmp_path: Path) -> Non
         with Client(service.url) as client, pytest.raises(Error) as refused:
             client.bucket(bucket).get("k")
         assert refused.value.status == 401
+
+
+@pytest.mark.parametrize("token", [None, "poky_x"])
+def test_only_a_client_with_a_token_sends_one(token: str | None) -> None:
+    """Where a bucket is public, a token that is none would be refused."""
+    heads: list[bytes] = []
+    answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                heads.append(connection.recv(65536).lower())
+                connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with Client(url, token=token, tries=1) as client, suppress(Error):
+            client.bucket("b").get("k")
+    (head,) = heads
+    assert (b"\r\nauthorization: bearer poky_x\r\n" in head) == (token is not None)
+    assert (b"authorization" in head) == (token is not None)
