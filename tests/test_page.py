@@ -8,21 +8,25 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from poky import embedded
 from poky.api.page.layout import ago, size_of
 from poky.api.page.plots import shown
+from poky.api.page.troubles import troubles
+from poky.api.services import Sight
+from poky.health import State
 from poky.metrics import History, Metrics, Sample, Sizes, Totals
 from poky.metrics.history import quantile
 from poky.schema.migrate import migrate
-from poky.store import Store, StoreError
+from poky.store import Activity, Store, StoreError
 from tests.conftest import HASTY, Database
 from tests.fake_cache import FakeCache
 from tests.service import Client, Response, Service, running, wait_until
@@ -424,6 +428,56 @@ def _recent(metrics: Metrics) -> Sample:
 )
 def test_figures_have_few_digits(kind: str, value: float | None, unit: str, expected: str) -> None:
     assert shown(value, unit) == expected
+
+
+def test_what_is_wrong_is_told_from_its_bound_on(kind: str) -> None:
+    now = 1_000_000.0
+
+    def minute(failed: int, at: float = now - 10) -> Sight:
+        return Sight(history=lambda: [Sample(at, 5, 1000, failed, None, None, {})])
+
+    def objects(requests: int, slowest: float) -> Sight:
+        return Sight(recent=lambda: Sample(now, 5, requests, 0, None, slowest, {}))
+
+    def told(
+        sight: Sight = Sight(),  # noqa: B008
+        state: State = State("ok", "ok"),  # noqa: B008
+        tasks: Sequence[dict[str, Any]] = (),
+        activity: Activity | None = None,
+    ) -> list[tuple[str, float | None]]:
+        return [each[:2] for each in troubles(state, (), sight, (), tasks, activity, now)]
+
+    def archive(at: int | None) -> Activity:
+        return Activity("17", 0, 0, [], [], True, 0, at)
+
+    failing = {"name": "reap", "last_error": "away", "lag_seconds": 30.0}
+    assert told() == []
+    assert told(minute(10)) == []
+    (failed,) = told(minute(11))
+    assert failed == ("11 of 1,000 requests of the last minute failed (5xx).", now - 15)
+    assert told(minute(1000, now - 61)) == []
+    assert told(objects(50, 0.5)) == told(objects(49, 9.0)) == []
+    (slow,) = told(objects(50, 0.6))
+    assert "longer than 0.60 s" in slow[0]
+    assert told(Sight(memory=lambda: (90, 100))) == []
+    assert told(Sight(memory=lambda: (91, 100))) == [("The memory for requests is used up.", None)]
+    assert told(Sight(stale_at=lambda: now - 3600)) == []
+    assert told(Sight(stale_at=lambda: now - 3599)) == [
+        ("A read through a cache was stale.", now - 3599)
+    ]
+    assert told(Sight(gone=lambda: {"a": now - 600})) == []
+    assert told(Sight(gone=lambda: {"a": now - 599})) == [("The instance a is gone.", now - 599)]
+    assert told(Sight(purge_seconds=lambda: {"c": 0.1})) == []
+    assert told(Sight(purge_seconds=lambda: {"c": 0.15}))[0][0].startswith(
+        "The cache c takes 150 ms"
+    )
+    assert told(tasks=[failing]) == [("The background task reap fails: away", now - 30)]
+    assert told(tasks=[{**failing, "lag_seconds": 0}, {**failing, "last_error": ""}]) == []
+    assert told(state=State("ok", "missing")) == [("The database's schema is missing.", None)]
+    away = Sight(failing_since=lambda: 7.0)
+    assert told(away, State("unavailable", "unknown")) == [("The database does not answer.", 7.0)]
+    assert told(activity=archive(None)) == []
+    assert told(activity=archive(5)) == [("PostgreSQL cannot archive its WAL.", 5)]
 
 
 @pytest.mark.parametrize(
