@@ -377,6 +377,24 @@ def test_the_command_makes_tokens(client: Client, database: Database, bucket: st
     assert {**shown, "last_used_on": None} in listed(database)
 
 
+def test_a_secret_alone_is_on_stdout(database: Database) -> None:
+    name = f"t-{time.time_ns()}"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("POKY_")}
+    secrets = set()
+    for words in (("create", name, "--grant", "read:x"), ("rotate", name)):
+        done = subprocess.run(
+            [sys.executable, "-m", "poky", "token", *words],
+            env={**clean, "POKY_DSN": database.dsn_service, "POKY_OWNER_DSN": database.dsn_owner},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert Token.parse(done.stdout.removesuffix("\n"))
+        assert "not shown again" in done.stderr
+        secrets.add(done.stdout)
+    assert len(secrets) == 2
+
+
 def test_when_a_token_was_last_used_is_shown(
     client: Client, make: Maker, database: Database, bucket: str
 ) -> None:

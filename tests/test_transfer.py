@@ -16,11 +16,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import zstandard
 
+from poky.cli.context import Failed
+from poky.cli.transfer import _resumable
 from poky.store import Store, StoreError
 from poky.transfer import (
     BadLine,
@@ -797,3 +800,14 @@ def test_the_command_takes_over_and_says_when_to_switch(
         assert len(store.list_page("b").entries) == 19
     done = poky("import", "--from-poky1", own_database.dsn_owner, "--json", env=env)
     assert json.loads(done.stderr.splitlines()[-1])["code"] == "schema_missing"
+
+
+def test_an_import_that_fails_says_where_to_go_on() -> None:
+    loader: Any = SimpleNamespace(done=7)
+    with pytest.raises(Failed) as failed, _resumable(loader):
+        raise StoreError(503, "The database does not answer.", code="database_unavailable")
+    assert failed.value.code == "database_unavailable"
+    assert "All up to line 7 is stored" in str(failed.value)
+    assert "--from-line 8" in str(failed.value)
+    with _resumable(loader):
+        pass
