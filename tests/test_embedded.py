@@ -255,6 +255,15 @@ def test_a_long_log_is_set_aside_once(home: Path, monkeypatch: pytest.MonkeyPatc
         assert not log.read_bytes().startswith(first)
 
 
+def test_a_log_that_was_removed_is_made_again(home: Path) -> None:
+    log = home / "postgresql" / "server.log"
+    with embedded.ensure_running(home, settings=HASTY):
+        log.unlink()
+    with embedded.ensure_running(home, settings=HASTY) as server:
+        assert query(server.dsn_owner, "SELECT 1") == [(1,)]
+        assert log.read_bytes()
+
+
 def test_commands_that_begin_at_once_share_one_server(home: Path) -> None:
     users = [start_user(home) for _ in range(3)]
     pids = {said_pid(user) for user in users}
