@@ -19,6 +19,7 @@ import pytest
 
 from poky.access import RIGHTS, Decision, Gate, Grants, Token, Verdict
 from poky.api import ROUTES
+from poky.cli.durations import read_end
 from poky.store import Store
 from tests.conftest import Database
 from tests.service import Client, Headers, Response, Service, running, wait_until
@@ -375,6 +376,29 @@ def test_the_command_makes_tokens(client: Client, database: Database, bucket: st
     shown = command(database, "token", "show", made["name"])
     assert shown["grants"] == [f"read:{bucket}"]
     assert {**shown, "last_used_on": None} in listed(database)
+
+
+@pytest.mark.parametrize(
+    ("given", "end"),
+    [
+        ("2099-06-30", 4086460800),
+        ("2099-06-30T12:00:00+02:00", 4086496800),
+        ("90d", -90 * 86400),
+        ("12h", -12 * 3600),
+        ("30m", -30 * 60),
+    ],
+)
+def test_a_token_ends_when_it_is_said_to(given: str, end: int) -> None:
+    now = int(time.time())
+    assert 0 <= read_end(given) - (end if end > 0 else now - end) <= 5
+
+
+def test_the_command_gives_a_token_its_end(database: Database) -> None:
+    made = command(
+        *(database, "token", "create", f"t-{time.time_ns()}", "--grant", "read:x"),
+        *("--expires", "2099-06-30"),
+    )
+    assert command(database, "token", "show", made["name"])["expires_at"] == "2099-06-30T00:00:00Z"
 
 
 def test_a_secret_alone_is_on_stdout(database: Database) -> None:
