@@ -19,13 +19,15 @@ def poky_status(
     tokens: Mapping[str, Any] | None = None,
     tokens_policy: str = "warn",
     shards: Mapping[str, Any] | None = None,
+    unread: str = "",
 ) -> list[Row]:
     """All rows: the hosts', the databases', the buckets', the tokens', the deploy lock's.
 
     ``reports`` is {host: what report.yml found, None if it was not reached}, ``buckets`` a
     poky_bucket_plan, ``policy`` is poky_buckets_undeclared, ``lock`` the holder of the deploy lock,
     ``tokens`` a poky_token_plan, ``tokens_policy`` poky_tokens_undeclared, ``shards`` what
-    ``poky shards`` says, where there are several databases.
+    ``poky shards`` says, where there are several databases. ``unread`` says why the database was
+    not read; ``buckets`` and ``tokens`` are nothing then.
     """
     caches = {
         host: report["cache"]["backends"]
@@ -53,24 +55,9 @@ def poky_status(
             rows.append([host, "maintenance", "on", "clients are answered 503", True])
     rows += _member_rows(told)
     rows += _shard_rows(shards) if shards else []
-    rows.append(["", "buckets", len(buckets["found"]), _some(buckets["found"]), False])
-    for name in buckets["create"] + buckets["drop"]:
-        wrong = "missing" if name in buckets["create"] else "not dropped"
-        rows.append(["", f"bucket {name}", wrong, "playbooks/buckets.yml", True])
-    if policy != "ignore":
-        rows += [
-            ["", f"bucket {name}", "undeclared", "not in poky_buckets", policy == "fail"]
-            for name in buckets["undeclared"]
-        ]
-    for name in buckets["publish"] + buckets["unpublish"]:
-        wrong = "not public" if name in buckets["publish"] else "public"
-        rows.append(["", f"bucket {name}", wrong, "playbooks/buckets.yml", True])
-    for bucket in buckets["expire"]:
-        wrong = f"ttl is not {bucket['ttl']}" if bucket["ttl"] else "has a ttl"
-        rows.append(["", f"bucket {bucket['name']}", wrong, "playbooks/buckets.yml", True])
-    for bucket in buckets["follow"]:
-        wrong = f"changes are not {bucket['changes']}"
-        rows.append(["", f"bucket {bucket['name']}", wrong, "playbooks/buckets.yml", True])
+    if unread:
+        rows.append(["", "database", "not read", unread, True])
+    rows += _bucket_rows(buckets, policy) if buckets else []
     rows += _token_rows(tokens, tokens_policy) if tokens else []
     if lock:
         detail = f"{lock['what']}, step “{lock['step']}”, last seen {lock.get('seen')}"
@@ -112,6 +99,29 @@ def _shard_rows(shards: Mapping[str, Any]) -> list[Row]:
     if move := shards.get("move"):
         detail = f"to shard {move['target']}, step {move['step']}: poky bucket move goes on with it"
         rows.append(["", f"bucket {move['name']}", "moves", detail, False])
+    return rows
+
+
+def _bucket_rows(buckets: Mapping[str, Any], policy: str) -> list[Row]:
+    """How many there are, and what differs from the inventory."""
+    rows: list[Row] = [["", "buckets", len(buckets["found"]), _some(buckets["found"]), False]]
+    for name in buckets["create"] + buckets["drop"]:
+        wrong = "missing" if name in buckets["create"] else "not dropped"
+        rows.append(["", f"bucket {name}", wrong, "playbooks/buckets.yml", True])
+    if policy != "ignore":
+        rows += [
+            ["", f"bucket {name}", "undeclared", "not in poky_buckets", policy == "fail"]
+            for name in buckets["undeclared"]
+        ]
+    for name in buckets["publish"] + buckets["unpublish"]:
+        wrong = "not public" if name in buckets["publish"] else "public"
+        rows.append(["", f"bucket {name}", wrong, "playbooks/buckets.yml", True])
+    for bucket in buckets["expire"]:
+        wrong = f"ttl is not {bucket['ttl']}" if bucket["ttl"] else "has a ttl"
+        rows.append(["", f"bucket {bucket['name']}", wrong, "playbooks/buckets.yml", True])
+    for bucket in buckets["follow"]:
+        wrong = f"changes are not {bucket['changes']}"
+        rows.append(["", f"bucket {bucket['name']}", wrong, "playbooks/buckets.yml", True])
     return rows
 
 
