@@ -1023,11 +1023,16 @@ def test_a_shortcut_to_an_inventory_leads_to_the_same_files(inventory: str) -> N
 
 
 def test_plays_say_themselves_what_a_failure_means() -> None:
-    """ansible.cfg is found from the top folder alone, and playbooks run from anywhere."""
+    """ansible.cfg is found from the top folder alone, and playbooks run from anywhere.
+
+    A host that cannot be asked takes no row from the others.
+    """
+    goes_on = {("status.yml", "Collect the state of every host")}
     for playbook in PLAYBOOKS:
         for each in yaml.safe_load(playbook.read_text()):
             if "hosts" in each:
-                assert each.get("any_errors_fatal") is True, f"{playbook.name}: {each['name']}"
+                stops = (playbook.name, each["name"]) not in goes_on
+                assert each.get("any_errors_fatal") is stops, f"{playbook.name}: {each['name']}"
 
 
 HERE = """
