@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -278,23 +278,33 @@ def polled(service: Service, bucket: str, cursor: str) -> Iterator[Any]:
             cursor = page["next"]
 
 
+@contextmanager
+def beside_a_server(
+    control: Database, folder: Path
+) -> Iterator[tuple[Database, embedded.Embedded]]:
+    """Control with shard 1, on a server of its own that runs as long as this."""
+    settings = {**HASTY, "wal_retrieve_retry_interval": "200ms"}
+    with embedded.ensure_running(folder, settings=settings) as server:
+        shard = of_server(server)
+        join_shards(control.dsn_owner, {1: shard.dsn_owner})
+        yield replace(control, others=(shard,)), server
+
+
 def test_only_those_wait_who_need_a_database_that_is_away(
     cluster: Cluster, tmp_path: Path, name: str
 ) -> None:
     control = cluster.create("partitioned")
-    settings = {**HASTY, "wal_retrieve_retry_interval": "200ms"}
-    with embedded.ensure_running(tmp_path / "shard", settings=settings) as server:
-        shard = of_server(server)
-        join_shards(control.dsn_owner, {1: shard.dsn_owner})
-        database = replace(control, others=(shard,))
-        with closing(opened(database)) as store:
-            store.ensure_bucket(name, 1)
-            record(database, name)
-            begin = store.changes(name).next
-            store.put(name, "there", b"v", "t")
-            moving.move(owners(database), name, 0)
-            assert [each.key for each in all_after(store, name, begin)] == ["there"]
-            here = store.changes(name).next
+    with (
+        beside_a_server(control, tmp_path / "shard") as (database, _),
+        closing(opened(database)) as store,
+    ):
+        store.ensure_bucket(name, 1)
+        record(database, name)
+        begin = store.changes(name).next
+        store.put(name, "there", b"v", "t")
+        moving.move(owners(database), name, 0)
+        assert [each.key for each in all_after(store, name, begin)] == ["there"]
+        here = store.changes(name).next
     with closing(opened(database)) as store:
         store.put(name, "here", b"v", "t")
         assert [each.key for each in all_after(store, name, here)] == ["here"]
@@ -336,11 +346,7 @@ def test_a_former_database_that_hangs_holds_up_those_alone_who_need_it(
 ) -> None:
     """Pages, long polls and streams; and those go on when it answers again, each change once."""
     control = cluster.create("partitioned")
-    settings = {**HASTY, "wal_retrieve_retry_interval": "200ms"}
-    with embedded.ensure_running(tmp_path / "shard", settings=settings) as server:
-        shard = of_server(server)
-        join_shards(control.dsn_owner, {1: shard.dsn_owner})
-        database = replace(control, others=(shard,))
+    with beside_a_server(control, tmp_path / "shard") as (database, server):
         with closing(opened(database)) as store:
             for bucket, number in ((name, 1), ("other", 0)):
                 store.ensure_bucket(bucket, number)
