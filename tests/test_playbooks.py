@@ -1161,6 +1161,44 @@ def test_a_value_that_is_none_of_the_choices_is_refused(
     assert "changed=1" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("used", "given", "is_refused"),
+    [
+        (None, {}, False),  # a host that is new
+        ("it's \\ here", {}, False),
+        ("another", {}, True),
+        ("another", {"poky_password_by_deploy": "true"}, False),
+        ("another", {"poky_password_by_deploy": "false"}, True),
+        ("another", {"managed": True}, False),  # nobody but a deploy can change it
+    ],
+)
+def test_a_deploy_keeps_the_password_that_instances_connect_with(
+    tmp_path: Path, used: str | None, given: dict[str, Any], is_refused: bool
+) -> None:
+    if used is not None:
+        quoted = re.sub(r"(['\\])", r"\\\1", used)
+        dsn = f"host=another dbname=poky sslmode=require user=poky_service_next password='{quoted}'"
+        (tmp_path / "poky_dsn").write_text(f"{dsn}\n")
+    groups = ["service", "cache", "web", *([] if given.get("managed") else ["database"])]
+    inventory = tmp_path / "hosts.yml"
+    host = {"h": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}
+    inventory.write_text(yaml.safe_dump({name: {"hosts": host} for name in groups}))
+    variables = {
+        **SECRETS,
+        "poky_database_password": "it's \\ here",
+        "poky_address": "127.0.0.1",
+        "_poky_credentials": str(tmp_path),
+        **given,
+    }
+    playbook = tmp_path / "play.yml"
+    tasks = [{"include_role": {"name": str(ROLE), "tasks_from": "preflight"}}]
+    playbook.write_text(yaml.safe_dump([{"hosts": "h", "gather_facts": False, "tasks": tasks}]))
+    done = play(playbook, "-i", inventory, "-e", json.dumps(variables))
+    assert (done.returncode != 0) == is_refused, done.stdout
+    assert ("Run playbooks/rotate.yml" in done.stdout) == is_refused
+    assert "another" not in done.stdout.replace("is another one", "")
+
+
 @pytest.mark.parametrize("anywhere", [False, True])
 def test_a_wrong_inventory_is_an_error(anywhere: bool, tmp_path: Path) -> None:
     cwd = tmp_path if anywhere else ROOT

@@ -165,6 +165,14 @@ def test_connection_strings_of_shards_are_those_that_the_service_reads(
     assert "127.0.0.1" in topology.poky_dsns(shards, SHARD_VARS, "one", login)
 
 
+@pytest.mark.parametrize("password", ["a", "it's", "\\", "\\'", "a b= c'\\", "é%s{{ x }}", ""])
+def test_any_password_is_a_value_of_a_connection_string(
+    topology: ModuleType, password: str
+) -> None:
+    read = parse_dsn(f"host=a password={topology.poky_dsn_value(password)}")
+    assert read == {"host": "a", "password": password}
+
+
 def test_further_rules_are_for_whom_they_name(topology: ModuleType) -> None:
     further = [
         {"ports": [9081], "from": ["198.51.100.0/24", "2001:db8::/32"]},

@@ -97,6 +97,12 @@ def poky_shards(groups: Mapping[str, Sequence[str]], hostvars: HostVars) -> list
     return [{"number": number, "hosts": [host]} for number, host in sorted(found)]
 
 
+def poky_dsn_value(value: str) -> str:
+    """Any text, quoted for libpq's keyword form (PostgreSQL: Connection Strings)."""
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 def poky_dsns(
     shards: Iterable[Mapping[str, Any]], hostvars: HostVars, here: str, login: Mapping[str, Any]
 ) -> str:
@@ -312,6 +318,7 @@ class FilterModule:
                 poky_backend_names,
                 poky_addresses,
                 poky_shards,
+                poky_dsn_value,
                 poky_dsns,
                 poky_purge_listeners,
                 poky_outside,
