@@ -9,20 +9,25 @@ import re
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 
 from poky.access import Token
 from poky.cli import output
-from poky.cli.serve import _show_start, start_text
+from poky.cli import poky as group
+from poky.cli.durations import Duration, read_date, read_end, show_duration
+from poky.cli.serve import _show_start, _source_of_dsn, start_text
 from poky.config import Config, url_of
 from poky.schema.owner import Progress
 from poky.store import Store
-from tests.conftest import Database
+from tests.conftest import Cluster, Database
 from tests.service import free_ports, running
 from tests.test_process import poky
 
@@ -487,3 +492,265 @@ def test_long_work_says_where_it_is_without_a_terminal(
             assert (first, second) == ("Copying: 1,500 of 2,000 (75%)", "Changing over")
             assert re.fullmatch(r"import: 2,000 objects \(25%\), [\d,]+ a second", third)
             assert re.fullmatch(r"delete: 7 objects, [\d,]+ a second", fourth)
+
+
+# What people are told, in this process.
+
+
+def told(database: Database, *words: str, status: int = 0, given: str = "", **env: str) -> str:
+    """What a command prints on stdout; where it fails, on both."""
+    dsns = {"POKY_DSN": database.dsn_service, "POKY_OWNER_DSN": database.dsn_owner}
+    result = CliRunner().invoke(group, words, input=given, env={**dsns, **env})
+    assert result.exit_code == status, result.output
+    return result.output if status else result.stdout
+
+
+def cells(table: str) -> list[list[str]]:
+    """The rows of a table below its head."""
+    return [re.split(r" {2,}", line) for line in table.splitlines()[1:]]
+
+
+def test_what_is_changed_about_a_bucket_is_told(database: Database, bucket: str) -> None:
+    change = ("bucket", "set", bucket)
+    assert told(database, *change, "--public", "read", "--ttl", "60", "--changes", "36h") == (
+        f"{bucket}: expires after 60 s, keeps its changes for 36h, is read without a token\n"
+    )
+    listed = told(database, "bucket", "list")
+    assert listed.split()[:8] == "bucket schema rows (about) bytes public ttl changes".split()
+    (row,) = [row for row in cells(listed) if row[0] == bucket]
+    assert (row[1], row[4:]) == (database.kind, ["read", "60", "36h"])
+    assert re.fullmatch(r"[\d,]+ [\d,]+", " ".join(row[2:4]))
+    assert told(database, *change, "--public", "none", "--ttl", "0", "--changes", "none") == (
+        f"{bucket}: does not expire, keeps no changes, needs a token\n"
+    )
+    (row,) = [row for row in cells(told(database, "bucket", "list")) if row[0] == bucket]
+    assert row[4:] == ["none", "-", "-"]
+    assert told(database, *change, "--public", "none") == f"{bucket}: needs a token\n"
+    assert "Say what to change" in told(database, *change, status=2)
+    made = [f"{bucket}-{number}" for number in range(2)]
+    if database.kind == "partitioned":
+        assert told(database, "bucket", "create", *made, "--ttl", "7") == (
+            f"{made[0]}: created\n{made[1]}: created\n"
+        )
+        ttls = {row[0]: row[5] for row in cells(told(database, "bucket", "list"))}
+        assert [ttls[name] for name in made] == ["7", "7"]
+        assert told(database, "bucket", "drop", made[0]) == f"{made[0]}: dropped\n"
+
+
+def test_a_bucket_is_cleared_in_more_than_one_transaction(database: Database, bucket: str) -> None:
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT poky.put(%s, 'k' || n, 'v', 't') FROM generate_series(1, 1500) AS n", [bucket]
+        )
+        connection.commit()
+    clear = ("bucket", "clear", bucket)
+    said = told(database, *clear, "--confirm", "other", status=1)
+    assert "This deletes all keys: say --confirm" in said
+    assert "keys that begin with k1:" in told(database, *clear, "--prefix", "k1", status=1)
+    assert told(database, *clear, "--prefix", "k15", "--confirm", "k15") == (
+        f"{bucket}: 12 deleted\n"
+    )
+    assert told(database, *clear, "--confirm", bucket) == f"{bucket}: 1,488 deleted\n"
+    assert told(database, *clear, "--confirm", bucket) == f"{bucket}: 0 deleted\n"
+
+
+def test_the_state_of_caches_is_told(database: Database) -> None:
+    name = f"c{time.time_ns()}"
+    url = "http://127.0.0.1:1"
+    add = ("cache", "add", name, url)
+    assert [told(database, *add), told(database, *add)] == [
+        f"{name}: registered\n",
+        f"{name}: exists\n",
+    ]
+    for wrong in ("127.0.0.1:1", "http://a", "http://a:1/x", "https://a:1", "http://a:123456"):
+        assert "no cache's URL" in told(database, "cache", "add", name, wrong, status=2)
+    with closing(Store(database.dsn_service)) as store:
+        (node,) = [each for each in store.nodes() if each.name == name]
+
+        def row() -> list[str]:
+            (row,) = [row for row in cells(told(database, "cache", "status")) if row[0] == name]
+            return row
+
+        state = ["0 s", "-", "-", node.generation[:8], url]
+        assert (row()[1], row()[3:]) == ("suspended", state)
+        assert re.fullmatch(r"\d+ s ago", row()[2])
+        assert store.reinstate_node(name, node.generation)
+        assert row()[1:] == ["takes part", "-", *state]
+        assert store.lease(name, 2)
+        assert row()[1:4] == ["takes part", "-", "2 s"]
+        assert re.fullmatch(r"\d s ago", row()[4])
+        store.suspend_node(name, hold=True)
+        assert row()[1] == "being suspended, held"
+    assert told(database, "cache", "suspend", name) == (
+        f"{name}: suspended; poky cache resume {name} ends it\n"
+    )
+    assert row()[1] == "suspended, held"
+    assert f"{name}: suspended, held" in told(database, "cache", "purge", "b", "k")
+    assert told(database, "cache", "resume", name) == (
+        f"{name}: takes part again once it has answered\n"
+    )
+    assert told(database, "cache", "remove", name) == f"{name}: removed\n"
+
+
+def test_tokens_are_told_without_their_secrets(database: Database) -> None:
+    name = f"t{time.time_ns()}"
+    create = ("token", "create", name, "--grant", "read,write:a", "--grant", "list:b-*")
+    made = Token.parse(told(database, *create, "--expires", "2099-06-30").strip())
+    assert made is not None
+
+    def row() -> list[str]:
+        (row,) = [row for row in cells(told(database, "token", "list")) if row[0] == name]
+        return row
+
+    today = {time.strftime("%Y-%m-%d", time.gmtime(time.time() - ago)) for ago in (0, 60)}
+    grants = row()[2]
+    assert set(grants.split()) == {"read:a", "write:a", "list:b-*"}
+    assert row() == [name, made.id, grants, row()[3], "2099-06-30", "-", "1"]
+    assert row()[3] in today
+    assert Token.parse(told(database, "token", "rotate", name).strip())
+    assert row()[6] == "2 (being rotated)"
+    shown = dict(cells(told(database, "token", "show", name)))
+    assert (shown["id"], shown["rotating"], shown["last_used_on"]) == (made.id, "True", "None")
+    assert (shown["created_at"], shown["expires_at"]) == (row()[3], "2099-06-30T00:00:00Z")
+    assert told(database, "token", "rotate", name, "--finish") == (
+        f"{name}: its previous secret is refused everywhere\n"
+    )
+    assert row()[6] == "1"
+    for verb in ("show", "rotate"):
+        assert "There is no token named nobody" in told(database, "token", verb, "nobody", status=1)
+    assert told(database, "token", "revoke", name) == f"{name}: revoked\n"
+    endless = f"{name}-2"
+    told(database, "token", "create", endless, "--grant", "read:*")
+    (row_of,) = [row for row in cells(told(database, "token", "list")) if row[0] == endless]
+    assert row_of[4] == "-"
+    told(database, "token", "revoke", endless)
+
+
+def test_a_declaration_of_tokens_is_told_line_by_line(database: Database) -> None:
+    there, new = f"t{time.time_ns()}", f"u{time.time_ns()}"
+    told(database, "token", "create", there, "--grant", "read:x")
+    drawn = dict(line.split(": ") for line in told(database, "token", "generate").splitlines())
+    assert set(drawn) == {"token", "id", "hash"}
+    parsed = Token.parse(drawn["token"])
+    assert parsed is not None
+    assert (parsed.id, parsed.hash) == (drawn["id"], drawn["hash"])
+    wanted = json.dumps([{"name": new, "token": drawn["token"], "grants": ["read:x"]}])
+    for check in (["--check"], []):
+        said = told(database, "token", "apply", *check, given=wanted).splitlines()
+        assert said[0] == f"{new}: created"
+        assert f"{there}: is not declared" in said
+    assert "created" not in told(database, "token", "apply", given=wanted)
+    absent = json.dumps([{"name": each, "state": "absent"} for each in (there, new)])
+    said = told(database, "token", "apply", given=absent)
+    assert said.splitlines()[:2] == [f"{there}: revoked", f"{new}: revoked"]
+
+
+def test_changes_are_told_to_people_and_to_programs(database: Database, bucket: str) -> None:
+    told(database, "bucket", "set", bucket, "--changes", "1d")
+    with closing(Store(database.dsn_service)) as store:
+        kept = store.put(bucket, "a/k", b"v", "t", 1370314891)
+        store.put(bucket, "b", b"v", "t")
+        store.delete(bucket, "a/k")
+    show = ("changes", bucket, "--after", "0", "--prefix", "a/")
+    first, second, place = cells(told(database, *show))
+    etag = f"{kept.revision}-{kept.hash}"
+    assert first == ["put", etag, "2013-06-04 03:01:31Z", "a/k"]
+    assert second == ["delete", "-", "-", "a/k"]
+    lines = [json.loads(line) for line in told(database, *show, "--json").splitlines()]
+    assert place == [f"next: {lines[-1]['next']}"]
+    facts = {"etag": f'"{etag}"', "modified_at": 1370314891, "next": lines[0]["next"]}
+    assert lines[0] == {"key": "a/k", "result": "put", **facts}
+    assert lines[1] == {"key": "a/k", "result": "delete", "next": lines[1]["next"]}
+    assert list(lines[2]) == ["next"]
+    now = told(database, "changes", bucket)
+    assert now.startswith("next: ")
+    assert now.count("\n") == 1
+
+
+def test_a_migration_is_told_before_and_after(empty_database: Database, cluster: Cluster) -> None:
+    other = cluster.create()
+    shards = {"POKY_OWNER_SHARDS": f"1={other.dsn_owner}", "POKY_SHARDS": f"1={other.dsn_service}"}
+    plan = ("migrate", "--plan")
+    planned = told(empty_database, *plan).splitlines()
+    assert planned
+    assert all(line.startswith("to apply: ") for line in planned)
+    both = told(empty_database, *plan, **shards).splitlines()
+    assert both == [*planned, *(f"shard 1: {line}" for line in planned)]
+    as_json = json.loads(told(empty_database, *plan, "--json", **shards))
+    assert list(as_json["shards"]) == ["1"]
+    assert as_json["shards"]["1"]["pending"] == as_json["pending"]
+    numbers = ("--revision-start", "3", "--revision-increment", "7")
+    done = told(empty_database, "migrate", *numbers, **shards).splitlines()
+    assert done == [line.replace("to apply", "applied") for line in both]
+    with closing(Store(empty_database.dsn_service)) as store:
+        store.ensure_bucket("b")
+        revision = store.put("b", "k", b"v", "t").revision
+    assert revision is not None
+    assert revision % 7 == 3
+    assert told(empty_database, *plan) == "to apply: nothing: the schema is up to date\n"
+    assert told(empty_database, "migrate") == "applied: nothing: the schema is up to date\n"
+    again = json.loads(told(empty_database, "migrate", "--json", **shards))
+    assert again["applied"] == again["shards"]["1"]["applied"] == []
+    assert "shards" not in json.loads(told(empty_database, "migrate", "--json"))
+    alone = told(empty_database, "migrate", "-d", empty_database.dsn_owner, **shards)
+    assert "shard 1" not in alone
+    printed = [told(empty_database, "migrate", "--print", *kind) for kind in (
+        [], ["--schema", "partitioned"], ["--schema", "flat"]
+    )]  # fmt: skip
+    assert printed[0] == printed[1] != printed[2]
+    refused = told(empty_database, *plan, "--schema", "flat", status=1)
+    assert refused.startswith("Error: ")
+    cluster.drop(other)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "shown"),
+    [("7d", 604_800, "7d"), ("48h", 172_800, "2d"), ("12h", 43_200, "12h"), ("90m", 5400, "90m"),
+     ("60s", 60, "1m"), ("61s", 61, "61s"), ("none", 0, "-")],
+)  # fmt: skip
+def test_a_duration_is_shown_in_the_largest_unit(text: str, seconds: int, shown: str) -> None:
+    assert Duration().convert(text, None, None) == seconds
+    assert Duration().convert(seconds, None, None) == seconds
+    assert show_duration(seconds) == shown
+    assert show_duration(None) == "-"
+
+
+@pytest.mark.parametrize("text", ["", "0d", "7", "d", "-1d", "1.5h", "7w", "7d ", "1234567890s"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is no duration"):
+        Duration().convert(text, None, None)
+
+
+def test_an_end_is_to_come_and_in_this_calendar() -> None:
+    now = int(time.time())
+    for text, seconds in (("1m", 60), ("999999h", 999_999 * 3600), ("2d", 172_800)):
+        assert 0 <= read_end(text) - now - seconds <= 5
+    assert read_date("9999-12-31T23:59:59") == 253_402_300_799
+    for text, why in {
+        "1970-01-01": "has passed already",
+        "9999-12-31T23:59:59-01:00": "after the year 9999",
+        "tomorrow": "write 2027-06-30",
+    }.items():
+        with pytest.raises(ValueError, match=why):
+            read_date(text)
+    for text in ("0d", "1234567d", "7", "7s", "soon"):
+        with pytest.raises(ValueError, match="write 90d, 12h, 30m or 2027-06-30"):
+            read_end(text)
+
+
+def test_an_age_is_never_below_zero() -> None:
+    now = int(time.time())
+    assert output.show_age(None) == "-"
+    assert output.show_age(now + 60) == "0 s ago"
+    assert output.show_age(now - 60) in ("60 s ago", "61 s ago")
+
+
+def test_a_source_of_the_database_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("POKY_DSN", "DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    assert _source_of_dsn(None) == "the database given by the credential poky_dsn"
+    monkeypatch.setenv("DATABASE_URL", "x")
+    assert _source_of_dsn(None) == "the database given by DATABASE_URL"
+    monkeypatch.setenv("POKY_DSN", "x")
+    assert _source_of_dsn(None) == "the database given by POKY_DSN"
+    assert _source_of_dsn("y") == "the database given by -d"

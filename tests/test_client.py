@@ -6,13 +6,24 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from poky.client import Bucket, Client, ConditionFailed, Error, OutcomeUnknown, Unavailable
+from poky.client import (
+    Bucket,
+    Change,
+    Client,
+    ConditionFailed,
+    Error,
+    Object,
+    OutcomeUnknown,
+    Unavailable,
+)
+from poky.client.buckets import BATCH, Cache
 from tests.conftest import Database
 from tests.service import Service, free_ports, running
 from tests.test_access import Maker
@@ -84,6 +95,52 @@ class Lossy:
                     self._lose -= 1
                 else:
                     client.sendall(answer)
+
+
+@dataclass
+class Scripted:
+    """Gives one answer after the other, the last again and again, and keeps what was asked."""
+
+    url: str
+    requests: list[bytes] = field(default_factory=list)
+    at: list[float] = field(default_factory=list)
+
+    @property
+    def lines(self) -> list[bytes]:
+        return [request.partition(b" HTTP")[0] for request in self.requests]
+
+
+@contextmanager
+def scripted(*answers: tuple[str, bytes]) -> Iterator[Scripted]:
+    """A server; each answer is a status with fields below it, and a body."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        said = Scripted(f"http://127.0.0.1:{listener.getsockname()[1]}")
+
+        def serve() -> None:
+            number = 0
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    said.requests.append(connection.recv(65536))
+                    said.at.append(time.monotonic())
+                    head, body = answers[min(number, len(answers) - 1)]
+                    lines = [
+                        f"HTTP/1.1 {head}",
+                        "Connection: close",
+                        f"Content-Length: {len(body)}",
+                    ]
+                    connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+                number += 1
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield said
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+_FACTS = "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT"
 
 
 def test_objects(tips: Bucket) -> None:
@@ -354,3 +411,219 @@ def test_only_a_client_with_a_token_sends_one(token: str | None) -> None:
     (head,) = heads
     assert (b"\r\nauthorization: bearer poky_x\r\n" in head) == (token is not None)
     assert (b"authorization" in head) == (token is not None)
+
+
+# What each answer of a server means.
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_what_did_nothing_is_tried_again_as_often_as_was_said(status: int) -> None:
+    problem = b'{"code": "database_slow", "detail": "Come again."}'
+    with scripted((f"{status} Busy", problem)) as server, Client(server.url, tries=3) as client:
+        with pytest.raises(Unavailable) as failed:
+            client.bucket("b").put("k", "v")
+        assert server.lines == [b"PUT /kv/b/k"] * 3
+    error = failed.value
+    assert (error.status, error.code, error.detail) == (status, "database_slow", "Come again.")
+    first, second, third = server.at
+    assert 0.09 < second - first < 0.25 + 0.5
+    assert third - second > 0.19
+
+
+def test_a_pause_is_as_long_as_the_answer_asks() -> None:
+    ok = ('200 OK\r\nETag: "1-a"', b"")
+    with (
+        scripted(("503 Busy\r\nRetry-After: 1", b""), ok) as server,
+        Client(server.url) as client,
+    ):
+        assert client.bucket("b").put("k", "v") == '"1-a"'
+    assert server.at[1] - server.at[0] >= 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 409, 413, 500])
+def test_what_would_be_refused_again_is_not_repeated(status: int) -> None:
+    with scripted((f"{status} No", b"<html>no \xff</html>")) as server:
+        with Client(server.url) as client, pytest.raises(Error) as failed:
+            client.bucket("b").get("k")
+        assert len(server.requests) == 1
+    assert type(failed.value) is Error
+    assert (failed.value.status, failed.value.code) == (status, "")
+    assert failed.value.detail == "<html>no \N{REPLACEMENT CHARACTER}</html>"
+
+
+def test_a_refusal_without_words_is_told_by_its_status() -> None:
+    with (
+        scripted(("400 No", b"")) as server,
+        Client(server.url) as client,
+        pytest.raises(Error, match=r"^HTTP status 400$"),
+    ):
+        client.buckets()
+
+
+def test_an_outcome_that_is_unknown_is_repeated_only_under_a_condition() -> None:
+    unknown = ("503 Busy\r\nPoky-Outcome: unknown", b'{"code": "c", "detail": "In doubt."}')
+    with scripted(unknown) as server, Client(server.url, tries=2) as client:
+        bucket = client.bucket("b")
+        for write, count in (
+            (lambda: bucket.put("k", "v"), 1),
+            (lambda: bucket.delete("k"), 1),
+            (lambda: bucket.delete_many(["k"]), 1),
+            (lambda: bucket.put("k", "v", if_match='"1-a"'), 2),
+            (lambda: bucket.delete("k", if_match='"1-a"'), 2),
+        ):
+            server.requests.clear()
+            with pytest.raises(OutcomeUnknown) as failed:
+                write()
+            assert (failed.value.status, failed.value.code) == (503, "outcome_unknown")
+            assert failed.value.detail == "In doubt."
+            assert len(server.requests) == count
+        server.requests.clear()
+        with pytest.raises(Unavailable):  # nothing is in doubt about a read
+            bucket.get("k")
+        assert len(server.requests) == 2
+
+
+def test_a_bucket_that_is_missing_is_no_missing_object() -> None:
+    missing = b'{"code": "bucket_not_found", "detail": "There is no bucket named b."}'
+    with scripted(("404 Not Found", missing)) as server, Client(server.url) as client:
+        for ask in (client.bucket("b").get, client.bucket("b").delete):
+            with pytest.raises(Error) as failed:
+                ask("k")
+            assert (failed.value.status, failed.value.code) == (404, "bucket_not_found")
+    with scripted(("404 Not Found", b"")) as server, Client(server.url) as client:
+        assert client.bucket("b").get("k") is None
+        assert client.bucket("b").delete("k") is False
+    with (
+        scripted(("403 Forbidden", b"")) as server,
+        Client(server.url) as client,
+        pytest.raises(Error),
+    ):
+        client.bucket("b").head("k")
+
+
+def test_a_range_is_cut_out_of_a_whole_value() -> None:
+    """What is between may not know ranges."""
+    whole = (f'200 OK\r\nETag: "1-a"\r\n{_FACTS}', b"0123456789")
+    with scripted(whole) as server, Client(server.url) as client:
+        assert client.bucket("b").read("k", 2, 5, '"1-a"') == b"234"
+        assert b"\r\nRange: bytes=2-4\r\n" in server.requests[0]
+        assert b'\r\nIf-Match: "1-a"\r\n' in server.requests[0]
+        server.requests.clear()
+        assert client.bucket("b").read("k", 5, 5, '"1-a"') == b""
+        assert server.requests == []
+
+
+def test_names_are_sent_as_they_are_and_a_bucket_s_is_one_part() -> None:
+    with scripted(("404 Not Found", b"")) as server, Client(f"{server.url}/") as client:
+        client.bucket("a/b").get("c/d e~:@=+,?")
+        assert server.lines == [b"GET /kv/a%2Fb/c/d%20e~:@=+,%3F"]
+
+
+# What is known of an object.
+
+
+def test_what_is_stored_with_a_value_is_shown(tips: Bucket, service: Service) -> None:
+    when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    tag = tips.put("k", b"{}", content_type="application/json", modified_at=when, ttl=3600)
+    answer = service.client().get(f"/kv/{tips.name}/k")
+    assert answer.headers["Poky-Expires"]
+    service.client().put(f"/kv/{tips.name}/z", b"z", content_encoding="gzip")
+    assert tips.get("k") == Object("k", b"{}", tag, when, "application/json", None)
+    coded = tips.get("z")
+    assert coded is not None
+    assert coded.content_encoding == "gzip"
+    for found in (tips.head("k"), next(tips.list())):
+        assert found is not None
+        assert (found.key, found.size, found.etag) == ("k", 2, tag)
+        assert (found.modified_at, found.content_type) == (when, "application/json")
+    many = tips.get_many(["k", "z"])
+    assert many["k"] == tips.get("k")
+    assert many["z"] == coded
+    done = tips.put_many({"k": "{}", "z": b"z"})
+    assert [(each.key, each.result) for each in done] == [("k", "updated"), ("z", "updated")]
+    read = tips.get_many(["k", "z"])
+    assert [each.etag for each in done] == [read["k"].etag, read["z"].etag]
+    assert read["k"].content_type == "text/plain; charset=utf-8"
+    assert read["z"].content_type == "application/octet-stream"
+
+
+def test_only_a_put_has_a_tag_and_a_date(tips: Bucket) -> None:
+    begin = tips.cursor()
+    when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    tag = tips.put("a/k", "v", modified_at=when)
+    tips.put("b", "v")
+    tips.delete("a/k")
+    put, deleted = tips.changes(begin, "a/")
+    assert put == Change("a/k", "put", tag, when, begin)
+    assert (deleted.result, deleted.etag, deleted.modified_at) == ("delete", None, None)
+    assert list(tips.changes(deleted.cursor)) == []
+    following = tips.follow(begin, "a/")
+    assert [next(following).result for _ in range(2)] == ["put", "delete"]
+
+
+def test_changes_of_many_pages_are_each_told_once(tips: Bucket) -> None:
+    begin = tips.cursor()
+    tips.put_many({f"{number:04}": "v" for number in range(1001)})
+    found = list(tips.changes(begin))
+    assert [each.key for each in found] == [f"{number:04}" for number in range(1001)]
+    assert {each.cursor for each in found[:999]} == {begin}
+    assert [each.key for each in tips.changes(found[999].cursor)] == ["1000"]
+    assert list(tips.changes(found[1000].cursor)) == []
+
+
+def test_a_batch_is_split_unless_it_is_to_be_atomic(tips: Bucket, service: Service) -> None:
+    values = {f"{number}": "v" for number in range(BATCH + 1)}
+    for is_atomic, count in ((False, 2), (True, 1)):
+        lossy = Lossy(service, 0)
+        with Client(lossy.url) as client:
+            done = client.bucket(tips.name).put_many(values, atomic=is_atomic)
+        assert (len(done), len(lossy.requests)) == (BATCH + 1, count)
+        lossy.close()
+    with pytest.raises(Error):
+        tips.put_many({"a": "v", "/": "v"}, atomic=True)
+    assert tips.get("a") is None
+    assert [each.result for each in tips.delete_many(["0", "none"], atomic=True)] == [
+        "deleted",
+        "missing",
+    ]
+
+
+def test_those_that_were_read_last_are_kept() -> None:
+    when = datetime(2026, 1, 2, tzinfo=UTC)
+    one, two, three = (Object(key, b"", '"1-a"', when, "t") for key in "abc")
+    cache = Cache(2)
+    cache.keep("b", one)
+    cache.keep("b", two)
+    assert cache.get("b", "a") is one
+    cache.keep("b", three)
+    assert cache.get("b", "b") is None
+    assert (cache.get("b", "a"), cache.get("b", "c")) == (one, three)
+    assert cache.get("other", "a") is None
+    none = Cache(0)
+    none.keep("b", one)
+    assert none.get("b", "a") is None
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_what_does_not_pass_ends_following(status: int) -> None:
+    with scripted((f"{status} No", b'{"code": "c", "detail": "d"}')) as server:
+        with Client(server.url) as client, pytest.raises(Error) as failed:
+            next(client.bucket("b").follow("0"))
+        assert len(server.requests) == 1
+    assert (failed.value.status, failed.value.code) == (status, "c")
+
+
+def test_following_goes_on_after_what_passes() -> None:
+    event = b'id: 7\ndata: {"key": "k", "result": "delete"}\n\n'
+    again = [(f"{status} Busy", b"") for status in (429, 500, 503)]
+    with scripted(*again, ("200 OK", b": quiet\n\n" + event)) as server:
+        with Client(server.url, token="poky_x") as client:
+            assert next(client.bucket("b").follow("3", "p")) == Change(
+                "k", "delete", None, None, "7"
+            )
+        head = server.requests[3].lower()
+    assert server.lines == [b"GET /changes/b?prefix=p"] * 4
+    for line in (b"last-event-id: 3", b"accept: text/event-stream", b"authorization: bearer"):
+        assert b"\r\n" + line in head
+    pauses = [later - earlier for earlier, later in zip(server.at, server.at[1:], strict=False)]
+    assert 0.09 < pauses[0] < pauses[1] < pauses[2] < 2

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from poky import __version__
-from poky.config import Config, ConfigError, mask, unknown_settings
+from poky.config import Config, ConfigError, data_folder, mask, unknown_settings, url_of
 from poky.forms import CacheNode
 
 
@@ -231,3 +233,195 @@ def test_what_may_be_said_is_listed() -> None:
     assert problems(POKY_ACCESS="maybe") == ["POKY_ACCESS: “maybe” is not one of open, tokens."]
     (said,) = problems(POKY_CACHE_MODE="fast")
     assert said.endswith("is not one of lease, revalidate, bounded.")
+
+
+BOUNDED = [
+    each
+    for each in fields(Config)
+    if each.metadata["at_least"] is not None or each.metadata["at_most"] is not None
+]
+
+
+@pytest.mark.parametrize("each", BOUNDED, ids=lambda each: each.name)
+def test_a_bound_belongs_to_what_is_allowed(each: Any) -> None:
+    name = f"POKY_{each.name.upper()}"
+
+    def refused(value: float) -> list[str]:
+        try:
+            Config.from_env({name: f"{value}"})
+        except ConfigError as error:
+            return [said for said in error.problems if said.startswith(f"{name}: {value} must be")]
+        return []
+
+    step = 1 if each.type is int else 0.01
+    least, most = each.metadata["at_least"], each.metadata["at_most"]
+    if least is not None:
+        assert refused(least) == []
+        below = least - step
+        assert refused(below) == [f"{name}: {below} must be at least {least:g}."]
+    if most is not None:
+        assert refused(most) == []
+        above = most + step
+        assert refused(above) == [f"{name}: {above} must be at most {most:g}."]
+
+
+def test_a_number_is_of_its_kind() -> None:
+    assert problems(POKY_THREADS="1.5") == ["POKY_THREADS: “1.5” is not a whole number."]
+    assert problems(POKY_LEASE_SECONDS="ten") == ["POKY_LEASE_SECONDS: “ten” is not a number."]
+    assert Config.from_env({"POKY_THREADS": " 3 "}).threads == 3
+    assert Config.from_env({"POKY_MAX_FUTURE_SECONDS": "9" * 15}).max_future_seconds == 10**15 - 1
+
+
+def test_what_follows_from_other_settings() -> None:
+    config = Config.from_env({"POKY_DSN": "host=a", "POKY_SHARDS": "1=postgresql://b/d"})
+    assert config.max_inflight_bytes == (4 * 4 + 1) * 16 * 1024**2
+    assert config.max_answer_bytes == config.max_batch_bytes
+    assert (config.owner_dsn, config.owner_shards) == ("host=a", config.shards)
+    assert (config.lease_listen, config.home) == ("127.0.0.1", str(data_folder()))
+    assert config.instance == f"{socket.gethostname()}:8081"
+    given = Config.from_env(
+        {
+            "POKY_THREADS": "2",
+            "POKY_MAX_VALUE_BYTES": "1000",
+            "POKY_MAX_BATCH_BYTES": "3000",
+            "POKY_LISTEN": "127.0.0.2",
+            "POKY_PORT": "2000",
+        }
+    )
+    assert (given.max_inflight_bytes, given.max_answer_bytes) == (27_000, 3000)
+    assert (given.lease_listen, given.admin_listen) == ("127.0.0.2", "127.0.0.1")
+    assert (given.admin_port, given.lease_port, given.pool_size) == (3000, 4000, 6)
+    own = {
+        "POKY_MAX_INFLIGHT_BYTES": "20000000",
+        "POKY_MAX_ANSWER_BYTES": "7",
+        "POKY_ADMIN_PORT": "7000",
+        "POKY_LEASE_PORT": "7001",
+        "POKY_LEASE_LISTEN": "::1",
+        "POKY_POOL_SIZE": "3",
+        "POKY_OWNER_DSN": "host=o",
+        "POKY_HOME": "/home",
+        "POKY_INSTANCE": "i",
+    }
+    config = Config.from_env(own)
+    assert {name: f"{getattr(config, name[5:].lower())}" for name in own} == own
+
+
+@pytest.mark.parametrize("address", ["localhost", "::1", "127.0.0.1", "127.9.9.9"])
+def test_who_reaches_loopback_alone_may_do_everything(address: str) -> None:
+    config = Config.from_env({"POKY_LISTEN": address})
+    assert (config.access, config.admin_objects) == ("open", "on")
+    assert Config.from_env({"POKY_LISTEN": address, "POKY_ADMIN_OBJECTS": "off"}).admin_objects == (
+        "off"
+    )
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.1", "example.org", "128.0.0.1"])
+def test_what_others_reach_needs_a_word_on_access(address: str) -> None:
+    (said,) = problems(POKY_LISTEN=address)
+    assert said.startswith(f"POKY_ACCESS: others reach {address}; say tokens, or open")
+    for access, shows in (("tokens", "off"), ("open", "on")):
+        config = Config.from_env({"POKY_LISTEN": address, "POKY_ACCESS": access})
+        assert (config.access, config.admin_objects) == (access, shows)
+    config = Config.from_env(
+        {"POKY_LISTEN": address, "POKY_ACCESS": "tokens", "POKY_ADMIN_OBJECTS": "on"}
+    )
+    assert config.admin_objects == "on"
+
+
+def test_ports_that_follow_are_ports_as_well() -> None:
+    assert Config.from_env({"POKY_PORT": "63535"}).lease_port == 65535
+    assert problems(POKY_PORT="63536") == [
+        "POKY_LEASE_PORT: 65536 is above 65535; set it, or choose a lower POKY_PORT."
+    ]
+    assert problems(POKY_PORT="64536", POKY_LEASE_PORT="1") == [
+        "POKY_ADMIN_PORT: 65536 is above 65535; set it, or choose a lower POKY_PORT."
+    ]
+    for same in (
+        {"POKY_ADMIN_PORT": "10081"},
+        {"POKY_LEASE_PORT": "8081"},
+        {"POKY_ADMIN_PORT": "8081"},
+    ):
+        assert problems(**same) == ["POKY_PORT, POKY_ADMIN_PORT and POKY_LEASE_PORT: must differ."]
+
+
+def test_the_edge_of_what_can_work_does() -> None:
+    largest = {"POKY_MAX_VALUE_BYTES": "1000", "POKY_MAX_BATCH_BYTES": "900"}
+    assert Config.from_env({**largest, "POKY_MAX_INFLIGHT_BYTES": "1000"})
+    assert problems(**largest, POKY_MAX_INFLIGHT_BYTES="999")
+    assert Config.from_env({"POKY_LOCK_TIMEOUT": "4"})
+    assert problems(POKY_LOCK_TIMEOUT="4.1")
+    assert problems(POKY_PURGE_TIMEOUT="2.1", POKY_LEASE_SECONDS="4")
+
+
+def test_shards_are_the_same_to_the_owner() -> None:
+    env = {"POKY_DSN": "host=a", "POKY_SHARDS": "1=postgresql://b/d 2=postgresql://c/d"}
+    assert Config.from_env({**env, "POKY_OWNER_SHARDS": "2=postgresql://o/d 1=postgresql://o/e"})
+    for other in ("1=postgresql://o/d", "1=postgresql://o/d 3=postgresql://o/d"):
+        assert problems(**env, POKY_OWNER_SHARDS=other) == [
+            "POKY_OWNER_SHARDS: must name the shards that POKY_SHARDS names."
+        ]
+    owner = Config.from_env({"POKY_OWNER_DSN": "host=a", "POKY_OWNER_SHARDS": "1=postgresql://b/d"})
+    assert [each.number for each in owner.owner_shards] == [1]
+    for wrong, word in (("x", 1), ("1=postgresql://a/d 01=postgresql://a/d", 2)):
+        (said,) = problems(**{**env, "POKY_SHARDS": wrong})
+        assert said.startswith(f"POKY_SHARDS: word {word} is not number=postgresql://")
+    (said,) = problems(**{**env, "POKY_SHARDS": "7=postgres://a/d 7=postgresql://b/d"})
+    assert said == "POKY_SHARDS: shard 7 is named twice."
+    assert Config.from_env({**env, "POKY_SHARDS": "255=postgresql://a/d"})
+    assert problems(**{**env, "POKY_SHARDS": "256=postgresql://a/d"})
+
+
+def test_the_seed_s_cache_has_a_port_by_default_and_ours_wins() -> None:
+    one = CacheNode("", "http://cache:6091")
+    assert Config.from_env({"VARNISH_PURGE_HOST": "cache"}).caches == (one,)
+    ours = {"VARNISH_PURGE_HOST": "cache", "POKY_CACHES": "a=http://b:1"}
+    assert Config.from_env(ours).caches == (CacheNode("a", "http://b:1"),)
+    (said,) = problems(VARNISH_PURGE_HOST="cache", VARNISH_PURGE_PORT="many")
+    assert said.startswith("VARNISH_PURGE_HOST and VARNISH_PURGE_PORT: “http://cache:many” is not")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://p:9090", "https://p", "HTTP://P:1/prefix/", "http://[::1]:9090", "http://a_b.c/x"],
+)
+def test_a_prometheus_is_a_url_without_a_query(url: str) -> None:
+    assert Config.from_env({"POKY_PROMETHEUS_URL": url}).prometheus_url == url.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    "url", ["p:9090", "ftp://p", "http://p:123456", "http://p/?q", "http://p/ x"]
+)
+def test_what_is_no_prometheus_is_named(url: str) -> None:
+    assert problems(POKY_PROMETHEUS_URL=url) == [
+        f"POKY_PROMETHEUS_URL: “{url}” is not http://host:port."
+    ]
+
+
+def test_the_folder_of_data_is_the_user_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert data_folder() == Path("/data/poky")
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.setenv("HOME", "/home/u")
+    assert data_folder() == Path("/home/u/.local/share/poky")
+
+
+def test_a_socket_s_url_says_how_to_reach_it() -> None:
+    assert url_of("/run/a b", 1) == "--unix-socket '/run/a b' http://localhost"
+
+
+def test_only_a_name_that_is_near_is_a_hint() -> None:
+    assert unknown_settings({"POKY_XYZZY": "1", "POKY_PORT": "1"}) == [
+        "POKY_XYZZY is no setting of this release and is ignored."
+    ]
+
+
+def test_settings_are_shown_as_they_are_written() -> None:
+    shown = Config.from_env({"POKY_DSN": "postgresql://u:pw@h/d", "POKY_LOG_LEVEL": "WARN"}).shown()
+    assert (shown["POKY_DSN"], shown["POKY_OWNER_DSN"]) == ("postgresql://u:***@h/d",) * 2
+    assert (shown["POKY_POOL_TIMEOUT"], shown["POKY_LOCK_TIMEOUT"]) == ("2", "1.5")
+    assert (shown["POKY_LOG_LEVEL"], shown["POKY_CACHES"]) == ("warning", "")
+    secret = {"POKY_DSN": "host=a", "POKY_SHARDS": "1=postgresql://u:pw@b/d"}
+    for name in ("POKY_SHARDS", "POKY_OWNER_SHARDS"):
+        assert Config.from_env(secret).shown()[name] == "1=postgresql://u:***@b/d"
+    move = {**secret, "POKY_MOVE_SHARDS": "0=postgresql://u:pw@b/d"}
+    assert "pw" not in Config.from_env(move).shown()["POKY_MOVE_SHARDS"]

@@ -426,3 +426,194 @@ def test_debians_postgresql_works_as_well(home: Path) -> None:
     with embedded.ensure_running(home, bindir=debian, settings=HASTY) as server:
         version = str(query(server.dsn_owner, "SHOW server_version")[0][0])
     assert version.startswith(f"{debian.parent.name}.")
+
+
+# Its parts.
+
+
+def made(home: Path, settings: dict[str, str] | None = None) -> embedded.Embedded:
+    """One that is not started."""
+    return embedded.Embedded(home, embedded._bindir_of_wheel(), settings or {})
+
+
+def test_the_settings_of_a_caller_win(home: Path) -> None:
+    with made(home, {"max_connections": "7", "extra": "it's"}) as server:
+        assert server._settings["max_connections"] == "7"
+        assert server._settings["jit"] == "off"
+        assert server._settings["unix_socket_directories"] == str(server._sockets)
+        assert embedded._quoted(server._settings["extra"]) == "'it''s'"
+    assert embedded._quoted("a\\'b") == "'a\\\\''b'"
+
+
+def test_its_files_are_the_owner_s_alone_but_those_of_the_server(home: Path) -> None:
+    with made(home) as server:
+        folder = home / "postgresql"
+        for name in ("users.lock", "other"):
+            os.close(server._open(folder / name))
+            status = (folder / name).stat()
+            assert (status.st_mode & 0o777, status.st_uid) == (0o600, server._owner)
+        assert not os.get_inheritable(server._users)
+        file = folder / "a.conf"
+        for text in ("one", "two"):
+            server._write(file, text)
+            assert (file.read_text(), file.stat().st_mode & 0o777) == (text, 0o644)
+        assert sorted(path.name for path in folder.iterdir()) == ["a.conf", "other", "users.lock"]
+
+
+def test_a_socket_s_path_is_as_long_as_it_may_be(tmp_path: Path) -> None:
+    """With the name of the socket in it: 107 bytes."""
+    name = "/postgresql/run/.s.PGSQL.5432"
+    for length, is_near in ((107, True), (108, False)):
+        rest = length - len(f"{tmp_path}/{name}") + 1
+        home = tmp_path / ("x" * (rest - 1))
+        assert len(f"{home}{name}") == length
+        with made(home) as server:
+            assert server._sockets.is_relative_to(home) == is_near
+            assert server._sockets.name == "run"
+            if not is_near:
+                assert server._sockets.parent.name.startswith(f"poky-{server._owner}-")
+                assert server._sockets.parent.parent == Path("/tmp")
+                assert len(server._sockets.parent.name.rpartition("-")[2]) == 16
+
+
+def test_a_lock_is_waited_for_or_not(home: Path) -> None:
+    with made(home) as server:
+        path = home / "postgresql" / "some.lock"
+        with server._locked(path) as first:
+            assert first
+            with server._locked(path, wait=False) as second:
+                assert not second
+        with server._locked(path, wait=False) as third:
+            assert third
+
+
+def test_a_cluster_of_another_user_is_not_touched(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "postgresql").mkdir(parents=True)
+    owner = (home / "postgresql").stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(embedded.EmbeddedError, match=r"belongs to .*, which must start it"):
+        made(home)
+
+
+def test_closing_again_does_nothing(home: Path) -> None:
+    server = made(home)
+    server.close()
+    server.close()
+    assert server._closed.is_set()
+
+
+class Fake:
+    """Programs in place of PostgreSQL's, which note how they were called."""
+
+    def __init__(self, folder: Path, **scripts: str) -> None:
+        self.bin = folder / "bin"
+        self.bin.mkdir(mode=0o755)
+        folder.chmod(0o755)
+        self.log = folder / "calls"
+        self.log.touch(0o666)
+        self.log.chmod(0o666)
+        default = {"postgres": "exit 0", "initdb": "exit 0", "pg_isready": "exit 1"}
+        for name, script in {**default, "pg_ctl": "exit 0", **scripts}.items():
+            program = self.bin / name
+            program.write_text(f"#!/bin/sh\necho {name} $* >> {self.log}\n{script}\n")
+            program.chmod(0o755)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that the server's user may enter."""
+    with tempfile.TemporaryDirectory(prefix="poky-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_a_server_that_does_not_come_up_is_given_up(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = Fake(place, postgres="[ $1 = --single ] || sleep 2")
+    monkeypatch.setattr(embedded, "_PATIENCE_SECONDS", 0.3)
+    began = time.monotonic()
+    with pytest.raises(embedded.EmbeddedError, match=r"does not come up; see .*server\.log"):
+        embedded.ensure_running(place / "home", bindir=fake.bin)
+    assert 0.3 <= time.monotonic() - began < 10
+    calls = fake.log.read_text()
+    data = place / "home/postgresql/data"
+    assert calls.count(f"postgres -D {data}\n") == 1
+    assert f"initdb -D {data}.new -U postgres --auth=trust" in calls
+    assert "--no-sync" not in calls
+    assert f"pg_isready -q -p 5432 -U postgres -h {place}/home/postgresql/run\n" in calls
+
+
+def test_a_server_that_ends_at_once_is_quoted_and_not_started_again(place: Path) -> None:
+    fake = Fake(place, postgres="[ $1 = --single ] || { echo why it ends; exit 1; }")
+    with pytest.raises(embedded.EmbeddedError, match=r"does not start:\nwhy it ends$"):
+        embedded.ensure_running(place / "home", bindir=fake.bin, settings={"fsync": "off"})
+    calls = fake.log.read_text()
+    assert calls.count("postgres -D") == 1
+    assert "--no-sync" in calls
+
+
+@pytest.mark.parametrize("words", ["pre-existing shared memory block", "lock already exists"])
+def test_a_server_that_an_orphan_stops_is_started_again(place: Path, words: str) -> None:
+    script = f"[ $1 = --single ] && exit 0; [ -e {place}/second ] && {{ echo late; exit 1; }};"
+    fake = Fake(place, postgres=f"{script} touch {place}/second; echo {words}; exit 1")
+    place.chmod(0o777)
+    with pytest.raises(embedded.EmbeddedError, match=r"does not start:\nlate$"):
+        embedded.ensure_running(place / "home", bindir=fake.bin)
+    assert fake.log.read_text().count("postgres -D") == 2
+
+
+@pytest.mark.parametrize("program", ["initdb", "postgres"])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("is broken", "{program} failed in .*\nis broken$"),
+        ("No space left on device", "cannot write to .*: No space left on device; make room"),
+        ("Disk quota exceeded", "cannot write to .*: Disk quota exceeded"),
+        ("Read-only file system", "cannot write to .*: Read-only file system"),
+    ],
+)
+def test_a_cluster_that_cannot_be_made_is_explained(
+    place: Path, program: str, words: str, expected: str
+) -> None:
+    fake = Fake(place, **{program: f"echo {words} >&2; exit 1"})
+    with pytest.raises(embedded.EmbeddedError, match=expected.format(program=program)):
+        embedded.ensure_running(place / "home", bindir=fake.bin)
+    assert not (place / "home/postgresql/data").exists()
+
+
+def test_programs_get_none_of_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPORT", "1")
+    monkeypatch.setenv("LC_ALL", "de_DE")
+    monkeypatch.setenv("PATH", "/x")
+    assert embedded._environment() == {"PATH": "/x", "LC_ALL": "C"}
+    monkeypatch.delenv("PATH")
+    assert embedded._environment()["PATH"] == os.defpath
+
+
+def test_users_are_named_and_root_s_server_is_nobody_s() -> None:
+    assert embedded._name_of(0) == "root"
+    assert embedded._name_of(123_456) == "user 123456"
+    assert embedded._server_identity(0) == 65534
+    assert embedded._server_identity(1000) == 1000
+
+
+@needs_root
+def test_the_capability_to_pass_directories_is_the_least_that_is_needed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = Fake(place)
+    assert embedded._may("dac_override")
+    with embedded.Embedded(place / "home", fake.bin, {}) as server:
+        words = server._identity()
+        assert words[:4] == ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        assert words[-2:] == [f"--{kind}-caps=-all,+dac_read_search" for kind in ("inh", "ambient")]
+        (fake.bin / "postgres").chmod(0o700)
+        assert server._identity()[-1] == "--ambient-caps=-all,+dac_override"
+        (fake.bin / "postgres").chmod(0o755)
+        monkeypatch.setattr(embedded, "_may", lambda name: name != "dac_read_search")
+        assert server._identity()[-1] == "--ambient-caps=-all,+dac_override"
+        server._server = 0
+        assert server._identity() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from poky.store import Alone, ShardedStore, StoreError, Value, Write
 from tests.conftest import Cluster, Database
 from tests.service import running
 from tests.support.databases import hung
+from tests.test_cli import cells, told
 from tests.test_process import poky
 
 JSON = {"Content-Type": "application/json"}
@@ -983,3 +985,88 @@ def test_the_command_makes_shards_of_databases_and_moves_a_bucket(
     assert poky("verify", "b", str(tmp_path / "b.jsonl"), env=environment).stdout
     for each in (control, first):
         cluster.drop(each)
+
+
+def test_the_command_says_what_does_not_fit(
+    sharded: Database, store: ShardedStore, name: str
+) -> None:
+    """Each on its line; exit status 1 if there is anything."""
+    settings = {"POKY_SHARDS": sharded.shards, "POKY_OWNER_SHARDS": sharded.owner_shards}
+    first, second = sharded.others
+    store.ensure_bucket(name, 1)
+    shown = cells(told(sharded, "shards", **settings))
+    assert [row[0] for row in shown] == ["0", "1", "2"]
+    assert all(re.fullmatch(r"1 bucket|[\d,]+ buckets", row[1]) for row in shown)
+    assert all(re.fullmatch(r"[\d,]+", row[2]) for row in shown)
+    found = json.loads(told(sharded, "shards", "--json", **settings))
+    assert [each["shard"] for each in found["shards"]] == [0, 1, 2]
+    assert [f"{each['bytes']:,}" for each in found["shards"]] == [row[2] for row in shown]
+    assert (found["move"], found["troubles"]) == (None, [])
+
+    swapped = f"1={second.dsn_service} 2={first.dsn_service}"
+    said = told(sharded, "shards", status=1, **{**settings, "POKY_SHARDS": swapped})
+    for number, other in ((1, 2), (2, 1)):
+        assert f"settings call shard {number} is shard {other}: correct POKY_SHARDS" in said
+    away = f"1={first.dsn_service} 2=postgresql://u@/poky?host=/nowhere"
+    said = told(sharded, "shards", status=1, **{**settings, "POKY_SHARDS": away})
+    assert cells(said)[2] == ["2", "does not answer", "-"]
+    assert "Shard 2 does not answer: " in said
+
+    def stop(step: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        moving.move(owners(sharded), name, 2, after=stop)
+    said = told(sharded, "shards", **settings)
+    assert re.search(rf"Moving: bucket {name}, from shard 1 to shard 2, step [a-z]+\.", said)
+    said = told(sharded, "bucket", "move", "--abort", **settings)
+    assert said == f"{name}: stays on shard 1\n"
+
+    renamed = "UPDATE poky.bucket SET name = %s WHERE name = %s"
+    with closing(first.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(renamed, [f"{name}-other", name])
+        connection.commit()
+        said = told(sharded, "shards", status=1, **settings)
+        assert f"Bucket {name}-other on shard 1 is none that control places there" in said
+        assert f"Bucket {name} should be on shard 1, which does not have it" in said
+        cursor.execute(renamed, [name, f"{name}-other"])
+        connection.commit()
+    told(sharded, "shards", **settings)
+
+
+def test_a_command_with_a_dsn_concerns_that_database_alone(
+    sharded: Database, store: ShardedStore, name: str
+) -> None:
+    settings = {"POKY_SHARDS": sharded.shards, "POKY_OWNER_SHARDS": sharded.owner_shards}
+    for number in (0, 1):
+        store.ensure_bucket(f"{name}-{number}", number)
+
+    def listed(*words: str) -> set[str]:
+        rows = json.loads(told(sharded, "bucket", "list", "--json", *words, **settings))
+        return {each["name"] for each in rows} & {f"{name}-0", f"{name}-1"}
+
+    assert listed() == {f"{name}-0", f"{name}-1"}
+    assert listed("-d", sharded.dsn_service) == {f"{name}-0"}
+    assert listed("-d", sharded.others[0].dsn_service) == {f"{name}-1"}
+
+
+def test_what_a_move_wants_is_said_in_full(
+    sharded: Database, store: ShardedStore, name: str
+) -> None:
+    settings = {"POKY_SHARDS": sharded.shards, "POKY_OWNER_SHARDS": sharded.owner_shards}
+    for words in ([], [name], ["--to", "1"], [name, "--to", "1", "--abort"]):
+        said = told(sharded, "bucket", "move", *words, status=2, **settings)
+        assert "Say NAME and --to, or --abort alone." in said
+    said = told(sharded, "bucket", "move", name, "--to", "1", status=1)
+    assert "There is one database only" in said
+    store.ensure_bucket(name, 0)
+    move = ("bucket", "move", name, "--to", "1")
+    moved = json.loads(told(sharded, *move, "--json", **settings))
+    assert (moved["name"], moved["source"], moved["target"]) == (name, 0, 1)
+    assert 0 <= moved["pause_seconds"] < moved["seconds"]
+    again = json.loads(told(sharded, *move, "--json", **settings))
+    assert again == {**moved, "source": 1, "seconds": 0.0, "pause_seconds": None}
+    back = told(sharded, "bucket", "move", name, "--to", "0", **settings)
+    assert re.fullmatch(
+        rf"{name}: moved from shard 1 to shard 0 in \d+\.\d s, writes paused for \d\.\d\d s\n", back
+    )

@@ -22,8 +22,10 @@ from typing import Any
 import pytest
 import zstandard
 
+from poky.cli import poky1, transfer
 from poky.cli.context import Failed
-from poky.cli.transfer import _resumable
+from poky.cli.poky1 import Wrong, _merged
+from poky.cli.transfer import _resumable, _Shown
 from poky.store import Store, StoreError
 from poky.transfer import (
     BadLine,
@@ -41,6 +43,7 @@ from poky.transfer import (
 from tests.conftest import Cluster, Database
 from tests.fake_cache import FakeCache
 from tests.service import wait_until
+from tests.test_cli import told
 from tests.test_process import poky
 
 PAST = 1370314891
@@ -811,3 +814,142 @@ def test_an_import_that_fails_says_where_to_go_on() -> None:
     assert "--from-line 8" in str(failed.value)
     with _resumable(loader):
         pass
+
+
+def test_what_the_commands_say_of_a_bucket(
+    database: Database, store: Store, bucket: str, other: str, tmp_path: Path
+) -> None:
+    fill(store, bucket)
+    files = {name: tmp_path / name for name in ("b.gz", "b.zst", "b.jsonl", "b.other")}
+    env = {"POKY_DSN": database.dsn_service}
+    for name, begins in {
+        "b.gz": b"\x1f\x8b",
+        "b.zst": b"\x28\xb5\x2f\xfd",
+        "b.jsonl": b'{"poky_export"',
+        "b.other": b"\x1f\x8b",
+    }.items():
+        how = ["--compress", "gzip"] if name == "b.other" else []
+        done = poky("export", bucket, "-o", str(files[name]), *how, env=env)
+        pace = r"in \d+\.\d s \([\d,]+ a second\)\."
+        assert re.fullmatch(rf"{bucket}: 34 objects exported {pace}\n", done.stderr)
+        assert files[name].read_bytes().startswith(begins)
+    for name, inserted in (("b.gz", 34), ("b.zst", 0), ("b.other", 0)):
+        said = told(database, "import", other, str(files[name]))
+        assert re.fullmatch(rf"{other}: {inserted} objects inserted, 0 updated {pace}\n", said)
+    store.put(other, "text", b"changed", "text/plain")
+    assert ", 1 updated " in told(database, "import", other, str(files["b.gz"]))
+    store.put(other, "text", b"changed", "text/plain", PAST)
+    assert ", 0 updated " in told(
+        database, "import", other, str(files["b.gz"]), "--on-conflict", "keep"
+    )
+    # With another store, and with a file.
+    assert (
+        told(database, "verify", bucket, "--with", database.dsn_service) == f"{bucket}: the same\n"
+    )
+    said = told(database, "verify", other, str(files["b.gz"]), status=1)
+    assert said == f"text: value\nError: 1 keys of {other} differ.\n"
+    for words in ([], [str(files["b.gz"]), "--with", "x"]):
+        assert "Name a file, or another store" in told(database, "verify", bucket, *words, status=2)
+    assert "Name the bucket." in told(database, "import", status=2)
+    assert "name none" in told(database, "import", bucket, "--from-poky1", "x", status=2)
+
+
+def test_an_import_goes_on_from_a_line(
+    database: Database, store: Store, bucket: str, other: str, tmp_path: Path
+) -> None:
+    """Line 1 is the file's head: the objects are on lines 2 to 35."""
+    fill(store, bucket)
+    file = tmp_path / "b.jsonl"
+    file.write_bytes(exported(database, bucket))
+    said = json.loads(told(database, "import", other, str(file), "--from-line", "34", "--json"))
+    assert said == {
+        "bucket": other,
+        "inserted": 2,
+        "updated": 0,
+        "expired": 0,
+        "wrong": 0,
+        "cursor": None,
+    }
+    last = [each["key"] for each in lines(exported(database, bucket))[-3:-1]]
+    assert [each.key for each in store.list_page(other).entries] == last
+
+
+def test_a_file_that_cannot_be_read_or_written_is_one_sentence(
+    database: Database, store: Store, bucket: str, tmp_path: Path
+) -> None:
+    fill(store, bucket)
+    damaged = tmp_path / "b.gz"
+    damaged.write_bytes(gzip.compress(exported(database, bucket))[:-9])
+    for command in ("import", "verify"):
+        said = told(database, command, bucket, str(damaged), status=1).splitlines()[-1]
+        assert said.startswith("Error: The file cannot be read or written: ")
+    disordered = tmp_path / "b.jsonl"
+    disordered.write_bytes(line(key="b", data="") + line(key="a", data=""))
+    said = told(database, "verify", bucket, str(disordered), status=1).splitlines()[-1]
+    assert said.startswith("Error: line 2: the keys are not in order")
+    said = told(database, "export", bucket, "-o", "/nowhere/b.jsonl", status=1)
+    assert "cannot be read or written" in said
+    if database.kind == "partitioned":
+        absent = told(database, "export", "absent", "-o", str(tmp_path / "a"), status=1)
+        assert "absent" in absent
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["b.gz", "b.jsonl"]
+
+
+def test_wrong_lines_are_named_up_to_a_bound(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(transfer, "_SHOWN", 2)
+    monkeypatch.setattr(poky1, "_SHOWN", 2)
+    shown, wrong = _Shown(), Wrong()
+    for number in range(1, 5):
+        shown(number, "why")
+    assert capsys.readouterr().err == "line 1: why\nline 2: why\nand others\n"
+    for name in ("b/k", "b/k", "b/l", "b/m"):
+        wrong(name, "why")
+    assert capsys.readouterr().err == "b/k: why\nb/l: why\n"
+    assert wrong.names == {"b/k", "b/l", "b/m"}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "expected"),
+    [
+        ("", "", ""),
+        ("ab", "", "a- b-"),
+        ("", "ab", "-a -b"),
+        ("acd", "bce", "a- -b cc d- -e"),
+        ("abc", "abc", "aa bb cc"),
+        ("c", "ab", "-a -b c-"),
+    ],
+)
+def test_keys_of_two_sides_are_told_apart(theirs: str, ours: str, expected: str) -> None:
+    merged = _merged(iter(theirs), iter(ours))
+    assert " ".join((key if a else "-") + (key if b else "-") for key, a, b in merged) == expected
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_a_take_over_names_what_it_cannot_store_and_mirrors_only_if_told(
+    empty_database: Database, own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(empty_database, FLAT)
+    execute(
+        empty_database,
+        "INSERT INTO poky SELECT 'b', k, 'v' FROM unnest('{k1,k2,no key}'::text[]) AS k",
+    )
+    monkeypatch.setattr(poky1, "_KEYS", 2)
+    take = ("import", "--from-poky1", empty_database.dsn_owner, "--quiet", "0.1")
+    said = told(own_database, *take, status=1)
+    assert "b/no key: " in said
+    assert "1 rows could not be stored, and 0 keys are here that" in said
+    execute(empty_database, "DELETE FROM poky WHERE key = 'no key'")
+    with closing(Store(own_database.dsn_service)) as store:
+        for number in range(5):
+            store.put("b", f"more/{number}", b"v", "t")
+        said = told(own_database, *take, status=1)
+        assert "0 rows could not be stored, and 5 keys are here that" in said
+        assert said.count(": not in the original\n") == 5
+        assert len(store.list_page("b").entries) == 7
+        said = told(own_database, *take, "--mirror")
+        assert "deleted: 5 keys that the original does not have\n" in said
+        assert "once it has stood still for 0.1 s, this says so and ends." in said
+        assert [each.key for each in store.list_page("b").entries] == ["k1", "k2"]
+        assert "deleted" not in told(own_database, *take, "--mirror")
