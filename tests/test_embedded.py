@@ -609,7 +609,7 @@ def test_the_capability_to_pass_directories_is_the_least_that_is_needed(
     with embedded.Embedded(place / "home", fake.bin, {}) as server:
         words = server._identity()
         assert words[:4] == ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-        assert words[-2:] == [f"--{kind}-caps=-all,+dac_read_search" for kind in ("inh", "ambient")]
+        assert [word.partition("=")[2] for word in words[-2:]] == ["-all,+dac_read_search"] * 2
         (fake.bin / "postgres").chmod(0o700)
         assert server._identity()[-1] == "--ambient-caps=-all,+dac_override"
         (fake.bin / "postgres").chmod(0o755)

@@ -760,3 +760,72 @@ def test_who_is_in_the_midst_of_a_later_page_is_told_nothing_twice(
             feed._look((followed, 0), [behind, ahead], is_due=True)
         assert behind.keys == names[300:]
         assert ahead.keys == names[1400:]
+
+
+# Cursors: brute force over small snapshots.
+
+
+def snapshots() -> list[Cursor]:
+    """All that are possible with transactions 3 to 6, as the store writes them.
+
+    The one before xmax is never open: xmax follows the latest that has ended.
+    """
+    found = []
+    for xmax in range(3, 8):
+        for mask in range(1 << max(xmax - 4, 0)):
+            gaps = [number for number in range(3, xmax) if mask >> (number - 3) & 1]
+            xmin = min(gaps, default=xmax)
+            distances = "-".join(str(number - xmin) for number in gaps)
+            found.append(Cursor.parse(f"1.{xmin}.{xmax}.{distances}"))
+    return found
+
+
+def has(cursor: Cursor, xid: int, revision: int = 9) -> bool:
+    return cursor.has(Changed("k", "delete", revision, None, None, xid, "1.3.3."))
+
+
+def test_a_cursor_includes_what_it_has_all_of() -> None:
+    every = snapshots()
+    assert len(every) == 16
+    for one in every:
+        assert Cursor.parse(str(one)) == one
+        for other in every:
+            seen = {xid for xid in range(3, 8) if has(other, xid)}
+            assert one.includes(other) is all(has(one, xid) for xid in seen), (one, other)
+            within = Cursor(one.seen, other.seen, 5)
+            assert Cursor.parse(str(within)) == within
+            for xid in range(3, 8):
+                assert has(within, xid, 5) is (has(one, xid) or has(other, xid))
+                assert has(within, xid, 6) is has(one, xid)
+            for third in every:
+                assert third.includes(within) is (third.includes(one) and third.includes(other))
+
+
+def test_moving_on_loses_nothing_and_tells_nothing_twice() -> None:
+    every = snapshots()
+    for one in every:
+        for place in every:
+            moved = one.after(place)
+            assert moved == (one if one.includes(place) else place)
+            for until in every:
+                there = Cursor(place.seen, until.seen, 5)
+                moved = one.after(there)
+                assert moved.seen == one.after(place).seen
+                if one.after(place).includes(until):
+                    assert moved.until == one.after(place).until
+                else:
+                    assert (moved.until, moved.last) == (until.seen, 5)
+
+
+def test_a_later_stay_wins_and_the_one_that_has_seen_least_comes_first() -> None:
+    first, later = Cursor.parse("1s1.9.9."), Cursor.parse("2s1.3.3.")
+    assert (first.stay, later.stay) == (1, 2)
+    assert (first.after(later), later.after(first)) == (later, later)
+    assert not first.includes(later)
+    assert not later.includes(first)
+    assert str(Cursor.parse("1.3.3.")) == "1.3.3."
+    ordered = ["1.3.3.", "1.3.5.0-1", "1.3.5.0", "1.5.5.", "1.5.5._1.6.6._2", "1.5.5._1.6.6._3",
+               "1.6.6.", "1s1.3.3."]  # fmt: skip
+    assert sorted(map(Cursor.parse, reversed(ordered)), key=Cursor.age_order) == [
+        Cursor.parse(each) for each in ordered
+    ]

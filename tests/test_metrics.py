@@ -17,6 +17,8 @@ import pytest
 from poky import logs
 from poky.logs import Log, LogHandler
 from poky.metrics import Metrics, Statsd
+from poky.metrics.figures import Figure, Histogram, Sizes, families
+from poky.metrics.history import History, Sample, Totals, quantile
 
 REQUEST = {
     "REQUEST_METHOD": "GET",
@@ -225,3 +227,304 @@ def test_a_text_that_returns_is_written_a_few_times_and_then_counted(
     assert lines[:5] == ["cannot use the database: refused"] * 5
     assert "3 times more" in lines[5]
     assert lines[6:] == ["cannot use the database: refused"]
+
+
+# What is counted of requests.
+
+
+def exposed(metrics: Metrics) -> dict[str, float]:
+    """The samples by their name and labels as they are written."""
+    lines = metrics.expose().decode().splitlines()
+    pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+    return {name: float(number) for name, number in pairs}
+
+
+def test_batches_are_counted_by_their_items() -> None:
+    metrics = Metrics()
+    for items in (1, 2, 100_001):
+        metrics.observe({**REQUEST, "REQUEST_METHOD": "POST", "poky.items": items}, 200, 0, 0.1)
+    metrics.observe(REQUEST, 200, 0, 0.1)
+    found = exposed(metrics)
+    metrics.close()
+    bucket = 'poky_batch_items_bucket{le="%s",method="POST"}'
+    assert [found[bucket % le] for le in ("1.0", "10.0", "100000.0", "+Inf")] == [1, 2, 2, 3]
+    assert found['poky_batch_items_sum{method="POST"}'] == 100_004
+    assert not [name for name in found if "batch_items" in name and "GET" in name]
+
+
+def test_series_of_buckets_are_for_those_that_succeeded_first() -> None:
+    metrics = Metrics(buckets=2)
+
+    def see(uri: str, status: int = 200, method: str = "GET", length: str = "") -> None:
+        asked = {"REQUEST_URI": uri, "REQUEST_METHOD": method, "CONTENT_LENGTH": length}
+        metrics.observe({**REQUEST, **asked}, status, 10, 0.0)
+
+    see("/kv/absent/k", 404)
+    see("/kv/a?prefix=x")
+    see("/kv/%62/k")
+    see("/multi/b", method="PUT", length="5")
+    see("/kv/c/k")
+    see("/kv/a/k", 404)
+    see("/kv/b/k", 399, length="7")
+    see("/changes/a")
+    found = exposed(metrics)
+    metrics.close()
+    name = "poky_bucket_%s_total"
+    assert {each: value for each, value in found.items() if "bucket_requests_total" in each} == {
+        f'{name % "requests"}{{bucket="-",method="GET"}}': 3,
+        f'{name % "requests"}{{bucket="a",method="GET"}}': 2,
+        f'{name % "requests"}{{bucket="b",method="PUT"}}': 1,
+        f'{name % "requests"}{{bucket="b",method="GET"}}': 1,
+    }
+    assert found[f'{name % "sent_bytes"}{{bucket="a"}}'] == 20
+    assert found[f'{name % "received_bytes"}{{bucket="b"}}'] == 12
+    assert found[f'{name % "received_bytes"}{{bucket="a"}}'] == 0
+    none = Metrics()
+    none.observe(REQUEST, 200, 0, 0.0)
+    assert "poky_bucket" not in none.expose().decode()
+    none.close()
+
+
+def test_a_method_that_is_known_and_a_route_that_is_are_series() -> None:
+    metrics = Metrics()
+    for method in ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH"):
+        metrics.observe({"REQUEST_METHOD": method, "REQUEST_URI": "/"}, 404, 0, 0.0)
+    metrics.observe({**REQUEST, "REQUEST_METHOD": "PATCH"}, 405, 0, 0.0)
+    known = dict.fromkeys(("GET", "HEAD", "PUT", "POST", "DELETE", "-"), 1.0)
+    for method, count in known.items():
+        assert counted(metrics, method=method, route="-", status="404") == count
+    assert counted(metrics, method="PATCH", route="/kv/<bucket>/<key>", status="405") == 1
+    metrics.close()
+
+
+def test_what_clients_did_lately_is_known_without_what_admins_did() -> None:
+    metrics = Metrics(buckets=1)
+    metrics.history._marks.append(metrics._totals(time.time() - 5, ("/kv/<bucket>/<key>",)))
+    for method, status in (("GET", 200), ("HEAD", 304), ("PUT", 503)):
+        metrics.observe({**REQUEST, "REQUEST_METHOD": method}, status, 0, 0.02)
+    for route in ("/kv/<bucket>", "/multi/<bucket>", "/status"):
+        metrics.observe({**REQUEST, "poky.route": route}, 500, 0, 9.0)
+    found = metrics.recent()
+    assert found is not None
+    assert (found.requests, found.failed, found.reads) == (3, 1, 2)
+    assert found.median is not None
+    assert 0.01 <= found.median <= 0.02
+    assert found.slowest_percent is not None
+    assert found.slowest_percent <= 0.02
+    assert found.buckets == {"b": 6}
+    metrics.count()
+    whole = metrics._totals(time.time(), ("/kv/", "/multi/"))
+    assert (whole.requests, whole.failed, whole.reads) == (5, 3, 4)
+    metrics.close()
+
+
+def test_a_sample_is_the_difference_of_totals() -> None:
+    history = History((1.0, 2.0))
+    assert history.is_due(0)
+    assert history.is_mark_due(0)
+    before = Totals(100.0, 10, 1, [5.0, 5.0, 0.0], {"a": 3, "b": 2}, 4, 8, 6)
+    history.take(before)
+    assert list(history.samples) == []
+    assert not history.is_due(109.9)
+    assert history.is_due(110)
+    after = Totals(110.0, 15, 3, [7.0, 6.0, 1.0], {"a": 4, "b": 2, "c": 1}, 6, 13, 8)
+    history.take(after)
+    assert list(history.samples) == [
+        Sample(110.0, 10.0, 5, 2, 1.0, 2.0, {"a": 1, "c": 1}, 2.5, 2),
+    ]
+    history.take(after._replace(at=120.0))
+    assert history.samples[-1][2:] == (0, 0, None, None, {}, None, 0)
+
+
+def test_what_happened_just_now_is_since_the_oldest_of_three_marks() -> None:
+    history = History((1.0,))
+
+    def totals(at: float) -> Totals:
+        return Totals(at, int(at), 0, [at, 0.0], {})
+
+    assert history.recent(totals(1)) is None
+    for at in (10.0, 12.0, 14.0, 16.0):
+        assert history.is_mark_due(at)
+        history.mark(totals(at))
+        assert not history.is_mark_due(at + 1.9)
+    found = history.recent(totals(17))
+    assert found is not None
+    assert (found.seconds, found.requests) == (5.0, 5)
+    assert history.recent(totals(12.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "expected"),
+    [([4, 0, 0, 0], 0.5, 0.5), ([1, 1, 0, 0], 0.75, 1.5), ([0, 4, 0, 0], 1.0, 2.0),
+     ([1, 0, 1, 0], 0.5, 1.0), ([0, 0, 0, 1], 0.01, 4.0), ([0, 0, 8, 0], 0.125, 2.25)],
+)  # fmt: skip
+def test_a_quantile_lies_in_its_bound(counts: list[float], share: float, expected: float) -> None:
+    assert quantile((1.0, 2.0, 4.0), counts, share) == expected
+
+
+# Figures.
+
+
+def test_sizes_are_counted_by_each_thread_and_added_up() -> None:
+    sizes = Sizes()
+    assert (sizes.count, sizes.sum) == (0, 0)
+    for thread, size in ((1, 1), (1, 3), (2, 64), (2, 65), (1, 300)):
+        sizes.add(thread, size)
+    assert (sizes.count, sizes.sum) == (5, 1 + 3 + 64 + 65 + 256)
+    series = sizes.series()[""]
+    assert series == [1, 0, 1, 0, 0, 0, 1, 2, 389]
+    for size in (255, 256, 257):
+        other = Sizes()
+        other.add(1, size)
+        assert other.sum == min(size, 256)
+
+
+def test_an_observation_at_a_bound_is_below_it() -> None:
+    histogram = Histogram((1.0, 2.0))
+    for value in (0.5, 1.0, 1.5, 2.0, 9.0):
+        histogram.observe("a", value)
+    histogram.observe("b", 3.0)
+    assert histogram.series() == {"a": [2, 2, 1, 14], "b": [0, 0, 1, 3]}
+
+
+def test_figures_are_families_of_their_kind() -> None:
+    histogram = Histogram((1.0,))
+    histogram.observe(("a", "b"), 0.5)
+    histogram.observe(("a", "b"), 2.0)
+    given = {
+        "one": Figure("One.", lambda: 7),
+        "two": Figure("Two.", lambda: {"x": 1, "y": 2}, "counter", "word"),
+        "three": Figure("Three.", lambda: histogram, "histogram", "first second"),
+        "four": Figure("Four.", lambda: {("p", "q"): 3}, label="first second"),
+    }
+    found = list(families(given))
+    assert [(each.name, each.type, each.documentation) for each in found] == [
+        ("poky_one", "gauge", "One."),
+        ("poky_two", "counter", "Two."),
+        ("poky_three", "histogram", "Three."),
+        ("poky_four", "gauge", "Four."),
+    ]
+    assert [
+        (each.name, each.labels, each.value) for family in found for each in family.samples
+    ] == [
+        ("poky_one", {}, 7),
+        ("poky_two_total", {"word": "x"}, 1),
+        ("poky_two_total", {"word": "y"}, 2),
+        ("poky_three_bucket", {"first": "a", "second": "b", "le": "1.0"}, 1),
+        ("poky_three_bucket", {"first": "a", "second": "b", "le": "+Inf"}, 2),
+        ("poky_three_count", {"first": "a", "second": "b"}, 2),
+        ("poky_three_sum", {"first": "a", "second": "b"}, 2.5),
+        ("poky_four", {"first": "p", "second": "q"}, 3),
+    ]
+
+
+# Lines of the log.
+
+
+@pytest.mark.parametrize("format", ["keyvalue", "json"])
+def test_what_a_client_sends_is_cut_in_a_line(pipe: tuple[int, Log], format: str) -> None:
+    metrics = Metrics(access_log=pipe[1], log_format=format)
+    long = {"REQUEST_URI": "/" + "x" * 3000 + "?q", "HTTP_X_REQUEST_ID": "a b"}
+    metrics.observe({**REQUEST, **long}, 200, 1, 0.0123456)
+    line = os.read(pipe[0], 65536).decode()
+    metrics.close()
+    assert line.endswith("\n")
+    if format == "json":
+        fields = json.loads(line)
+        assert abs(datetime.fromisoformat(fields["time"]).timestamp() - time.time()) < 20
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", fields["time"])
+    else:
+        fields = dict(word.split("=", 1) for word in line.split())
+    assert (len(fields["path"]), fields["id"]) == (2048, "-")
+    assert float(fields["ms"]) == 12.35
+
+
+def test_a_log_says_how_many_lines_are_missing(pipe: tuple[int, Log]) -> None:
+    reader, log = pipe
+    log = Log(os.dup(log._file), most_bytes=10)
+    log.add(["123456789\n", "x\n", "y\n"])
+    assert log.flush(10)
+    wanted = b"123456789\nWARNING poky.logs: 2 lines are missing here: the log was not taken.\n"
+    said = b""
+    while len(said) < len(wanted):
+        said += os.read(reader, 4096)
+    assert said == wanted
+    assert log.dropped == 2
+    log.add(["again\n"])
+    assert log.flush(10)
+    assert os.read(reader, 4096) == b"again\n"
+    os.close(log._file)
+
+
+def test_the_last_warnings_are_remembered_each_once(pipe: tuple[int, Log]) -> None:
+    logger = logging.Logger("poky.x")
+    logger.addHandler(handler := LogHandler(pipe[1]))
+    logger.info("quiet")
+    for number in range(25):
+        logger.warning("number %d", number)
+        logger.error("number %d", number)
+    recent = list(handler.recent)
+    assert [each.message for each in recent] == [f"number {number}" for number in range(5, 25)]
+    assert {(each.level, each.logger) for each in recent} == {("error", "poky.x")}
+    assert abs(recent[-1].at - time.time()) < 20
+
+
+@pytest.mark.parametrize("format", ["keyvalue", "json"])
+def test_all_records_of_a_process_go_to_its_log(
+    pipe: tuple[int, Log], monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    reader, log = pipe
+    root = logging.getLogger()
+    before = logging.StreamHandler()
+    before.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    monkeypatch.setattr(root, "handlers", [before])
+    handler = logs.take_over(log, format)
+    assert root.handlers == [handler]
+    try:
+        raise ZeroDivisionError("why")
+    except ZeroDivisionError:
+        logging.getLogger("poky.x").exception("failed: %s", "so")
+    log.add([log.note("noted")])
+    assert log.flush(10)
+    said = os.read(reader, 65536).decode()
+    if format == "json":
+        record, note = map(json.loads, said.splitlines())
+        assert (record["level"], record["logger"], record["message"]) == (
+            *("error", "poky.x", "failed: so"),
+        )
+        assert "ZeroDivisionError: why" in record["traceback"]
+        assert (note["level"], note["logger"], note["message"]) == ("warning", "poky.logs", "noted")
+        assert "traceback" not in note
+        assert datetime.fromisoformat(note["time"]).tzinfo
+    else:
+        assert said.startswith("ERROR poky.x: failed: so\nTraceback")
+        assert said.endswith("WARNING poky.logs: noted\n")
+
+
+# statsd.
+
+
+def test_a_statsd_that_cannot_be_used_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    for host in ("nowhere.invalid:1", "127.0.0.1:many"):
+        statsd = Statsd(host, "base")
+        statsd.send([("GET", 200, 0.1)])
+        statsd.close()
+        assert f"statsd at {host} cannot be used" in caplog.text
+    statsd = Statsd("127.0.0.1", "base")
+    assert statsd._address == ("127.0.0.1", 8125)
+    statsd.send([])
+    statsd.close()
+
+
+def test_a_small_datagram_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    statsd = Statsd("127.0.0.1:1", "base")
+    sent: list[str] = []
+    monkeypatch.setattr(statsd, "_send", sent.append)
+    statsd.send([("GET", 200, 0.001), ("GET", 404, 0.002)])
+    assert sent == ["base.get:1.00|ms\nbase.get:2.00|ms\nbase.get.200:1|c\nbase.get.404:1|c"]
+    sent.clear()
+    statsd.send([("PUT", 200, 0.001)] * 200)
+    assert len(sent) == 3
+    assert all(len(each) <= 1400 for each in sent)
+    assert "\n".join(sent).split("\n") == ["base.put:1.00|ms"] * 200 + ["base.put.200:200|c"]
+    statsd.close()

@@ -15,7 +15,21 @@ import psycopg2
 import pytest
 
 from poky.store import CODES, Store, StoreError
-from poky.store.errors import refuse_unreplicated
+from poky.store import pool as pools
+from poky.store.errors import (
+    BadDsn,
+    ChangesElsewhere,
+    PolicyChanged,
+    cannot_connect,
+    first_line,
+    is_fit_after,
+    is_policy_changed,
+    is_read_only,
+    is_undefined,
+    may_retry,
+    refuse_unreplicated,
+    translated,
+)
 from poky.store.pool import Pool
 from tests.conftest import Cluster, Database
 from tests.service import wait_until
@@ -337,3 +351,350 @@ def test_a_read_waits_for_a_connection_no_longer_than_its_request_has_time(
         assert refused.value.code == "busy"
         assert time.monotonic() - began < 1
         holding.join()
+
+
+# What an error of PostgreSQL means.
+
+
+def failure(code: str | None, text: str = "words") -> psycopg2.Error:
+    """An error with this SQLSTATE."""
+    kind = type("Failure", (psycopg2.DatabaseError,), {"pgcode": code})
+    error: psycopg2.Error = kind(text)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("code", "read", "write", "is_fit"),
+    [
+        # Whether it is tried again, as a read and as a write; whether its connection is kept.
+        ("40001", True, True, True),
+        ("40P01", True, True, True),
+        ("26000", True, True, False),
+        ("0A000", True, True, False),
+        ("42883", True, True, False),
+        ("25006", True, True, False),
+        ("23514", True, True, True),
+        ("42P01", True, True, False),
+        (None, True, False, False),
+        ("57014", False, False, False),
+        ("57P01", False, False, False),
+        ("08006", False, False, False),
+        ("55P03", False, False, True),
+        ("22021", False, False, True),
+        ("PK404", False, False, True),
+    ],
+)
+def test_what_may_be_tried_again(code: str | None, read: bool, write: bool, is_fit: bool) -> None:
+    error = failure(code)
+    assert may_retry(error, is_write=False) is read
+    assert may_retry(error, is_write=True) is write
+    assert is_fit_after(error) is is_fit
+
+
+def test_what_is_no_error_of_the_database_is_not_tried_again() -> None:
+    for error in (ValueError("x"), psycopg2.InterfaceError("x")):
+        assert not may_retry(error, is_write=False)
+    assert is_undefined(failure("42883"))
+    assert not is_undefined(failure("22000"))
+    assert not is_undefined(failure(None))
+    assert not is_undefined(ValueError("42883"))
+    assert is_read_only(failure("25006"))
+    assert not is_read_only(failure("25001"))
+    assert not is_read_only(ValueError())
+    assert is_policy_changed(failure("PK401"))
+    assert not is_policy_changed(failure("PK404"))
+    assert not is_policy_changed(ValueError())
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said", "in_doubt"),
+    [
+        ("PK404", 404, "bucket_not_found", False),
+        ("PK400", 400, "bad_text", False),
+        ("PK409", 409, "bucket_not_empty", False),
+        ("PK418", 418, "database_failed", False),
+        ("PK401", 503, "policy_changed", False),
+        ("23514", 404, "bucket_not_found", False),
+        ("42P01", 404, "bucket_not_found", False),
+        ("22021", 400, "bad_text", False),
+        ("22P05", 400, "bad_text", False),
+        ("54000", 400, "bad_text", False),
+        ("42501", 503, "rights_missing", False),
+        ("57014", 503, "database_slow", False),
+        ("55P03", 503, "database_slow", False),
+        ("XX000", 503, "database_failed", False),
+        ("57P01", 503, "database_failed", False),
+        (None, 503, "outcome_unknown", True),
+        ("57P02", 503, "outcome_unknown", True),
+        ("08007", 503, "outcome_unknown", True),
+        ("08006", 503, "outcome_unknown", True),
+    ],
+)
+def test_an_error_is_told_in_our_own_words(
+    code: str | None, status: int, said: str, in_doubt: bool
+) -> None:
+    for is_write in (True, False):
+        told = translated(failure(code, "ERROR:  a secret\nDETAIL: value"), is_write=is_write)
+        assert told.unknown is (in_doubt and is_write)
+        expected = "database_failed" if in_doubt and not is_write else said
+        assert (told.status, told.code) == (status, expected)
+        ours = (code or "").startswith("PK") and code != "PK401"
+        assert told.detail == "a secret" if ours else "secret" not in told.detail
+    assert isinstance(translated(failure("PK401"), is_write=True), PolicyChanged)
+    assert translated(ValueError("secret"), is_write=True).code == "bad_text"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("42501", "rights_missing"), ("3F000", "schema_missing"), ("42883", "schema_missing"),
+     ("42704", "schema_missing"), ("28P01", "database_unavailable"),
+     (None, "database_unavailable")],
+)  # fmt: skip
+def test_why_no_connection_can_be_made(code: str | None, said: str) -> None:
+    refused = cannot_connect(failure(code))
+    assert (refused.status, refused.code, refused.unknown) == (503, said, False)
+
+
+def test_the_first_line_has_no_values() -> None:
+    assert first_line(failure("22000", "ERROR:  why\nDETAIL:  Key (value)=(secret)\n")) == "why"
+    assert first_line(failure("22000", " \n")) == "Failure"
+
+
+def test_changes_elsewhere_say_where(store: Store) -> None:
+    statement = (
+        "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'PK503', MESSAGE = 'Elsewhere.',"
+        " HINT = 'changes_elsewhere', DETAIL = '{\"shard\": 2}'; END $$"
+    )
+    with pytest.raises(ChangesElsewhere) as refused:
+        store._read(statement, ())
+    assert (refused.value.detail, refused.value.stay) == ("Elsewhere.", {"shard": 2})
+
+
+@pytest.mark.parametrize("dsn", ["garbage", "nonsense=1"])
+def test_a_dsn_that_is_none_is_told_without_it(dsn: str) -> None:
+    with pytest.raises(BadDsn):
+        Store(dsn)
+
+
+# The pool.
+
+
+def test_a_connection_is_set_up_for_what_it_does(database: Database) -> None:
+    with closing(Pool(database.dsn_service, statement_timeout=3, lock_timeout=0.7)) as pool:
+        for name, expected in {
+            "statement_timeout": "3s",
+            "lock_timeout": "700ms",
+            "idle_in_transaction_session_timeout": "5s",
+            "plan_cache_mode": "force_generic_plan",
+            "synchronous_commit": "on",
+            "standard_conforming_strings": "on",
+            "timezone": "UTC",
+            "application_name": "poky",
+        }.items():
+            assert pool._read(f"SHOW {name}", ()) == [(expected,)], name
+        assert pool.connections == (0, 1)
+        (connection,) = pool._idle
+        assert connection.takes_text
+        assert connection.autocommit
+
+
+@pytest.mark.parametrize(
+    ("items", "size", "seconds"),
+    [
+        (0, 0, 0),
+        (1, 0, 0),
+        (101, 0, 0.1),
+        (2001, 0, 1.0),
+        (1, 2_097_152, 1.0),
+        (2001, 4_194_304, 3),
+    ],
+)
+def test_what_is_large_has_more_time(items: int, size: int, seconds: float) -> None:
+    assert pools._extra(items, size) == seconds
+
+
+def test_more_time_is_for_one_statement_alone(database: Database) -> None:
+    with closing(Pool(database.dsn_service, pool_size=1, statement_timeout=3)) as pool:
+        show = "SHOW statement_timeout"
+        assert pool._read(show, (), 2001) == [("4s",)]
+        assert pool._read(show, ()) == [("3s",)]
+        assert pool._write(show, (), 4001) == [("5s",)]
+        assert pool._write_large(show, (), 2_097_152) == [("4s",)]
+
+
+def test_who_has_little_time_waits_for_a_host_for_less() -> None:
+    now = time.monotonic()
+    assert pools._connect_options(None) == {}
+    assert pools._connect_options(now + 3.5) == {}
+    assert pools._connect_options(now + 2.9) == {"connect_timeout": 2}
+
+
+def test_a_statement_behind_the_guard_is_one_message() -> None:
+    guard = "EXECUTE poky_require_policy('p');"
+    assert pools._guarded("p", "SELECT 1") == f"{guard}SELECT 1"
+    assert pools._guarded("p", b"SELECT 1") == f"{guard}SELECT 1".encode()
+
+
+def test_a_connection_is_not_kept_for_ever(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Pool(database.dsn_service, pool_size=1)) as pool:
+
+        def pid() -> object:
+            return pool._read("SELECT pg_backend_pid()", ())[0][0]
+
+        first = pid()
+        assert pid() == first
+        monkeypatch.setattr(pools, "_MAX_AGE", 0.0)
+        second = pid()
+        assert second != first
+        monkeypatch.setattr(pools, "_MAX_AGE", 1800.0)
+        assert pid() == second
+        # One that has carried much is closed: libpq's buffers never shrink.
+        monkeypatch.setattr(pools, "_KEPT_BYTES", 100)
+        assert pid() == second
+        for length, kept in ((100, 1), (101, 0)):
+            assert pool._read("SELECT " + "1" * (length - 7), ())
+            assert pool.connections == (0, kept)
+        assert pool.counts.get("connects") == 2
+
+
+def test_closing_a_pool_closes_what_is_idle(database: Database) -> None:
+    pool = Pool(database.dsn_service, pool_size=1)
+    pool._read("SELECT 1", ())
+    (connection,) = pool._idle
+    pool.close()
+    assert connection.closed
+    assert pool.connections == (0, 0)
+
+
+def test_a_connection_that_was_ended_is_noticed_before_a_write(database: Database) -> None:
+    end = "SELECT pg_terminate_backend(%s, 5000)"
+    with (
+        closing(Pool(database.dsn_service, pool_size=1)) as pool,
+        closing(database.connect()) as other,
+    ):
+        for execute, retries in ((pool._write, 0), (pool._read, 1)):
+            (pid,) = pool._read("SELECT pg_backend_pid()", ())[0]
+            with other.cursor() as cursor:
+                cursor.execute(end, [pid])
+            connection = pool._idle[0]
+            wait_until(connection.is_lost)
+            assert execute("SELECT pg_backend_pid()", ()) != [(pid,)]
+            assert pool.counts.get("retries") == retries
+
+
+@pytest.fixture
+def thrice(own_database: Database) -> Database:
+    """A database with a function that fails twice and then does not: it counts its calls."""
+    with closing(own_database.connect()) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("""
+            CREATE SEQUENCE calls;
+            CREATE FUNCTION fail(times bigint, code text) RETURNS bigint LANGUAGE plpgsql AS $$
+            DECLARE call bigint := nextval('calls');
+            BEGIN
+                IF call <= times THEN RAISE EXCEPTION USING ERRCODE = code; END IF;
+                RETURN call;
+            END $$;
+            GRANT ALL ON SEQUENCE calls TO PUBLIC;
+        """)
+    return own_database
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_what_did_nothing_is_tried_three_times(thrice: Database) -> None:
+    def calls() -> int:
+        with closing(thrice.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT last_value, setval('calls', 1, false) FROM calls")
+            return int(cursor.fetchone()[0])  # type: ignore[index]
+
+    with closing(Pool(thrice.dsn_service, pool_size=1)) as pool:
+        assert pool._write("SELECT fail(2, '40001')", ()) == [(3,)]
+        assert (calls(), pool.counts.get("retries")) == (3, 2)
+        assert pool.counts.errors == {"40001": 2}
+        with pytest.raises(StoreError) as failed:
+            pool._write("SELECT fail(9, '40001')", ())
+        assert failed.value.code == "database_failed"
+        assert (calls(), pool.counts.get("retries")) == (3, 4)
+        with pytest.raises(StoreError):
+            pool._read("SELECT fail(9, '55P03')", ())
+        assert (calls(), pool.counts.get("retries")) == (1, 4)
+        # Under a policy that is another one by now: decided anew, and tried so often as well.
+        decided: list[str] = []
+
+        def renew(policy: str) -> str:
+            decided.append(policy)
+            return (pool._read_freely("SELECT tag FROM poky.policy", ())[0][0]) or ""
+
+        with closing(thrice.connect()) as owner, owner, owner.cursor() as cursor:
+            cursor.execute("GRANT SELECT ON poky.policy TO PUBLIC")
+        nobody = "00000000-0000-0000-0000-000000000000"
+        with pool.under(nobody, renew):
+            assert pool._write("SELECT 7", ()) == [(7,)]
+            assert pool.held_policy() == (pool.guard.policy, renew)
+            assert pool.guard.policy != nobody
+        assert decided == [nobody]
+        assert pool.held_policy() is None
+        again = pool.under(nobody, lambda policy: decided.append(policy) or nobody)
+        with again, pytest.raises(PolicyChanged):
+            pool._write("SELECT 7", ())
+        assert decided == [nobody] * 3
+        with pool.under(nobody), pytest.raises(PolicyChanged):
+            pool._write("SELECT 7", ())
+
+
+def test_a_host_that_hangs_is_asked_last_and_its_connections_are_closed(
+    database: Database,
+) -> None:
+    with closing(Pool(database.dsn_service, pool_size=2)) as pool:
+        pool._read("SELECT 1", ())
+        (connection,) = pool._idle
+        pool._dsns = ["first", connection.host, "last"]
+        pool._distrust("other")
+        assert pool.connections == (0, 1)
+        assert pool._dsns == ["first", connection.host, "last", "other"]
+        pool._distrust(connection.host)
+        assert pool.connections == (0, 0)
+        assert connection.closed
+        assert pool._dsns == ["first", "last", "other", connection.host]
+
+
+def test_a_statement_without_an_answer_is_cut_and_a_write_is_in_doubt(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where even the statement's own limit does not end it."""
+    monkeypatch.setattr(pools, "_WATCH_SECONDS", 0.02)
+    with closing(Pool(own_database.dsn_service, pool_size=2)) as pool:
+        pool._read("SELECT 1", ())
+        pool._patience = pool._read_seconds = 0.2
+        for execute, code in (
+            (pool._write, "outcome_unknown"),
+            (pool._read, "database_unavailable"),
+        ):
+            began = time.monotonic()
+            with pytest.raises(StoreError) as failed:
+                execute("SELECT pg_sleep(3)", ())
+            assert 0.2 < time.monotonic() - began < 2
+            assert (failed.value.status, failed.value.code) == (503, code)
+            assert failed.value.unknown is (code == "outcome_unknown")
+            assert pool.connections == (0, 0)
+            assert "a statement got no answer from the database and was given up" in caplog.text
+        pool._patience = pool._read_seconds = 5.0
+        assert pool._read("SELECT 1", ()) == [(1,)]
+
+
+def test_a_wait_for_a_connection_is_counted_by_its_length(database: Database) -> None:
+    with closing(_Sleeper(database.dsn_service, pool_size=1, pool_timeout=0.2)) as pool:
+        pool.sleep(0)
+        assert pool.counts.get("waits") == 0
+        holding = threading.Thread(target=pool.sleep, args=(0.6,))
+        holding.start()
+        wait_until(lambda: pool.connections == (1, 0))
+        with pytest.raises(StoreError) as refused:
+            pool.sleep(0)
+        assert (refused.value.status, refused.value.code) == (503, "busy")
+        assert (pool.counts.get("waits"), pool.counts.get("timeouts")) == (1, 1)
+        assert 0.2 <= pool.counts.get("wait_seconds") < 0.4
+        holding.join()
+        pool.sleep(0)
+        assert pool.counts.get("waits") == 1
