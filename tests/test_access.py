@@ -17,10 +17,24 @@ from typing import Any, cast
 
 import pytest
 
-from poky.access import RIGHTS, Decision, Gate, Grants, Token, Verdict
+from poky.access import (
+    RIGHTS,
+    Decision,
+    Gate,
+    Grants,
+    Token,
+    Verdict,
+    are_id_and_hash,
+    check_name,
+)
+from poky.access import (
+    gate as gates,
+)
 from poky.api import ROUTES
+from poky.api.guard import require
 from poky.cli.durations import read_end
-from poky.store import Store
+from poky.http import Refused
+from poky.store import Credential, Store
 from tests.conftest import Database
 from tests.service import Client, Headers, Response, Service, running, wait_until
 
@@ -709,3 +723,206 @@ def test_a_body_that_comes_after_its_head_is_stored(
             more = stranger.recv(4096)
             assert more, answer
             answer += more
+
+
+# What the gate keeps, by what a store says of tokens.
+
+
+class Told:
+    """A store that knows credentials, and counts how often it is asked."""
+
+    def __init__(self, token: Token) -> None:
+        self.credential_of = Credential("p1", False, [token.hash], ["read:b"], None)
+        self.asked: list[tuple[str, str]] = []
+        self.touched: list[list[str]] = []
+
+    def credential(self, id: str, bucket: str) -> Credential:
+        self.asked.append((id, bucket))
+        return self.credential_of
+
+    def touch_tokens(self, ids: list[str]) -> None:
+        self.touched.append(ids)
+
+
+@pytest.fixture
+def token() -> Token:
+    return Token.create()
+
+
+@pytest.fixture
+def told(token: Token) -> Told:
+    return Told(token)
+
+
+@pytest.fixture
+def gate(told: Told) -> Gate:
+    return Gate(cast(Any, told))
+
+
+def test_what_was_granted_is_not_asked_again_until_it_ends(
+    gate: Gate, told: Told, token: Token
+) -> None:
+    place = (f"Bearer {token}", "read", "b")
+    assert gate.kept(place) is None
+    for _ in range(2):
+        decision = gate.decide(*place)
+        assert (decision.verdict, decision.policy) == (Verdict.GRANTED, "p1")
+        assert decision.grants == Grants(("read:b",))
+        assert decision.seconds_left() is None
+    assert told.asked == [(token.id, "b")]
+    gate.forget("another")
+    assert gate.kept(place) is not None
+    gate.forget("p1")
+    assert gate.kept(place) is None
+    told.credential_of = told.credential_of._replace(seconds_left=0.0)
+    for _ in range(2):
+        assert gate.decide(*place).seconds_left() == 0.0
+    assert len(told.asked) == 3
+    told.credential_of = told.credential_of._replace(seconds_left=60.0)
+    gate.decide(*place)
+    left = gate.decide(*place).seconds_left()
+    assert left is not None
+    assert 50 < left <= 60
+    assert len(told.asked) == 4
+
+
+def test_what_was_refused_is_asked_again_and_counted(gate: Gate, told: Told, token: Token) -> None:
+    for _ in range(2):
+        assert gate.decide(f"Bearer {token}", "write", "b").verdict is Verdict.REFUSED
+        assert gate.decide(f"Bearer {Token.create()}", "read", "b").verdict is Verdict.UNKNOWN
+        assert gate.decide("", "read", None).verdict is Verdict.UNKNOWN
+    assert gate.refusals == {"unknown": 4, "refused": 2}
+    assert len(told.asked) == 6
+    assert told.asked[2] == ("", "")
+    gate.decide(f"Bearer {token}", "read", "b")
+    assert gate.refusals == {"unknown": 4, "refused": 2}
+
+
+def test_a_public_bucket_is_read_without_a_token_or_with_a_valid_one(
+    gate: Gate, told: Told, token: Token
+) -> None:
+    told.credential_of = told.credential_of._replace(public_read=True, grants=["list:c"])
+    assert gate.ask("", "read", "b").verdict is Verdict.GRANTED
+    assert gate.ask(f"Bearer {token}", "read", "b").verdict is Verdict.GRANTED
+    assert gate.ask(f"Bearer {token}", "write", "b").verdict is Verdict.REFUSED
+    assert gate.ask("", "write", "b").verdict is Verdict.UNKNOWN
+    for invalid in (f"Bearer {Token.create()}", "Bearer x", "x"):
+        assert gate.ask(invalid, "read", "b").verdict is Verdict.UNKNOWN
+
+
+def test_decisions_of_another_policy_or_too_many_are_dropped(
+    gate: Gate, told: Told, token: Token, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told.credential_of = told.credential_of._replace(grants=["read:*"])
+    places = [(f"Bearer {token}", "read", f"b{number}") for number in range(4)]
+    for place in places[:2]:
+        gate.decide(*place)
+    assert [gate.kept(place) is not None for place in places] == [True, True, False, False]
+    told.credential_of = told.credential_of._replace(policy="p2")
+    gate.decide(*places[2])
+    assert [gate.kept(place) is not None for place in places] == [False, False, True, False]
+    monkeypatch.setattr(gates, "_MOST_KEPT", 2)
+    gate.decide(*places[0])
+    assert gate.kept(places[2]) is not None
+    gate.decide(*places[1])
+    assert [gate.kept(place) is not None for place in places] == [False, True, False, False]
+
+
+def test_the_tokens_of_which_use_is_noted_are_bounded(
+    gate: Gate, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "_TOUCH_IDS", 2)
+    tokens = [Token.create() for _ in range(3)]
+    told.credential_of = told.credential_of._replace(hashes=[each.hash for each in tokens])
+    for each in (tokens[0], tokens[0], tokens[1], tokens[2]):
+        gate.ask(f"Bearer {each}", "read", "b")
+    gate.record_use()
+    gate.record_use()
+    (ids,) = told.touched
+    assert sorted(ids) == sorted(each.id for each in tokens[:2])
+
+
+def test_who_lacks_a_right_is_told_which_and_where() -> None:
+    def refused(verdict: Verdict, bucket: str | None) -> tuple[int, str]:
+        with pytest.raises(Refused) as error:
+            require(Decision(verdict, "p", None, 0.0), "list", bucket)
+        answer = error.value.answer
+        assert (("WWW-Authenticate", 'Bearer realm="poky"') in answer.headers) == (
+            verdict is Verdict.UNKNOWN
+        )
+        problem = json.loads(answer.body)
+        return problem["status"], problem["code"] + " " + problem["detail"]
+
+    assert refused(Verdict.UNKNOWN, "b")[0] == 401
+    status, said = refused(Verdict.REFUSED, "b")
+    assert status == 403
+    assert "the right list in this bucket" in said
+    assert "the right list in any bucket" in refused(Verdict.REFUSED, None)[1]
+    require(Decision(Verdict.GRANTED, "p", None, 0.0), "list", "b")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "read", ":b", "read:", "read:b c", "read:b**", "fly:b", "read,:b", "read:" + "x" * 257],
+)
+def test_what_is_no_grant_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match="“"):
+        Grants.parse(["read:good", text])
+
+
+def test_grants_are_sorted_and_each_once() -> None:
+    grants = Grants.parse(["write,read:b", "read:b", "read:" + "x" * 256 + "*", "admin:*"])
+    assert grants.texts == ("admin:*", "read:b", f"read:{'x' * 256}*", "write:b")
+    with pytest.raises(ValueError, match="at least one grant"):
+        Grants.parse([])
+
+
+@pytest.mark.parametrize(
+    ("value", "is_one"),
+    [
+        ("Bearer {}", True),
+        ("bearer {} ", True),
+        ("BEARER   {}", True),
+        ("Bearer {}x", False),
+        ("Bearer{}", False),
+        ("{}", False),
+        ("Digest {}", False),
+        ("Basic {basic}", True),
+        ("basic {basic}", True),
+        ("Basic {basic}=", False),
+        ("Basic *", False),
+        ("Basic /w==", False),
+        ("Bearer {}" + " " * 600 + "x", False),
+        ("Basic {long}", False),
+    ],
+)
+def test_a_token_is_found_in_authorization(token: Token, value: str, is_one: bool) -> None:
+    basic = base64.b64encode(f"me:{token}".encode()).decode()
+    long = base64.b64encode(f"{'m' * 400}:{token}".encode()).decode()
+    given = value.format(str(token), basic=basic, long=long)
+    assert Token.from_authorization(given) == (token if is_one else None)
+
+
+def test_another_secret_of_a_token_keeps_its_id(token: Token) -> None:
+    other = Token.create(token.id)
+    assert other.id == token.id
+    assert other.secret != token.secret
+    assert (len(token.id), len(token.secret)) == (12, 32)
+    assert repr(token) == f"Token({token.id})"
+    assert not token.is_one_of([other.hash])
+    assert are_id_and_hash(token.id, token.hash)
+    for id, hash in ((token.id[1:], token.hash), (token.id, token.hash[1:]), (token.id, "")):
+        assert not are_id_and_hash(id, hash)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [("a", True), ("A-z_0.9@x", True), ("x" * 128, True), ("", False), ("x" * 129, False),
+     ("a b", False)],
+)  # fmt: skip
+def test_a_name_of_a_token_is_short_and_plain(name: str, is_one: bool) -> None:
+    if is_one:
+        check_name(name)
+        return
+    with pytest.raises(ValueError, match="is no name"):
+        check_name(name)

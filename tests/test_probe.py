@@ -13,8 +13,13 @@ from typing import Any
 
 import pytest
 
+from poky.config import Config
+from poky.metrics import Histogram
+from poky.probe import Probe, _Canary
+from poky.store import Put, StoreError
 from tests.conftest import Database
 from tests.service import Client, running, wait_until
+from tests.test_client import scripted
 from tests.test_exported import value
 
 pytestmark = [pytest.mark.parametrize("kind", ["partitioned"]), pytest.mark.slow]
@@ -118,3 +123,119 @@ def test_without_a_probe_nothing_is_written(
         assert service.admin().get("/buckets").json() == {"buckets": []}
         tasks = service.client().get("/status?verbose").json()["background"]
         assert "probe" not in [task["name"] for task in tasks]
+
+
+# One canary, by what a cache and a database say.
+
+
+class Told:
+    """A store and its writes, which come to what the next of ``outcomes`` says."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Any] = []
+        self.made: list[Any] = []
+        self.buckets: list[str] = []
+
+    def ensure_bucket(self, name: str) -> None:
+        self.buckets.append(name)
+
+    def add(self, writing: Any) -> None:
+        self.made.append(writing.write)
+        outcome = self.outcomes.pop(0)
+        if outcome is not None:
+            writing.done(outcome)
+
+    def after_turn(self, alone: bool) -> None:
+        assert not alone
+
+
+def canary(told: Told, url: str, shard: int = 0) -> _Canary:
+    config = Config.from_env({"POKY_PROBE": f"one={url}", "POKY_INSTANCE": "me:1"})
+    return _Canary(told, told, config, shard, Histogram())  # type: ignore[arg-type]
+
+
+def test_what_a_read_says_of_a_canary(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    dropped = b'{"code": "bucket_not_found"}'
+    with scripted(
+        ("200 OK", b"5"),
+        ("200 OK", b"6"),
+        ("200 OK", b"4"),
+        ("404 Not Found", b""),
+        ("503 Busy", b""),
+        ("200 OK", b"no number"),
+        ("404 Not Found", dropped),
+        ("200 OK", b"7"),
+    ) as cache:
+        bird = canary(Told(), cache.url)
+        bird._acknowledged, bird._has_bucket = 5, True
+        (node,) = bird._nodes
+        assert [bird._read(node) for _ in range(2)] == [True, True]
+        assert bird.stale_at is None
+        assert [bird._read(node) for _ in range(2)] == [False, False]
+        assert dict(bird.reads) == {("one", "fresh"): 2, ("one", "stale"): 2}
+        assert bird.stale == {"one": 2}
+        assert bird.stale_at
+        assert "a read through one was stale: canary 4, not 5" in caplog.text
+        assert [bird._read(node) for _ in range(2)] == [False, False]
+        assert (bird._acknowledged, bird._has_bucket) == (5, True)
+        assert not bird._read(node)  # the bucket was dropped, and the canaries with it
+        assert (bird._acknowledged, bird._has_bucket) == (0, False)
+        assert not bird._read(node)  # fresh, and of no write that was acknowledged
+        assert bird.reads["one", "failed"] == 3
+        assert bird.reads["one", "fresh"] == 3
+        assert cache.lines == [b"GET /kv/poky-probe/canary.me:1"] * 8
+
+
+def test_what_a_write_of_a_canary_comes_to(kind: str) -> None:
+    told = Told()
+    bird = canary(told, "http://127.0.0.1:9")
+    first = bird._number
+    done = Put("updated", 1, "h", 1, None)
+    refusal = StoreError(503, "Away.", code="database_unavailable")
+    for outcome, counted in (
+        ("updated", "acknowledged"),
+        ("inserted", "acknowledged"),
+        ("no bucket", "failed"),
+    ):
+        told.outcomes = [done._replace(outcome=outcome)]
+        bird._has_bucket = True
+        before = bird.written[counted]
+        bird._write()
+        assert bird.written[counted] == before + 1
+        assert bird._has_bucket is (counted == "acknowledged")
+    assert bird._acknowledged == first + 2
+    assert [write.value.content for write in told.made] == [
+        str(first + number).encode() for number in (1, 2, 3)
+    ]
+    assert {write[:2] for write in told.made} == {("poky-probe", "canary.me:1")}
+    told.outcomes = [refusal]
+    with pytest.raises(StoreError, match="Away"):
+        bird._write()
+    bird._patience = 0.05
+    told.outcomes = [None]
+    with pytest.raises(StoreError) as failed:
+        bird._write()
+    assert failed.value.code == "outcome_unknown"
+    assert bird.written == {"acknowledged": 2, "failed": 3}
+    assert bird._acknowledged == first + 2
+
+
+def test_a_run_reads_before_and_twice_after_a_write(kind: str) -> None:
+    told = Told()
+    with scripted(("404 Not Found", b""), ("200 OK", b"9" * 20)) as cache:
+        bird = canary(told, cache.url, 2)
+        for runs in (1, 2):
+            told.outcomes = [Put("updated", 1, "h", 1, None)]
+            told.ensure_bucket = lambda name, shard=None: told.buckets.append(name)  # type: ignore[method-assign, misc]
+            bird.run()
+            assert len(cache.lines) == 3 * runs
+            (series,) = bird._visible.series().values()
+            assert sum(series[:-1]) == runs
+            assert 0 < series[-1] < 5 * runs
+        assert told.buckets == ["poky-probe-2"]
+        assert bird.reads == {("one", "fresh"): 6}
+    probe = Probe(told, told, Config.from_env({}))  # type: ignore[arg-type]
+    assert probe.stale_at is None
+    (only,) = probe._canaries.values()
+    only.stale_at = 7.0
+    assert probe.stale_at == 7.0

@@ -18,7 +18,7 @@ import pytest
 from poky.schema import SchemaError, moving
 from poky.schema.shards import join_shards
 from poky.sharing import Read, Reads, Writes, Writing
-from poky.store import Alone, ShardedStore, StoreError, Value, Write
+from poky.store import Alone, ShardedStore, Store, StoreError, Value, Write
 from tests.conftest import Cluster, Database
 from tests.service import running
 from tests.support.databases import hung
@@ -205,6 +205,71 @@ def test_a_database_with_buckets_of_its_own_becomes_no_shard(cluster: Cluster) -
         join_shards(control.dsn_owner, {1: control.dsn_owner})
     for each in (control, other):
         cluster.drop(each)
+
+
+def test_what_cannot_be_a_shard_is_said(cluster: Cluster) -> None:
+    control, one, flat = (cluster.create(kind) for kind in ("partitioned", "partitioned", "flat"))
+    with pytest.raises(SchemaError, match="need the partitioned schema"):
+        join_shards(flat.dsn_owner, {1: one.dsn_owner})
+    with pytest.raises(SchemaError, match="DSN of shard 2 leads to the database that is shard 1"):
+        join_shards(control.dsn_owner, {1: one.dsn_owner, 2: one.dsn_owner})
+    join_shards(control.dsn_owner, {1: one.dsn_owner})
+    with pytest.raises(SchemaError, match="shard 2"):
+        join_shards(control.dsn_owner, {2: one.dsn_owner})
+    with pytest.raises(SchemaError, match="is the DSN of a shard: control is needed there"):
+        join_shards(one.dsn_owner, {1: control.dsn_owner})
+    for each in (control, one, flat):
+        cluster.drop(each)
+
+
+def test_a_shard_knows_of_caches_and_of_the_policy_from_the_beginning(cluster: Cluster) -> None:
+    control, one = cluster.create("partitioned"), cluster.create("partitioned")
+
+    def first(database: Database, statement: str) -> object:
+        with closing(database.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchone()
+
+    with closing(Store(control.dsn_owner)) as store, closing(Store(one.dsn_owner)) as shard:
+        store.ensure_bucket("b")
+        for has_caches in (False, True):
+            if has_caches:
+                store.register_node("one", "http://127.0.0.1:1")
+            join_shards(control.dsn_owner, {1: one.dsn_owner})
+            policy = "SELECT tag, revision FROM poky.policy"
+            assert first(one, policy) == first(control, policy)
+            shard.adopt_bucket("there", 70_000)
+            told = shard.put("there", "k", b"v", "t")
+            assert (told.outbox_id is not None) is has_caches
+    for each in (control, one):
+        cluster.drop(each)
+
+
+@pytest.mark.parametrize(
+    ("code", "pgcode", "is_passing", "later"),
+    [
+        ("database_failed", "57P01", True, True),
+        ("database_failed", "08006", True, True),
+        ("database_failed", "25006", True, True),
+        ("database_failed", None, True, True),
+        ("database_failed", "42P01", False, False),
+        ("database_failed", "25001", False, False),
+        ("database_unavailable", None, False, True),
+        ("busy", None, False, True),
+        ("no_shard", None, False, False),
+        ("schema_refused", "57P01", False, False),
+    ],
+)
+def test_a_move_goes_on_by_itself_after_what_passes(
+    code: str, pgcode: str | None, is_passing: bool, later: bool
+) -> None:
+    """Before it began, nothing that its caller could mend is waited for."""
+    kind = type("Failure", (psycopg2.DatabaseError,), {"pgcode": pgcode})
+    error = SchemaError("x", code=code)
+    assert not moving._is_passing(SchemaError("x", code="database_failed"), has_begun=True)
+    error.__cause__ = kind()
+    assert moving._is_passing(error, has_begun=False) is is_passing
+    assert moving._is_passing(error, has_begun=True) is later
 
 
 # Tokens.

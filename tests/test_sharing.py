@@ -13,8 +13,9 @@ from typing import Any
 import psycopg2.extensions
 import pytest
 
-from poky.sharing import Read, Reads, Writes, Writing
-from poky.sharing.writes import FEW_WRITES
+from poky.sharing import Lane, Read, Reads, Writes, Writing
+from poky.sharing import writes as writing
+from poky.sharing.writes import FEW_WRITES, MOST_BYTES, MOST_WRITES
 from poky.store import (
     ALONE,
     Object,
@@ -22,6 +23,7 @@ from poky.store import (
     Put,
     Store,
     StoreError,
+    Together,
     Value,
     Write,
     bucket_functions,
@@ -902,3 +904,233 @@ def test_a_silent_cache_delays_no_write_of_another_key_for_long(
             assert service.client().get("/status").status == 200
             assert time.monotonic() - began < 1
             assert {each.result().status for each in waiting} == {200}
+
+
+# Lanes.
+
+
+def test_work_that_has_waited_too_long_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    lane = Lane("tests", 1, patience=0.1)
+    go_on, said = threading.Event(), Told(4)
+    assert (lane.is_busy, lane.waiting) == (False, 0)
+
+    def work(position: int) -> tuple[Any, Any]:
+        tell = said.done(position)
+        return (lambda: tell(threading.current_thread().name)), tell
+
+    lane.submit(lambda: go_on.wait(30), lambda _: None)
+    wait_until(lambda: lane.waiting == 0)
+    assert lane.is_busy
+    lane.submit(*work(0))
+    assert lane.waiting == 1
+    time.sleep(0.12)
+    lane.submit(*work(1))
+    go_on.set()
+    wait_until(lambda: said.outcomes[1] is not Told)
+    assert isinstance(said.outcomes[0], StoreError)
+    assert (said.outcomes[0].status, said.outcomes[0].code) == (503, "busy")
+    assert said.outcomes[1] == "tests-1"
+    lane.submit(lambda: 1 // 0, lambda _: None)  # type: ignore[arg-type, return-value]
+    lane.submit(*work(2))  # the thread lives
+    wait_until(lambda: said.outcomes[2] is not Told)
+    assert "work in lane tests failed" in caplog.text
+    wait_until(lambda: not lane.is_busy)
+    lane.submit(*work(3))
+    assert said.all()[2:] == ["tests-1"] * 2
+
+
+def test_a_lane_has_as_many_threads_as_work_that_waits_and_no_more() -> None:
+    lane = Lane("tests", 2)
+    go_on, said = threading.Event(), Told(5)
+    for position in range(5):
+        tell = said.done(position)
+        lane.submit(
+            lambda tell=tell: (go_on.wait(30), tell(threading.current_thread().name)),  # type: ignore[misc]
+            lambda _: None,
+        )
+    wait_until(lambda: lane.waiting == 3)
+    assert lane.is_busy
+    go_on.set()
+    assert set(said.all()) == {"tests-1", "tests-2"}
+
+
+# What a statement of writes comes to, by a store that does as it is told.
+
+
+class Scripted:
+    """A store whose statements come to what the next of ``outcomes`` says, or are done."""
+
+    def __init__(self) -> None:
+        self.statements: list[tuple[str, list[str], float | None]] = []
+        self.outcomes: list[Any] = []
+        self.policies: list[str | None] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def under(self, policy: str | None, renew: Any = None, since: float = 0.0) -> Any:
+        self.policies.append(policy)
+        return nullcontext()
+
+    def change_each(self, writes: list[Write], lock_timeout: float | None) -> list[Put]:
+        name = threading.current_thread().name.rpartition("-")[0]
+        self.statements.append((name, [each.key for each in writes], lock_timeout))
+        self.go_on.wait(30)
+        outcome = self.outcomes.pop(0) if self.outcomes else None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome or [Put("inserted", 1, "h", 1, None) for _ in writes]
+
+
+@pytest.fixture
+def scripted() -> Scripted:
+    return Scripted()
+
+
+def given(writes: Writes, told: Told, *wanted: Write, policies: Any = None) -> None:
+    for position, write in enumerate(wanted):
+        held = (policies[position], lambda policy: policy) if policies else None
+        writes.add(Writing(write, held, told.done(position)))
+    writes.after_turn(False)
+
+
+def of_size(key: str, size: int) -> Write:
+    return put_of(key, b"x" * size)
+
+
+def test_a_statement_has_so_many_writes_and_bytes_at_most(scripted: Scripted) -> None:
+    writes = Writes(scripted, NoCaches(), THREADS)  # type: ignore[arg-type]
+    told = Told(MOST_WRITES + 1)
+    given(writes, told, *(of_size(f"{number:03}", 1) for number in range(MOST_WRITES + 1)))
+    told.all()
+    assert [len(keys) for _, keys, _ in scripted.statements] == [MOST_WRITES, 1]
+    assert [timeout for *_, timeout in scripted.statements] == [writing.TOGETHER_SECONDS, None]
+    assert [name for name, *_ in scripted.statements] == ["writes"] * 2
+    scripted.statements.clear()
+    size, count = 32_768, MOST_BYTES // 32_768
+    told = Told(count + 1)
+    given(writes, told, *(of_size(f"{number:03}", size) for number in range(count + 1)))
+    told.all()
+    assert [len(keys) for _, keys, _ in scripted.statements] == [count, 1]
+    scripted.statements.clear()
+    told = Told(1)
+    given(writes, told, of_size("large", size + 1))
+    told.all()
+    assert scripted.statements == [("writes-large", ["large"], None)]
+
+
+def test_writes_of_two_policies_are_two_statements(scripted: Scripted) -> None:
+    writes = Writes(scripted, NoCaches(), THREADS)  # type: ignore[arg-type]
+    told = Told(4)
+    wanted = [put_of(key, b"") for key in "dcba"]
+    given(writes, told, *wanted, policies=["p", "p", "q", "p"])
+    told.all()
+    assert [keys for _, keys, _ in scripted.statements] == [["c", "d"], ["b"], ["a"]]
+    assert scripted.policies == ["p", "q", "p"]
+
+
+def test_what_has_waited_for_four_seconds_is_not_begun(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = Writes(scripted, NoCaches(), THREADS)  # type: ignore[arg-type]
+    told = Told(3)
+    for position, age in enumerate((writing.QUEUED_SECONDS + 0.1, 60.0, 0.0)):
+        late = Writing(put_of(f"{position}", b""), None, told.done(position))
+        late.since -= age
+        writes.add(late)
+    writes.after_turn(False)
+    outcomes = told.all()
+    assert [getattr(each, "code", "done") for each in outcomes] == ["busy", "busy", "done"]
+    assert [keys for _, keys, _ in scripted.statements] == [["2"]]
+    # All threads write: who looks for late ones refuses what is too old.
+    monkeypatch.setattr(writes._lane, "submit", lambda begin, refuse: None)
+    writes._began = dict.fromkeys(range(THREADS), (time.monotonic(), 1))
+    told = Told(2)
+    for position, age in enumerate((writing.QUEUED_SECONDS + 0.1, 1.0)):
+        late = Writing(put_of(f"{position}", b""), None, told.done(position))
+        late.since -= age
+        writes.add(late)
+    writes.late()
+    assert told.outcomes[0].code == "busy"
+    assert told.outcomes[1] is Told
+    assert len(writes._queue) == 1
+
+
+def test_what_is_locked_is_written_apart_for_a_while(scripted: Scripted) -> None:
+    writes = Writes(scripted, NoCaches(), THREADS)  # type: ignore[arg-type]
+    scripted.outcomes = [Together(), Together(), None, None]
+    told = Told(2)
+    given(writes, told, put_of("a", b""), put_of("b", b""))
+    told.all()
+    wait_until(lambda: len(scripted.statements) == 4)
+    assert scripted.statements[0] == ("writes", ["a", "b"], writing.TOGETHER_SECONDS)
+    assert scripted.statements[1] == ("writes-parted", ["a"], writing.ALONE_SECONDS)
+    assert sorted(scripted.statements[2:], key=str) == [
+        ("writes-locked", ["a"], None),
+        ("writes-parted", ["b"], writing.ALONE_SECONDS),
+    ]
+    for seconds, lane in ((0.0, "writes-locked"), (writing.LOCKED_SECONDS, "writes")):
+        scripted.statements.clear()
+        writes._apart["a", "a"] -= seconds
+        told = Told(1)
+        given(writes, told, put_of("a", b""))
+        told.all()
+        assert scripted.statements == [(lane, ["a"], None)]
+    scripted.outcomes = [StoreError(503, "Slow.", code="database_slow")]
+    told = Told(1)
+    given(writes, told, put_of("c", b""))
+    assert told.all()[0].code == "database_slow"
+    assert set(writes._apart) == {("a", "a"), ("a", "c")}
+    scripted.outcomes = [StoreError(503, "Slow.", code="database_slow")]
+    told = Told(2)
+    given(writes, told, put_of("d", b""), put_of("e", b""))
+    assert [each.code for each in told.all()] == ["database_slow"] * 2
+    assert set(writes._apart) == {("a", "a"), ("a", "c")}
+
+
+def test_no_more_than_a_thousand_objects_are_kept_apart(scripted: Scripted) -> None:
+    writes = Writes(scripted, NoCaches(), THREADS)  # type: ignore[arg-type]
+    for number in range(1001):
+        writes._keep_apart(Writing(put_of(f"{number}", b""), None, lambda _: None))
+        assert len(writes._apart) == (number + 1 if number < 1000 else 1)
+
+
+def test_a_lone_write_that_is_decided_anew_and_refused_is_told_why(scripted: Scripted) -> None:
+    writes = Writes(scripted, NoCaches(), THREADS)  # type: ignore[arg-type]
+    for policies, said in ((["p"], LookupError), (None, StoreError)):
+        scripted.outcomes = [LookupError()]
+        told = Told(1)
+        given(writes, told, put_of("a", b""), policies=policies)
+        assert type(told.all()[0]) is said
+
+
+def test_a_lone_client_s_write_is_made_by_its_own_thread(scripted: Scripted) -> None:
+    writes = Writes(scripted, NoCaches(), THREADS)  # type: ignore[arg-type]
+    for count, alone, names in ((1, True, [""]), (1, False, ["writes"]), (2, True, ["writes"])):
+        scripted.statements.clear()
+        told = Told(count)
+        for position in range(count):
+            writes.add(Writing(put_of(f"{position}", b""), None, told.done(position)))
+        writes.after_turn(alone)
+        told.all()
+        assert [name for name, *_ in scripted.statements] == names
+        wait_until(lambda: not writes._began and not writes._begun)
+    # What comes meanwhile is left to the lane.
+    scripted.statements.clear()
+    told = Told(2)
+    scripted.go_on.clear()
+
+    def later() -> None:
+        wait_until(lambda: scripted.statements)
+        writes.add(Writing(put_of("b", b""), None, told.done(1)))
+        scripted.go_on.set()
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    writes.add(Writing(put_of("a", b""), None, told.done(0)))
+    writes.after_turn(True)
+    told.all()
+    thread.join()
+    assert [(name, keys) for name, keys, _ in scripted.statements] == [
+        ("", ["a"]),
+        ("writes", ["b"]),
+    ]

@@ -77,7 +77,7 @@ CONCERN = {
     "embedded": "test_embedded",
     "feed": "test_following test_changes test_stays test_followers",
     "forms": "test_config test_cache test_cli test_fleet",
-    "health": "test_process test_listing test_front test_standby test_shards_seen test_page",
+    "health": "test_health test_process test_listing test_standby test_shards_seen test_page",
     "http": "test_connection test_server test_head test_later test_stream test_memory",
     "http/head": "test_head test_connection",
     "http/later": "test_later test_server",
