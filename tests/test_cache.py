@@ -709,6 +709,30 @@ def test_the_command_names_what_is_wrong(database: Database, store: Store) -> No
     assert result.exit_code == 2
 
 
+# What an instance sees of them.
+
+
+def test_the_time_of_purges_is_that_in_the_middle_of_recent_ones(
+    start: Start, store: Store, node: FakeCache
+) -> None:
+    caches = start(node)
+    for seconds in (0.5, 0.1, 0.4, 0.2):
+        caches._observe("one", "confirmed", seconds)
+    caches._observe("one", "silent", 9.0)
+    assert caches.purge_seconds() == {}
+    caches._observe("one", "confirmed", 0.3)
+    assert caches.purge_seconds() == {"one": 0.3}
+    times = caches._recent["one"]
+    times[0] = (time.monotonic() - 11, 0.5)
+    assert caches.purge_seconds() == {}
+    for _ in range(100):
+        caches._observe("one", "confirmed", 0.7)
+    assert caches.purge_seconds() == {"one": 0.7}
+    assert len(times) == 50
+    purges = caches.figures()["cache_purge_seconds"].read()
+    assert purges.series()["one", "silent"][-1] == 9.0  # type: ignore[union-attr]
+
+
 # Privileges.
 
 

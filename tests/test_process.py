@@ -15,13 +15,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psycopg2
 import pytest
 
-from poky import embedded
-from poky.process import why_not
+from poky import embedded, process
+from poky.process import notify, schedule, why_not
 from poky.schema.migrate import migrate
 from tests.conftest import Database
 from tests.service import Client, Service, free_ports, running, wait_until
@@ -751,6 +752,122 @@ def test_32_clients_with_the_largest_value_do_not_exhaust_memory(
 def _resident_bytes(pid: int) -> int:
     match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(match[1]) * 1024 if match else 0
+
+
+# Its parts.
+
+
+@pytest.mark.parametrize("level", ["info", "warning"])
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_requests_are_in_the_log_unless_only_warnings_are(
+    own_database: Database, log: Path, kind: str, level: str
+) -> None:
+    with running(own_database.dsn_service, log, log_level=level) as service:
+        service.client().get("/kv/nowhere/k")
+    assert ("path=/kv/nowhere/k" in log.read_text()) == (level == "info")
+    assert ("serves http://127.0.0.1" in log.read_text()) == (level == "info")
+
+
+class Rounds:
+    """Stops after so many waits, and remembers how long they were to be."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.waits: list[float] = []
+
+    def wait(self, seconds: float) -> bool:
+        self.waits.append(seconds)
+        return len(self.waits) > self.count
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "pause"), [("3000000", 1.0), ("", 5.0), ("0", 5.0), (None, 5.0)]
+)
+def test_the_watchdog_is_fed_while_all_workers_look_for_work(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    microseconds: str | None,
+    pause: float,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(process, "notify", said.append)
+    if microseconds is None:
+        monkeypatch.delenv("WATCHDOG_USEC", raising=False)
+    else:
+        monkeypatch.setenv("WATCHDOG_USEC", microseconds)
+    now = time.monotonic()
+    listeners: Any = [SimpleNamespace(heartbeat=now), SimpleNamespace(heartbeat=now - 15)]
+    stopping: Any = Rounds(2)
+    process._watch(listeners, stopping)
+    assert said == ["WATCHDOG=1"] * 2
+    assert stopping.waits == [pause] * 3
+    listeners[1].heartbeat = now - 21
+    process._watch(listeners, cast(Any, Rounds(1)))
+    assert len(said) == 2
+    assert "no worker has looked for work in 21 s" in caplog.text
+
+
+def test_listeners_are_stopped_at_once_and_waited_for_a_second_longer_than_they_have() -> None:
+    let_go = threading.Event()
+    began = time.monotonic()
+    ends: Any = SimpleNamespace(stop=lambda: time.sleep(0.2), in_flight=0)
+    hangs: Any = SimpleNamespace(stop=lambda: let_go.wait(30), in_flight=2)
+    assert process._stop([ends, ends, ends], 5) == 0
+    assert 0.2 <= time.monotonic() - began < 0.5
+    assert process._stop([ends, hangs], 0) == 2
+    assert 1.1 < time.monotonic() - began < 2
+    let_go.set()
+
+
+def test_systemd_is_told_at_either_kind_of_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"poky-{tmp_path.name}-{os.getpid()}"
+    for address, bound in ((str(tmp_path / "s"), str(tmp_path / "s")), (f"@{name}", f"\0{name}")):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+            listener.bind(bound)
+            listener.settimeout(5)
+            monkeypatch.setenv("NOTIFY_SOCKET", address)
+            notify("READY=1")
+            assert listener.recv(99) == b"READY=1"
+    notify("nobody listens")
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    notify("nobody is there")
+
+
+def test_a_system_that_forbids_it_is_no_reason_not_to_serve(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def forbid(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no")
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbid)
+    schedule(-1)
+    assert caplog.text == ""
+    schedule(0)
+    assert "does not let us choose a CPU" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "address", "prefix", "said"),
+    [
+        (OSError(errno.EADDRINUSE, "x"), "::1", "POKY_", "on port 80 of ::1: another program"),
+        (OSError(errno.EADDRINUSE, "x"), "::1", "POKY_ADMIN_", "with POKY_ADMIN_PORT."),
+        (OSError(errno.EAFNOSUPPORT, "x"), "::1", "POKY_", "does not have that address"),
+        (OSError(errno.EACCES, "x"), "::1", "POKY_LEASE_", "port with POKY_LEASE_PORT."),
+        (OSError(errno.EMFILE, "too many"), "::1", "POKY_", ": too many. See POKY_LISTEN and"),
+        (UnicodeError("x"), "a..b", "POKY_", "on a..b: no name or address"),
+        (OSError(errno.EADDRINUSE, "x"), "/s", "POKY_ADMIN_", "on /s: another program does. Set"),
+        (OSError(errno.EEXIST, "x"), "/s", "POKY_ADMIN_", "there is a file that is no socket"),
+        (OSError(errno.ENOENT, "gone"), "/s", "POKY_ADMIN_", "on /s: gone. Set POKY_ADMIN_LISTEN"),
+        (ValueError("why"), "/s", "POKY_ADMIN_", "on /s: why. Set"),
+        (ValueError("why"), "::1", "POKY_", "of ::1: why. See"),
+    ],
+)
+def test_why_nothing_listens_is_said(
+    error: Exception, address: str, prefix: str, said: str
+) -> None:
+    assert said in why_not(error, address, 80, prefix)
 
 
 # The command.

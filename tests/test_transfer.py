@@ -29,6 +29,7 @@ from poky.cli.transfer import _resumable, _Shown
 from poky.store import Store, StoreError
 from poky.transfer import (
     BadLine,
+    Exported,
     Loader,
     Original,
     Session,
@@ -40,6 +41,10 @@ from poky.transfer import (
     import_file,
     stored_objects,
 )
+from poky.transfer import load as loading
+from poky.transfer.lines import read_line, read_mark
+from poky.transfer.load import Told
+from poky.transfer.streams import streamed
 from tests.conftest import Cluster, Database
 from tests.fake_cache import FakeCache
 from tests.service import wait_until
@@ -953,3 +958,174 @@ def test_a_take_over_names_what_it_cannot_store_and_mirrors_only_if_told(
         assert "once it has stood still for 0.1 s, this says so and ends." in said
         assert [each.key for each in store.list_page("b").entries] == ["k1", "k2"]
         assert "deleted" not in told(own_database, *take, "--mirror")
+
+
+# Its parts.
+
+
+def test_caches_are_told_of_ten_thousand_keys_at_most() -> None:
+    told = Told()
+    told.add("a", [])
+    assert (told.keys, told.is_everything) == ({}, False)
+    told.add("a", ["k"] * 9_000)
+    told.add("b", ["l"] * 1_000)
+    assert (len(told.keys["a"]), len(told.keys["b"]), told.is_everything) == (9_000, 1_000, False)
+    told.add("a", ["k"])
+    assert (told.keys, told.is_everything) == ({}, True)
+    told.add("a", ["k"])
+    assert told.keys == {}
+    many = Told()
+    many.add("a", None)
+    assert (many.keys, many.is_everything) == ({}, True)
+
+
+def given(key: str, value: bytes = b"v", modified_at: int | None = None) -> Exported:
+    return Exported(key, value, "t", None, "0" * 8, modified_at=modified_at)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "objects", "expected"),
+    [
+        # Of objects, which of them are stored together: limits, a key again, dates and none.
+        (2, 10_000, [given("a"), given("b"), given("c")], [2, 1]),
+        (9, 402, [given("a"), given("b"), given("c")], [2, 1]),
+        (9, 403, [given("a"), given("b"), given("c")], [3]),
+        (9, 10_000, [given("a"), given("b"), given("a")], [2, 1]),
+        (9, 10_000, [given("a"), given("b", modified_at=1), given("c", modified_at=1)], [1, 2]),
+    ],
+)
+def test_objects_are_stored_in_chunks(
+    database: Database,
+    bucket: str,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+    size: int,
+    objects: list[Exported],
+    expected: list[int],
+) -> None:
+    monkeypatch.setattr(loading, "_CHUNK_ROWS", rows)
+    monkeypatch.setattr(loading, "_CHUNK_BYTES", size)
+    with Session(database.dsn_owner, "tests", as_owner=True) as session:
+        loader = Loader(session, "replace")
+        chunks: list[int] = []
+        stored = loader._store_one
+        monkeypatch.setattr(
+            loader, "_store_one", lambda chunk: (chunks.append(len(chunk.keys)), stored(chunk))
+        )
+        for number, each in enumerate(objects, start=1):
+            loader.add(bucket, each, number)
+        loader.finish()
+        assert chunks == expected
+        assert loader.done == len(objects)
+        assert loader.stored.inserted == len({each.key for each in objects})
+        loader.finish()
+        assert chunks == expected
+
+
+def test_a_line_is_as_long_as_it_may_be(database: Database, bucket: str) -> None:
+    """Each byte of a value may be an escape, and there is room for the rest."""
+    limit = 1000 * 6 + 16_384
+    text = b'{"key": "k", "data": "' + b"\\u0061" * 1000 + b'"}'
+    for length, numbers in ((limit - 1, []), (limit, [1])):
+        content = text.ljust(length) + b"\n" + line(key="next", data="")
+        read, _, wrong = imported(database, bucket, content)
+        assert ([number for number, _ in wrong], read.lines) == (numbers, 2)
+
+
+def test_progress_is_told_by_the_thousand(database: Database, bucket: str) -> None:
+    told: list[int] = []
+    content = b"".join(line(key=f"k{number}", data="") for number in range(2001))
+    imported(database, bucket, content, report=told.append)
+    assert told == [1000, 2000, 2001]
+
+
+def test_a_file_says_that_it_is_whole() -> None:
+    def read(*parts: bytes) -> list[str]:
+        file = io.BufferedReader(io.BytesIO(b"".join(parts)))  # type: ignore[arg-type]
+        return [each.key for each in exported_objects(file, 1000)]
+
+    head = b'{"poky_export":1,"bucket":"b","release":"r","exported_at":0}\n'
+    end = b'{"end":true,"objects":2,"cursor":null}\n'
+    one, two = line(key="a", data=""), line(key="b", data="")
+    assert read(head, one, b"\n", two, end) == ["a", "b"]
+    assert read(one, two) == ["a", "b"]
+    assert read() == []
+    for parts in ((head, one), (head, end, head)):
+        with pytest.raises(BadLine, match="it was cut off"):
+            read(*parts)
+    with pytest.raises(BadLine, match="line 3: the keys are not in order"):
+        read(head, one, one, end)
+    with pytest.raises(BadLine, match="line 2: "):
+        read(head, b"{\n")
+
+
+def test_a_mark_is_told_from_an_object() -> None:
+    assert read_mark(line(key="a", data="")) is None
+    with pytest.raises(BadLine, match="the file has form 2, and this release reads 1"):
+        read_mark(b'{"poky_export":2,"bucket":"b","release":"r","exported_at":0}')
+    for wrong in (b'{"poky_export":1}', b'{"end":true}', b'{"end":true,"objects":"x"}'):
+        with pytest.raises(BadLine):
+            read_mark(wrong)
+    found = read_line(line(key="a", data_base64="/w==", modified_at=0, expires_at=253402300799), 1)
+    assert (found.value, found.content_type) == (b"\xff", "application/octet-stream")
+    assert (found.modified_at, found.expires_at, found.created_at) == (0, 253402300799, None)
+    with pytest.raises(BadLine, match="whole seconds since 1970"):
+        read_line(line(key="a", data="", created_at=253402300800), 1)
+    with pytest.raises(BadLine, match="at most 1 bytes"):
+        read_line(line(key="a", data="xx"), 1)
+
+
+def test_rows_are_streamed_a_bounded_number_ahead() -> None:
+    taken: list[int] = []
+
+    def read(take: Callable[[int], object]) -> None:
+        for number in range(100_000):
+            taken.append(number)
+            take(number)
+
+    before = threading.active_count()
+    rows = streamed(read)
+    assert [next(rows) for _ in range(3)] == [0, 1, 2]
+    wait_until(lambda: len(taken) >= 16 * 500)
+    assert len(taken) <= 18 * 500
+    rows.close()
+    wait_until(lambda: threading.active_count() == before)
+    assert len(taken) <= 18 * 500
+    large = streamed(lambda take: [take(number) for number in range(3)], lambda row: row == 1)
+    assert list(large) == [0, 1, 2]
+
+    def fail(take: Callable[[int], object]) -> None:
+        take(1)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(streamed(fail))
+    assert list(streamed(lambda take: None)) == []
+
+
+def test_a_session_has_no_limits_of_requests(database: Database) -> None:
+    with Session(database.dsn_service, "some name") as session:
+        for name, expected in {
+            "statement_timeout": "0",
+            "idle_in_transaction_session_timeout": "0",
+            "application_name": "some name",
+            "client_encoding": "UTF8",
+            "transaction_isolation": "read committed",
+        }.items():
+            assert session.run(f"SHOW {name}") == [(expected,)], name
+        session.begin_snapshot()
+        assert session.run("SHOW transaction_isolation") == [("repeatable read",)]
+        assert session.run("SHOW transaction_read_only") == [("on",)]
+        session.end()
+        assert session.run("SELECT %s::int + 1", (1,)) == [(2,)]
+        with pytest.raises(StoreError):
+            session.run("SELECT no_such_column")
+        session.end()
+        assert session.run("SELECT current_user") == [("poky_service",)]
+    assert session.connection.closed
+    with Session(database.dsn_owner, "tests", as_owner=True) as session:
+        assert session.run("SELECT current_user") == [("poky_owner",)]
+    with pytest.raises(StoreError, match="Cannot connect to the database: ") as failed:
+        Session("host=/nowhere", "tests")
+    assert (failed.value.status, failed.value.code) == (503, "database_unavailable")
