@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
 
-from poky.store import CODES, Store, StoreError
+from poky.store import CODES, Store, StoreError, Together, Value, Write, bucket_functions
 from poky.store import pool as pools
+from poky.store.bucket_functions import BucketFunctions
 from poky.store.errors import (
     BadDsn,
     ChangesElsewhere,
@@ -31,6 +33,8 @@ from poky.store.errors import (
     translated,
 )
 from poky.store.pool import Pool
+from poky.store.rows import CopiedRows
+from poky.store.shared import Shared
 from tests.conftest import Cluster, Database
 from tests.service import wait_until
 from tests.support.databases import hung
@@ -698,3 +702,169 @@ def test_a_wait_for_a_connection_is_counted_by_its_length(database: Database) ->
         holding.join()
         pool.sleep(0)
         assert pool.counts.get("waits") == 1
+
+
+# The functions of single buckets.
+
+
+class Numbered(BucketFunctions):
+    """Knows the numbers of some buckets; what it is to execute fails, or is noted."""
+
+    def __init__(self, **numbers: int) -> None:
+        super().__init__("host=/nowhere")
+        self.known = numbers
+        self.asked: list[str] = []
+        self.executed: list[tuple[str, Any]] = []
+        self.failure: Exception | None = None
+
+    def function_number(self, bucket: str) -> int | None:
+        self.asked.append(bucket)
+        return self.known.get(bucket)
+
+    def _execute(self, statement: Any, parameters: Any, **more: Any) -> Any:
+        function = more.get("bucket_function")
+        if function and self.failure:
+            raise self.failure
+        self.executed.append((statement.partition("(")[0], function))
+        return [(statement,)]
+
+    def call(self, bucket: str, verb: str = "get") -> tuple[str, Any]:
+        self._call(verb, "get", bucket, ("{}",), is_write=False)
+        return self.executed.pop()
+
+
+def test_a_bucket_s_number_is_asked_for_once() -> None:
+    with closing(Numbered(a=7)) as store:
+        for _ in range(3):
+            assert store.call("a") == ("EXECUTE poky_get_7", ("get", 7))
+        assert store.call("a", "share")[1] == ("share", 7)
+        assert store.asked == ["a"]
+        # One that is not there may be made any moment.
+        for _ in range(2):
+            assert store.call("b") == ("EXECUTE poky_get", None)
+        assert store.asked == ["a", "b", "b"]
+
+
+def test_a_function_that_is_missing_is_asked_for_again_after_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with closing(Numbered(a=7, b=8)) as store:
+        store.call("a")
+        store.call("b")
+        store.failure = failure("42883")
+        assert store.call("a") == ("EXECUTE poky_get", None)
+        assert store.call("a") == ("EXECUTE poky_get", None)
+        assert store.asked == ["a", "b"]
+        store.failure = None
+        store.known["a"] = 9
+        assert store.call("b")[1] == ("get", 8)
+        assert store.call("a")[1] is None
+        store._paused["a"] -= bucket_functions._PAUSE_SECONDS
+        assert store.call("a")[1] == ("get", 9)
+        assert store.asked == ["a", "b", "a"]
+        assert store._paused == {}
+        store.failure = failure("22000")
+        with pytest.raises(psycopg2.Error):
+            store.call("a")
+        for number in range(1003):
+            store._forget(f"b{number}", number)
+        assert len(store._paused) == 2
+
+
+def test_the_functions_of_so_many_buckets_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket_functions, "_MOST", {"get": 2, "share": 1, "update": 1, "delete": 1})
+    with closing(Numbered(a=1, b=2, c=3)) as store:
+        assert [store.call(each)[1] for each in "abca"] == [
+            ("get", 1),
+            ("get", 2),
+            None,
+            ("get", 1),
+        ]
+        assert [store.call(each, "delete")[1] for each in "ba"] == [("delete", 2), None]
+        store._forget("a", 1)
+        assert store.call("c")[1] == ("get", 3)
+    with closing(Numbered(a=0, b=5)) as flat:
+        assert flat.call("a")[1] == ("get", 0)
+        assert flat.call("b")[1] == ("get", 0)
+        assert flat.asked == ["a"]
+        flat._forget("a", 0)
+        assert flat.call("b")[1] == ("get", 5)
+
+
+# Statements of several.
+
+
+class Refusing(Shared):
+    """Its writes fail as they are told."""
+
+    def __init__(self, code: str | None, error: StoreError) -> None:
+        super().__init__("host=/nowhere")
+        self.code, self.error = code, error
+
+    def _write(self, *_: Any, **__: Any) -> Any:
+        raise self.error from failure(self.code)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "of_several", "of_one"),
+    [
+        # What comes of several changes, and of one that may not wait for a lock.
+        ("55P03", "database_slow", Together, Together),
+        ("23514", "bucket_not_found", Together, StoreError),
+        ("PK401", "policy_changed", Together, StoreError),
+        ("57014", "database_slow", StoreError, StoreError),
+        (None, "database_failed", StoreError, StoreError),
+        ("XX000", "database_failed", Together, StoreError),
+    ],
+)
+def test_what_fails_all_of_several_changes_is_made_one_by_one(
+    code: str | None, said: str, of_several: type[Exception], of_one: type[Exception]
+) -> None:
+    write = Write("b", "k", Value(b"v"), "t", None, None, None)
+    error = StoreError(503, "x", code=said)
+    with closing(Refusing(code, error)) as store:
+        for writes, timeout, kind in (
+            ([write] * 2, 0.2, of_several),
+            ([write] * 2, None, of_several),
+            ([write], 0.2, of_one),
+        ):
+            with pytest.raises(kind) as failed:
+                store.change_each(writes, timeout)
+            assert type(failed.value) is kind
+        error.unknown = True
+        with pytest.raises(StoreError):
+            store.change_each([write] * 2, 0.2)
+
+
+def test_a_text_that_cannot_be_stored_is_refused_in_a_large_write() -> None:
+    write = Write("b", "k\0", Value(b"v" * 70_000), "t", None, None, None)
+    with closing(Shared("host=/nowhere")) as store, pytest.raises(StoreError) as refused:
+        store.change_each([write], 0.2)
+    assert (refused.value.status, refused.value.code) == (400, "bad_text")
+
+
+def test_rows_of_a_copy_are_read_message_by_message() -> None:
+    rows: list[tuple[Any, ...]] = []
+    begun: list[None] = []
+    copied = CopiedRows(
+        ("bigint", "text", "bytea"),
+        lambda row: rows.append((*row[:2], None if row[2] is None else bytes(row[2]))),
+        lambda: begun.append(None),
+    )
+    head = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+    null = (-1).to_bytes(4, "big", signed=True)
+    eight = (8).to_bytes(4, "big") + (-5).to_bytes(8, "big", signed=True)
+    three = (3).to_bytes(4, "big")
+    columns = (3).to_bytes(2, "big")
+    one = columns + eight + three + b"abc" + three + b"\0\1\2"
+    two = columns + null + null + null
+    copied.clear()
+    for message in (head + one + two, two, one + b"\xff\xff"):
+        assert copied.write(message) == len(message)
+    values = (-5, "abc", b"\0\1\2")
+    assert rows == [values, (None,) * 3, (None,) * 3, values]
+    assert copied.largest == len(head + one + two)
+    copied.clear()
+    assert len(begun) == 2
+    with pytest.raises(ValueError, match="binary format"):
+        copied.write(one)
