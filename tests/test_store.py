@@ -216,10 +216,38 @@ def test_of_all_who_want_a_connection_one_asks_a_server_that_refuses() -> None:
             for thread in threads:
                 thread.join()
         server.shutdown(socket.SHUT_RDWR)
-    # Four times a second: each is asked for once or, as it may have been ended, twice.
+    # Four times a second in the end, and from the first refusals on by one thread with a rest.
     assert 3 <= sum(at > began + 2 for at in asked) <= 10
+    assert 3 <= sum(began + 0.3 < at < began + 1.3 for at in asked) <= 12
     assert len(refusals) > 100
     assert all(refusals)
+
+
+def test_a_failure_of_long_ago_refuses_nobody(database: Database) -> None:
+    """Nobody has asked since: all who come at once get connections if it is well."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    told: list[object] = []
+    together = threading.Barrier(6)
+
+    def ask(store: Store) -> None:
+        together.wait()
+        try:
+            told.append(store.nodes())
+        except StoreError as error:
+            told.append(error)
+
+    with closing(Store(f"postgresql://poky_service@127.0.0.1:{port}/poky")) as store:
+        with pytest.raises(StoreError):
+            store.nodes()
+        store._dsns = [database.dsn_service]
+        time.sleep(2.1)
+        threads = [threading.Thread(target=ask, args=(store,)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert told == [[]] * 6
 
 
 def test_a_read_of_a_database_that_hangs_takes_five_seconds_at_most(

@@ -43,10 +43,12 @@ Held = tuple[str, Callable[[str], str] | None]  #: a policy, and how to decide a
 _MAX_AGE = 1800.0
 _CONNECT_SECONDS = 3.0
 _ATTEMPTS = 3
-# A server that has refused all connections for so long is asked at most so often: a connection for
-# each request would leave it, and this process, no time for anything else.
-_FAILING_SECONDS = 1.0
+# A server that has refused all connections for so long is asked by one thread, with rests of a
+# quarter of the time since, up to four times a second in the end: a connection for each request
+# would leave it, and this process, no time for anything else.
+_FAILING_SECONDS = 0.05
 _REST_SECONDS = 0.25
+_RECENT_SECONDS = 2.0  # an older failure says nothing of the server as it is now
 _WATCH_SECONDS = 0.25
 # What a busy machine still does in a second; docs/configuration.md says so.
 _ITEMS_PER_SECOND = 2000
@@ -177,6 +179,7 @@ class Pool:
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
         self._rests_until = 0.0
+        self._failed_at = 0.0
         self._trying = threading.Lock()  # who tries to connect where that has failed for a while
         self._refusal = ("database_unavailable", "")  # what rests are ended with
         self.guard = _Guard()
@@ -460,17 +463,23 @@ class Pool:
         log.warning("cannot use the database: %s", first_line(failure))
         self.counts.add_error(failure)
         self.counts.connected(False)
+        self._failed_at = time.monotonic()
         refusal = cannot_connect(failure)
         self._refusal = refusal.code, refusal.detail
         # One that hangs, or is far away, takes its time by itself.
         if self._is_failing and time.monotonic() - began < _REST_SECONDS:
-            self._rests_until = time.monotonic() + _REST_SECONDS
+            self._rests_until = time.monotonic() + min(self._failing_for / 4, _REST_SECONDS)
         raise refusal from failure
 
     @property
     def _is_failing(self) -> bool:
+        is_recent = time.monotonic() - self._failed_at < _RECENT_SECONDS or self._trying.locked()
+        return is_recent and self._failing_for > _FAILING_SECONDS
+
+    @property
+    def _failing_for(self) -> float:
         since = self.counts.failing_since
-        return since is not None and time.time() - since > _FAILING_SECONDS
+        return 0.0 if since is None else time.time() - since
 
     def _cut_overdue(self) -> None:
         """Cut connections past their deadline: there even the statement timeout did not end it."""
