@@ -25,10 +25,10 @@ from poky.store import StoreError
 from tests.conftest import HASTY, Cluster, Database
 from tests.service import wait_until
 from tests.support.followed import all_after, faults, identity, record, recorded
-from tests.test_shards import Killed, alter, bring, name, nothing_is_left, opened, owners
+from tests.test_shards import Killed, alter, bring, name, nothing_is_left, opened, owners, sharded
 from tests.test_standby import query, sockets
 
-__all__ = ["name"]
+__all__ = ["name", "sharded"]
 pytestmark = pytest.mark.slow
 
 
@@ -529,6 +529,72 @@ def test_a_move_whose_mover_and_control_died_is_given_up_or_goes_on(
             assert place is not None
             assert (place.shard, place.moving) == (shard, False)
             assert len(store.list_page("b", "old", limit=1000).entries) == 20
+
+
+@pytest.mark.parametrize(
+    ("step", "later"),
+    [*((step, "depart") for step in moving.STEPS), ("prepare", "copy"), ("arrive", "settle")],
+)
+def test_a_mover_that_was_frozen_harms_none_that_came_after(
+    sharded: Database, name: str, monkeypatch: pytest.MonkeyPatch, step: str, later: str
+) -> None:
+    """Control failed over while it was within a step; it thaws while the bucket moves back."""
+    bring(sharded, name, 1, keys=20)
+    held, thaws = threading.Event(), threading.Event()
+    go_to = moving._Mover._go_to
+
+    def go_and_freeze(mover: moving._Mover, to: str) -> None:
+        go_to(mover, to)
+        if threading.current_thread() is frozen and to == step and not held.is_set():
+            held.set()
+            assert thaws.wait(60)
+
+    def move() -> None:
+        with suppress(SchemaError):
+            moving.move(owners(sharded), name, 2)
+
+    def thaw(done: str) -> None:
+        if done == later and not thaws.is_set():
+            thaws.set()
+            frozen.join(1)
+
+    monkeypatch.setattr(moving._Mover, "_go_to", go_and_freeze)
+    frozen = threading.Thread(target=move, daemon=True)
+    with Writer(sharded, name) as writer:
+        frozen.start()
+        assert held.wait(30)
+        fail_over_control(sharded)
+        moving.move(owners(sharded), name, 2)
+        try:
+            moving.move(owners(sharded), name, 1, after=thaw)
+        finally:
+            thaws.set()
+            frozen.join(90)
+        assert not frozen.is_alive()
+        ended = len(writer.acknowledged)
+        wait_until(lambda: len(writer.acknowledged) > ended + 20, 30)
+    assert moving.under_way(owners(sharded)) is None
+    assert takers(sharded, name) == 1
+    assert writer.lost() == []
+    with closing(opened(sharded)) as store:
+        place = store.place(name)
+        assert place is not None
+        assert not place.moving
+        assert len(store.list_page(name, "old", limit=1000).entries) == 20
+    assert nothing_is_left(sharded, name, place.shard) == []
+
+
+def fail_over_control(database: Database) -> None:
+    """Who moves loses its connection to control, and so the lock."""
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        ended = (
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory'"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            " AND granted AND pid <> pg_backend_pid()"
+        )
+        cursor.execute(ended)
+        assert cursor.fetchall() == [(True,)]
 
 
 # Users.

@@ -32,6 +32,17 @@ _DURABLE = (
     " WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')"
 )
 
+# At the source and the target: who is the only one by control's lock has this one, too.
+_TAKE_OVER_SECONDS = 10.0
+_LOCK_MOVER = "SELECT pg_try_advisory_lock(hashtextextended('poky mover', 0))"
+_END_MOVER = """
+    SELECT pg_terminate_backend(l.pid)
+    FROM pg_locks AS l
+    WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.pid <> pg_backend_pid()
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND (l.classid::bigint << 32) + l.objid::bigint = hashtextextended('poky mover', 0)
+"""
+
 _ANEW = Progress("The target cannot go on: copying from the beginning")
 
 
@@ -133,6 +144,7 @@ def _move(
             OwnerConnection(owners[noted.source], progress) as source,
             OwnerConnection(owners[noted.target], progress) as target_owner,
         ):
+            _end_others(source, target_owner)
             mover = _Mover(noted, control, source, target_owner, among[noted.source], after)
             pause = mover.run()
     return Moved(bucket, noted.source, noted.target, time.monotonic() - began, pause)
@@ -150,6 +162,7 @@ def abort(owners: Mapping[int, str]) -> Move | None:
             OwnerConnection(owners[noted.source]) as source,
             OwnerConnection(owners[noted.target]) as target,
         ):
+            _end_others(source, target)
             _Mover(noted, control, source, target, owners[noted.source], lambda _: None).give_up()
     return noted
 
@@ -161,7 +174,7 @@ def _alone(
     """The connection to control, as the only one that moves."""
     with OwnerConnection(owners[0], progress) as control:
         if not control.value("SELECT pg_try_advisory_lock(hashtextextended('poky move', 0))"):
-            raise SchemaError("Another poky bucket move is running: one at a time.", code="busy")
+            raise _another_moves()
         try:
             yield control
         finally:
@@ -169,6 +182,28 @@ def _alone(
             # connection nothing is held.
             with contextlib.suppress(psycopg2.Error):
                 control.value("SELECT pg_advisory_unlock(hashtextextended('poky move', 0))")
+
+
+def _end_others(*owners: OwnerConnection) -> None:
+    """End the sessions of a command that was the only one before control failed over.
+
+    It may be frozen within a step, and must not go on with it: it would drop what comes after it.
+    """
+    for owner in owners:
+        until = time.monotonic() + _TAKE_OVER_SECONDS
+        with _as_user(owner):
+            while not owner.value(_LOCK_MOVER):
+                try:
+                    owner.run(_END_MOVER)
+                except psycopg2.errors.InsufficientPrivilege as error:
+                    raise _another_moves() from error
+                if time.monotonic() > until:
+                    raise _another_moves()
+                time.sleep(_LOOK_SECONDS)
+
+
+def _another_moves() -> SchemaError:
+    return SchemaError("Another poky bucket move is running: one at a time.", code="busy")
 
 
 def _noted(control: OwnerConnection) -> Move | None:
