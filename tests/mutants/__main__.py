@@ -94,6 +94,7 @@ CONCERN = {
     "schema": "test_schema test_conversion",
     "schema/migrate": "test_schema test_conversion test_cli test_process test_older",
     "schema/moving": "test_moves test_shards test_stays",
+    "schema/one_mover": "test_moves test_shards",
     "schema/owner": "test_schema test_conversion test_cli test_process test_transfer",
     "schema/plan": "test_schema test_conversion test_older test_process test_restored test_cli",
     "schema/shards": "test_shards test_moves test_shards_seen",

@@ -6,15 +6,15 @@ then the target has the bucket. The whole state is in the databases: what was ki
 goes on where it was. Up to the departure a move can be given up, from then on it only goes on.
 """
 
-import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import psycopg2
 from psycopg2.extensions import make_dsn
 
+from poky.schema.one_mover import alone, as_user, end_others
 from poky.schema.owner import OwnerConnection, Progress
 from poky.schema.plan import SchemaError
 
@@ -31,17 +31,6 @@ _DURABLE = (
     "SELECT set_config('synchronous_commit', 'on', false)"
     " WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')"
 )
-
-# At the source and the target: who is the only one by control's lock has this one, too.
-_TAKE_OVER_SECONDS = 10.0
-_LOCK_MOVER = "SELECT pg_try_advisory_lock(hashtextextended('poky mover', 0))"
-_END_MOVER = """
-    SELECT pg_terminate_backend(l.pid)
-    FROM pg_locks AS l
-    WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.pid <> pg_backend_pid()
-    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    AND (l.classid::bigint << 32) + l.objid::bigint = hashtextextended('poky mover', 0)
-"""
 
 _ANEW = Progress("The target cannot go on: copying from the beginning")
 
@@ -124,7 +113,7 @@ def _move(
     after: Callable[[str], None],
     began: float,
 ) -> Moved | None:
-    with _alone(owners, progress) as control:
+    with alone(owners, progress) as control:
         noted = _noted(control)
         if noted is None:
             _require(owners, target)
@@ -144,7 +133,7 @@ def _move(
             OwnerConnection(owners[noted.source], progress) as source,
             OwnerConnection(owners[noted.target], progress) as target_owner,
         ):
-            _end_others(source, target_owner)
+            end_others(source, target_owner)
             mover = _Mover(noted, control, source, target_owner, among[noted.source], after)
             pause = mover.run()
     return Moved(bucket, noted.source, noted.target, time.monotonic() - began, pause)
@@ -152,7 +141,7 @@ def _move(
 
 def abort(owners: Mapping[int, str]) -> Move | None:
     """Give the move that is under way up; None: there is none. SchemaError if it is too late."""
-    with _alone(owners, None) as control:
+    with alone(owners, None) as control:
         noted = _noted(control)
         if noted is None:
             return None
@@ -162,48 +151,9 @@ def abort(owners: Mapping[int, str]) -> Move | None:
             OwnerConnection(owners[noted.source]) as source,
             OwnerConnection(owners[noted.target]) as target,
         ):
-            _end_others(source, target)
+            end_others(source, target)
             _Mover(noted, control, source, target, owners[noted.source], lambda _: None).give_up()
     return noted
-
-
-@contextlib.contextmanager
-def _alone(
-    owners: Mapping[int, str], progress: Callable[[Progress], None] | None
-) -> Iterator[OwnerConnection]:
-    """The connection to control, as the only one that moves."""
-    with OwnerConnection(owners[0], progress) as control:
-        if not control.value("SELECT pg_try_advisory_lock(hashtextextended('poky move', 0))"):
-            raise _another_moves()
-        try:
-            yield control
-        finally:
-            # A connection that is closed ends later, and the next move may come at once. Without a
-            # connection nothing is held.
-            with contextlib.suppress(psycopg2.Error):
-                control.value("SELECT pg_advisory_unlock(hashtextextended('poky move', 0))")
-
-
-def _end_others(*owners: OwnerConnection) -> None:
-    """End the sessions of a command that was the only one before control failed over.
-
-    It may be frozen within a step, and must not go on with it: it would drop what comes after it.
-    """
-    for owner in owners:
-        until = time.monotonic() + _TAKE_OVER_SECONDS
-        with _as_user(owner):
-            while not owner.value(_LOCK_MOVER):
-                try:
-                    owner.run(_END_MOVER)
-                except psycopg2.errors.InsufficientPrivilege as error:
-                    raise _another_moves() from error
-                if time.monotonic() > until:
-                    raise _another_moves()
-                time.sleep(_LOOK_SECONDS)
-
-
-def _another_moves() -> SchemaError:
-    return SchemaError("Another poky bucket move is running: one at a time.", code="busy")
 
 
 def _noted(control: OwnerConnection) -> Move | None:
@@ -330,12 +280,12 @@ class _Mover:
             self._target.atomically(
                 lambda step=step: self._target.run(f"SELECT poky.{step}(%s)", self._id)  # type: ignore[misc]
             )
-        with _as_user(self._source):
+        with as_user(self._source):
             # Separately from the subscription, which would wait for itself within one cluster.
             self._source.run(
                 "SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", self._name
             )
-        with _as_user(self._target):
+        with as_user(self._target):
             # Nothing is confirmed, nor seen, that a crash could lose at the target, or that its
             # synchronous standby does not have: the source would not send it again.
             self._target.run(
@@ -494,12 +444,12 @@ class _Mover:
         self._control.run("SELECT poky._end_move()")
 
     def _end_replication(self) -> None:
-        with _as_user(self._target):
+        with as_user(self._target):
             if self._has_subscription():
                 self._target.run(f"ALTER SUBSCRIPTION {self._name} DISABLE")
                 self._target.run(f"ALTER SUBSCRIPTION {self._name} SET (slot_name = NONE)")
                 self._target.run(f"DROP SUBSCRIPTION {self._name}")
-        with _as_user(self._source):
+        with as_user(self._source):
             until = time.monotonic() + 30
             # Also those of workers that were to copy a table: they bear the subscription's number.
             while self._source.value(
@@ -511,13 +461,3 @@ class _Mover:
                     if time.monotonic() > until:
                         raise
                     time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def _as_user(owner: OwnerConnection) -> Iterator[None]:
-    """Act as who has connected: replication is not the owner's."""
-    owner.run("RESET ROLE")
-    try:
-        yield
-    finally:
-        owner.run("SET ROLE poky_owner")

@@ -34,6 +34,7 @@ from poky.store.hosts import one_per_host
 from poky.store.literals import compose
 from poky.store.rows import CopiedRows
 from poky.store.statements import BUCKET_FUNCTIONS, FUNCTIONS
+from poky.store.under import Guard, Under
 
 log = logging.getLogger("poky.store")
 
@@ -110,36 +111,6 @@ class Connection(psycopg2.extensions.connection):
         self.__dict__.pop("statement", None)  # a cycle, which would keep the last query
 
 
-class _Guard(threading.local):
-    """The policy under which a thread's statements are done (None: any), and from when they count.
-
-    ``since`` is when the request came, by time.monotonic(); 0: with the statement.
-    """
-
-    policy: str | None = None
-    renew: Callable[[str], str] | None = None
-    since: float = 0.0
-
-
-class _Under:
-    """What `Pool.under` gives: three attributes set for a while. A generator would cost 2 us."""
-
-    __slots__ = ("_before", "_given", "_guard")
-
-    def __init__(self, guard: _Guard, *given: Any) -> None:
-        self._guard = guard
-        self._given = given
-
-    def __enter__(self) -> None:
-        guard = self._guard
-        self._before = guard.policy, guard.renew, guard.since
-        guard.policy, guard.renew, guard.since = self._given
-
-    def __exit__(self, *error: object) -> None:
-        guard = self._guard
-        guard.policy, guard.renew, guard.since = self._before
-
-
 class Pool:
     """A bounded pool of connections that executes statements, with retries and a watchdog."""
 
@@ -182,7 +153,7 @@ class Pool:
         self._failed_at = 0.0
         self._trying = threading.Lock()  # who tries to connect where that has failed for a while
         self._refusal = ("database_unavailable", "")  # what rests are ended with
-        self.guard = _Guard()
+        self.guard = Guard()
         self.counts = Counts()
         self._closed = threading.Event()
         threading.Thread(target=self._cut_overdue, name="poky-overdue", daemon=True).start()
@@ -233,14 +204,14 @@ class Pool:
         policy: str | None,
         renew: Callable[[str], str] | None = None,
         since: float = 0.0,
-    ) -> _Under:
+    ) -> Under:
         """Let this thread's statements be done only under this policy (None: any).
 
         PostgreSQL refuses a statement that comes under another one, and it did nothing then:
         ``renew(policy)`` decides anew, and either raises or gives the policy to try it under.
         ``since``: when the request came, from which its time is counted (time.monotonic()).
         """
-        return _Under(self.guard, policy, renew, since)
+        return Under(self.guard, policy, renew, since)
 
     # What follows a change (nodes, purges) must not fail because tokens have changed since.
 
