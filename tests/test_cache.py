@@ -733,6 +733,30 @@ def test_the_time_of_purges_is_that_in_the_middle_of_recent_ones(
     assert purges.series()["one", "silent"][-1] == 9.0  # type: ignore[union-attr]
 
 
+def test_a_moment_that_never_was_is_zero_in_the_figures(start: Start, store: Store) -> None:
+    caches = start()
+    store.register_node("one", "http://127.0.0.1:1")
+    (node,) = store.nodes()
+    assert node.suspended_at is not None
+
+    def read(name: str, **facts: Any) -> Any:
+        caches._seen = [node._replace(**facts)]
+        return caches.figures()[name].read()
+
+    lease = "cache_node_lease_timestamp_seconds"
+    suspended = "cache_node_suspended_timestamp_seconds"
+    assert read(lease) == {"one": 0}
+    assert read(lease, leased_at=7) == {"one": 7}
+    assert read(suspended) == {"one": node.suspended_at}
+    assert read(suspended, suspended_at=None) == {"one": 0}
+    assert read("cache_node_suspended") == {"one": 1}
+    assert read("cache_node_suspended", suspended_at=None) == {"one": 0}
+    assert (read("cache_nodes"), read("cache_nodes_suspended")) == (1, 1)
+    assert read("cache_nodes_suspended", suspended_at=None) == 0
+    store.drain_node("one", node.generation)
+    store.remove_node("one")
+
+
 # Privileges.
 
 

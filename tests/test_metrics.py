@@ -260,6 +260,7 @@ def test_series_of_buckets_are_for_those_that_succeeded_first() -> None:
         metrics.observe({**REQUEST, **asked}, status, 10, 0.0)
 
     see("/kv/absent/k", 404)
+    see("/kv/invented/k", 400)
     see("/kv/a?prefix=x")
     see("/kv/%62/k")
     see("/multi/b", method="PUT", length="5")
@@ -271,7 +272,7 @@ def test_series_of_buckets_are_for_those_that_succeeded_first() -> None:
     metrics.close()
     name = "poky_bucket_%s_total"
     assert {each: value for each, value in found.items() if "bucket_requests_total" in each} == {
-        f'{name % "requests"}{{bucket="-",method="GET"}}': 3,
+        f'{name % "requests"}{{bucket="-",method="GET"}}': 4,
         f'{name % "requests"}{{bucket="a",method="GET"}}': 2,
         f'{name % "requests"}{{bucket="b",method="PUT"}}': 1,
         f'{name % "requests"}{{bucket="b",method="GET"}}': 1,

@@ -84,3 +84,25 @@ def test_the_document_allows_what_the_service_takes(client: Client, bucket: str)
         body = document["paths"]["/multi/{bucket}"][operation]["requestBody"]
         item = body["content"]["application/json"]["schema"]["items"]
         assert item["properties"]["key"] == in_path
+
+
+def test_the_document_says_what_holds_where_a_parameter_is_missing(
+    client: Client, bucket: str
+) -> None:
+    document = client.get("/openapi.json").json()
+    defaults = {
+        (path, parameter["name"]): parameter["schema"]["default"]
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+        if method != "parameters"
+        for parameter in operation.get("parameters", [])
+        if "default" in parameter["schema"]
+    }
+    assert defaults == {
+        ("/kv/{bucket}", "limit"): 100,
+        ("/changes/{bucket}", "limit"): 100,
+        ("/changes/{bucket}", "wait"): 0,
+    }
+    items = [{"key": f"{number:03}", "data": ""} for number in range(101)]
+    assert client.batch("PUT", bucket, items).status == 200
+    assert len(client.get(f"/kv/{bucket}").json()["keys"]) == 100

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -239,3 +240,28 @@ def test_a_run_reads_before_and_twice_after_a_write(kind: str) -> None:
     (only,) = probe._canaries.values()
     only.stale_at = 7.0
     assert probe.stale_at == 7.0
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n5", b""])
+def test_a_connection_that_a_cache_has_closed_is_made_anew(kind: str, answer: bytes) -> None:
+    """One that it was to keep, as it said; a new one is not tried twice."""
+    accepted: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        accepted.append(1)
+                        connection.recv(65536)
+                        connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        bird = canary(Told(), f"http://127.0.0.1:{listener.getsockname()[1]}")
+        (node,) = bird._nodes
+        for _ in range(3):
+            bird._read(node)
+        assert bird.reads == {("one", "fresh" if answer else "failed"): 3}
+        assert len(accepted) == 3
+        listener.shutdown(socket.SHUT_RDWR)

@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from email.utils import formatdate
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +23,7 @@ from poky.store import Store, StoreError
 from tests.conftest import Cluster, Database
 from tests.service import running, wait_until
 from tests.test_changes import query
+from tests.test_cli import told
 from tests.test_process import poky
 
 pytestmark = pytest.mark.slow
@@ -158,3 +161,31 @@ def test_the_command_says_so_and_the_release_serves(
     assert (planned.state, planned.pending, planned.refusal) == ("ok", [], None)
     with running(database.dsn_service, tmp_path / "log") as service:
         assert service.client().get(f"/kv/{BUCKET}/k").body == b"first"
+
+
+def test_the_command_ends_when_no_cache_uses_an_old_copy(
+    restored: list[Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor one whose lease the restored database does not know."""
+    waits: list[float] = []
+    command = import_module("poky.cli.restored")
+    monkeypatch.setattr(command, "time", SimpleNamespace(sleep=waits.append))
+    database = restored[0]
+    caches = {"POKY_CACHES": "cache1=http://127.0.0.1:6091", "POKY_LEASE_SECONDS": "4"}
+    with opened(database) as store:
+        (node,) = store.nodes()
+        assert store.reinstate_node(node.name, node.generation)
+        assert store.lease(node.name, 7)
+    for env, seconds in (({}, 7), (caches, 7), ({**caches, "POKY_LEASE_SECONDS": "90"}, 90)):
+        said = told(database, "restored", **env)
+        revision = int(said.split("revisions go on from ")[1].split(";")[0])
+        assert said == (f"revisions go on from {revision}; the caches have forgotten everything\n")
+        assert waits.pop() == seconds
+    assert waits == []
+    bare = restored[1]
+    with opened(bare) as store:
+        (node,) = store.nodes()
+        store.drain_node(node.name, node.generation)
+        store.remove_node(node.name)
+    assert told(bare, "restored", POKY_LEASE_SECONDS="90")
+    assert waits == [0]

@@ -58,10 +58,12 @@ def test_too_many_connections_are_answered_503() -> None:
     with serving(max_connections=3) as service:
         kept = [service.client() for _ in range(3)]
         eventually(lambda: len(service.server.connections) == 3)
+        assert service.server.refused == 0
         refused = service.client()
         answer = refused.answer()
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert refused.at_end()
+        assert service.server.refused == 1
         refused.socket.close()
         assert [client.ask(get()).status for client in kept] == [200] * 3
         kept[0].socket.close()

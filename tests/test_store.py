@@ -896,3 +896,21 @@ def test_rows_of_a_copy_are_read_message_by_message() -> None:
     assert len(begun) == 2
     with pytest.raises(ValueError, match="binary format"):
         copied.write(one)
+
+
+def test_a_write_has_half_of_its_time_however_late_its_request_came(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "_WATCH_SECONDS", 0.02)
+    with closing(Pool(database.dsn_service, pool_size=1, statement_timeout=1.5)) as pool:
+        pool._read("SELECT 1", ())
+        late = time.monotonic() - 60  # of 2 s, which are a read's time
+        with pool.under(None, since=late):
+            assert pool._write("SELECT pg_sleep(0.6)", ())
+            with pytest.raises(StoreError) as failed:
+                pool._write("SELECT pg_sleep(1.4)", ())
+            assert failed.value.code == "outcome_unknown"
+            with pytest.raises(StoreError) as failed:
+                pool._read("SELECT pg_sleep(0.6)", ())
+            assert failed.value.code == "database_unavailable"
+        assert pool._write("SELECT pg_sleep(1.4)", ())

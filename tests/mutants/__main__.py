@@ -82,6 +82,7 @@ CONCERN = {
     "http/head": "test_head test_connection",
     "http/later": "test_later test_server",
     "http/memory": "test_memory test_connection",
+    "http/server": "test_server test_connection test_later test_memory test_process",
     "http/stream": "test_stream test_following",
     "logs": "test_logs test_metrics",
     "figures": "test_exported test_process test_shards_seen",
