@@ -59,7 +59,7 @@ molecule-all: $(DEPLOY_VENV)/.deploy $(VENV)/.dev ## The same with every scenari
 	LONG=yes tests/molecule/run $(MOLECULE) $(MOLECULE_MORE)
 
 .PHONY: schema-snapshot
-schema-snapshot: $(VENV)/.dev ## Record the public schema of the database (tests/snapshots) after a change of sql/
+schema-snapshot: $(VENV)/.dev ## Record the public schema and the contract (tests/snapshots) after a change that is meant
 	REFRESH=1 $(BIN)/pytest -q tests/test_snapshot.py -k recorded
 
 .PHONY: bench

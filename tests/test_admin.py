@@ -191,6 +191,27 @@ def test_the_first_page_names_the_url_that_was_used_and_no_machine(
         assert "script" not in said
 
 
+@pytest.mark.inside
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:{}", "LocalHost.:{}", "127.0.0.1", "[::1]:{}", "[::1]", None]
+)
+def test_who_came_to_this_machine_directly_is_told_of_the_admin_listener(
+    service: Service, host: str | None
+) -> None:
+    """Also by a client that sends no Host: the address is the one that it came to."""
+    field = "" if host is None else f"Host: {host.format(service.port)}\r\n"
+    for more, is_told in (("", host is not None), ("Via: 1.1 proxy\r\n", False)):
+        with socket.create_connection(("127.0.0.1", service.port), 20) as connection:
+            connection.sendall(f"GET / HTTP/1.0\r\n{field}{more}\r\n".encode())
+            said = b""
+            while received := connection.recv(65536):
+                said += received
+        line = f"  curl -X PUT http://127.0.0.1:{service.admin_port}/buckets/greetings\n"
+        assert (line in said.decode()) is is_told
+        base = f"127.0.0.1:{service.port}" if host is None else host.format(service.port)
+        assert f" http://{base}/kv/greetings/hello\n" in said.decode()
+
+
 @pytest.mark.parametrize(
     ("accept", "as_json"),
     [

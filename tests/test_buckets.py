@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from poky.api.buckets import drop_bucket
 from tests.service import Client
 
 
@@ -61,3 +65,15 @@ def test_a_dot_is_no_bucket(admin: Client, client: Client, method: str, name: st
     assert (refused.status, refused.code) == (400, "bad_bucket_name")
     assert "but not . or .." in refused.detail
     assert client.get(f"/kv/{name}/k").code == "bad_bucket_name"
+
+
+@pytest.mark.parametrize("outbox_id", [None, 7])
+def test_caches_hear_of_a_bucket_that_had_keys_alone(outbox_id: int | None) -> None:
+    """To forget an empty one they would have to forget everything."""
+    told: list[int | None] = []
+    services: Any = SimpleNamespace(
+        store=SimpleNamespace(drop_bucket=lambda name, keys: outbox_id),
+        caches=SimpleNamespace(forget_bucket=told.append),
+    )
+    assert drop_bucket(services, {"QUERY_STRING": ""}, "b").status == "200 OK"
+    assert told == [each for each in [outbox_id] if each is not None]

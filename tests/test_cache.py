@@ -18,6 +18,7 @@ from poky.access import Token
 from poky.api import LEASE_ROUTES, Services, application
 from poky.background import Background
 from poky.cache import Caches
+from poky.cache.waits import LeaseWaits
 from poky.cli import poky
 from poky.config import Config
 from poky.forms import CacheNode
@@ -182,6 +183,26 @@ def test_an_instance_that_was_told_of_no_cache_tells_them_all_the_same(
         unaware.purge(bucket, ["k"], [change(store, bucket)])
     assert node.told == [f"/kv/{bucket}/k"]
     assert "POKY_CACHES is empty here" in caplog.text
+
+
+@pytest.mark.parametrize("way", ["purge", "purge_each", "forget_bucket"])
+def test_what_such_an_instance_has_told_is_noted_however_it_is_told(
+    start: Start, store: Store, bucket: str, node: FakeCache, way: str
+) -> None:
+    """There may be no other one."""
+    store.register_node("one", node.url)
+    assert store.reinstate_node("one", only(store).generation)
+    unaware = start()
+    outbox_id = change(store, bucket)
+    told = threading.Event()
+    if way == "purge":
+        unaware.purge(bucket, ["k"], [outbox_id])
+    elif way == "purge_each":
+        unaware.purge_each([(bucket, "k")], [outbox_id], lambda error: told.set())
+        assert told.wait(10)
+    else:
+        unaware.forget_bucket(outbox_id)
+    wait_until(lambda: store.unconfirmed(0, 9) == [])
 
 
 # Taking part.
@@ -406,6 +427,21 @@ def test_a_change_waits_for_the_lease_of_a_node_that_does_not_confirm(
     assert waits() == 1
     leased.purge(bucket, ["k"], [change(store, bucket)])
     assert waits() == 1
+
+
+def test_one_wait_after_another_ends(store: Store) -> None:
+    """The thread of the first has ended before the second begins."""
+    store.register_node("one", "http://127.0.0.1:1")
+    node = only(store)._replace(lease_seconds=0.05)
+    waits = LeaseWaits(store)
+    for _ in range(3):
+        ended = threading.Event()
+        waits.begin([node], ended.set)
+        assert ended.wait(10)
+        wait_until(lambda: not waits._is_running)
+        assert len(waits) == 0
+    store.drain_node("one", node.generation)
+    store.remove_node("one")
 
 
 def test_a_node_that_never_had_a_lease_is_not_waited_for(

@@ -109,12 +109,13 @@ def test_a_failing_application_is_a_500_and_a_traceback_in_the_log(
     with serving(app, threads=1) as service:
         for _ in range(2):  # the only worker survives
             client = service.client()
-            answer = client.ask(get("/x"))
+            answer = client.ask(get("/x?secret"))
             assert answer.status == 500
             assert answer.headers["content-type"] == "application/problem+json"
             assert b"secret" not in answer.body
             assert client.at_end()
     assert [record.exc_info is not None for record in caplog.records] == [True, True]
+    assert caplog.messages == ["GET /x failed"] * 2
 
 
 def test_generators_write_and_close_work_as_in_pep_3333() -> None:
@@ -188,6 +189,19 @@ def test_a_request_that_stalls_is_ended(raw: bytes) -> None:
         assert client.at_end()
         assert not service.calls
         assert service.log[-1][2] == 408
+
+
+@pytest.mark.parametrize("raw", [get("/x"), put(b"abc")])
+def test_a_request_may_come_in_pieces_within_its_time(
+    raw: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "SWEEP_SECONDS", 0.02)
+    with serving(timeout=2) as service:
+        client = service.client()
+        for piece in (raw[:10], raw[10:-1], raw[-1:]):
+            client.send(piece)
+            assert not select.select([client.socket], [], [], 0.1)[0] or piece == raw[-1:]
+        assert client.answer().status == 200
 
 
 def test_a_trickle_does_not_stretch_the_time_for_a_head() -> None:

@@ -85,6 +85,26 @@ def test_every_metric_is_documented_and_no_other(kind: str, service: Service) ->
 
 
 @pytest.mark.parametrize("kind", ["partitioned"])
+def test_nothing_is_counted_before_it_has_happened(kind: str, service: Service) -> None:
+    """Whether it can serve was asked, which takes connections; and tasks have run."""
+    counted = {
+        family.name
+        for family in text_string_to_metric_families(exported(service.admin()))
+        if family.type in ("counter", "histogram")
+        if any(sample.value and "_created" not in sample.name for sample in family.samples)
+    }
+    assert counted - {"process_cpu_seconds", "poky_background_runs", "poky_cache_leases"} <= {
+        "poky_requests",
+        "poky_request_seconds",
+        "poky_sent_bytes",
+        "poky_database_connects",
+    }
+    assert value(service.admin(), "poky_inflight") == 0
+    assert value(service.admin(), "poky_followers") == 0
+    assert value(service.admin(), "poky_cache_waiting") == 0
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
 def test_metrics_move_with_what_happens(
     kind: str, service: Service, own_database: Database, cache: FakeCache
 ) -> None:

@@ -42,7 +42,7 @@ CONCERN = {
     "api/lease": "test_cache test_admin test_access test_guarded",
     "api/names": "test_objects test_batches test_functions",
     "api/objects": "test_objects test_batches test_conditions test_ranges test_memory test_listing",
-    "api/openapi": "test_openapi test_listing test_codes test_access test_admin",
+    "api/openapi": "test_snapshot test_openapi test_listing test_codes test_access test_admin",
     "api/origins": "test_origins",
     "api/timing": "test_logs",
     "api/ranges": "test_ranges",

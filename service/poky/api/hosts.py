@@ -43,11 +43,16 @@ class _Known:
         self._addresses = {_address(each) for each in self._names} - {None}
 
     def has(self, host: str) -> bool:
-        name = _PORT.sub("", host).lower().removesuffix(".")
+        name = name_of(host)
         if is_loopback(name) or name in self._names:
             return True
         address = _address(name)
         return address is not None and (self._any_address or address in self._addresses)
+
+
+def name_of(host: str) -> str:
+    """The name or address in a field Host, without its port; an IPv6 address keeps its brackets."""
+    return _PORT.sub("", host).lower().removesuffix(".")
 
 
 def is_loopback(host: str) -> bool:

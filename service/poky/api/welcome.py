@@ -10,7 +10,7 @@ from hashlib import sha256
 from html import escape
 from typing import NamedTuple
 
-from poky.api.hosts import is_loopback
+from poky.api.hosts import is_loopback, name_of
 from poky.api.request import prefers
 from poky.api.services import Services
 from poky.config import url_of
@@ -175,6 +175,6 @@ def _address(environ: Environ) -> tuple[str, int]:
 
 def _is_same_machine(environ: Environ) -> bool:
     """Whether the client came directly, from this machine: it may use the admin listener."""
-    host = environ.get("HTTP_HOST", "").rpartition(":")[0] or environ.get("HTTP_HOST", "")
+    host = name_of(environ.get("HTTP_HOST", ""))
     forwarded = any(name.startswith(("HTTP_X_FORWARDED", "HTTP_VIA")) for name in environ)
     return not forwarded and is_loopback(host) and is_loopback(environ["REMOTE_ADDR"])
