@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from poky.api.items import parse_put_items
+from poky.http import Refused
 from tests.service import Client, Service
 
 PAST = "Tue, 04 Jun 2013 03:01:31 GMT"
@@ -625,3 +627,23 @@ def test_a_content_type_that_cannot_be_sent_back_is_refused(
     assert refused.status == 400
     assert "content_type" in refused.detail
     assert client.get(f"/kv/{bucket}/k").status == 404
+
+
+@pytest.mark.parametrize(
+    ("item", "size"),
+    [
+        ({"data": "abc"}, 3),
+        ({"data": "\u00e4"}, 2),
+        ({"data_base64": "AAEC"}, 3),
+        ({"data": ""}, 0),
+    ],
+)
+def test_no_item_has_a_larger_value_than_an_object_may(item: dict[str, str], size: int) -> None:
+    body = json.dumps([{"key": "first", "data": ""}, {"key": "k", **item}]).encode()
+    assert [len(each.content) for each in parse_put_items(body, 9, size, 0).values] == [0, size]
+    if size:
+        with pytest.raises(Refused) as refused:
+            parse_put_items(body, 9, size - 1, 0)
+        problem = json.loads(refused.value.answer.body)
+        assert (problem["status"], problem["code"]) == (413, "value_too_large")
+        assert problem["detail"] == f"Item 1: a value has at most {size - 1} bytes."
