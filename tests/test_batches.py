@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from poky.api.items import parse_put_items
-from poky.http import Refused
+from poky.api.items import parse_key_items, parse_put_items
+from poky.api.later import show_failure
+from poky.http import Refused, refuse
+from poky.store import StoreError
 from tests.service import Client, Service
 
 PAST = "Tue, 04 Jun 2013 03:01:31 GMT"
@@ -647,3 +649,89 @@ def test_no_item_has_a_larger_value_than_an_object_may(item: dict[str, str], siz
         problem = json.loads(refused.value.answer.body)
         assert (problem["status"], problem["code"]) == (413, "value_too_large")
         assert problem["detail"] == f"Item 1: a value has at most {size - 1} bytes."
+
+
+def refusal(parse: Any, *arguments: Any) -> tuple[int, str, str]:
+    with pytest.raises(Refused) as refused:
+        parse(*arguments)
+    problem = json.loads(refused.value.answer.body)
+    return problem["status"], problem["code"], problem["detail"]
+
+
+@pytest.mark.parametrize("text", ["x", "{{{{{{{"])
+def test_a_batch_has_so_many_items_and_no_more(text: str) -> None:
+    """However many braces its values have."""
+    items = [{"key": f"k{number}", "data": text} for number in range(3)]
+    body = json.dumps(items).encode()
+    assert parse_put_items(body, 3, 99, 0).keys == ["k0", "k1", "k2"]
+    assert refusal(parse_put_items, body, 2, 99, 0)[:2] == (413, "batch_too_large")
+    keys = json.dumps([{"key": each["key"]} for each in items]).encode()
+    assert parse_key_items(keys, 3).keys == ["k0", "k1", "k2"]
+    status, code, detail = refusal(parse_key_items, keys, 2)
+    assert (status, code, detail) == (
+        413,
+        "batch_too_large",
+        "A batch has at most 2 items. Split it.",
+    )
+
+
+def test_a_date_of_an_item_may_be_the_latest_and_its_expiry_is_one_of_two() -> None:
+    def parsed(**fields: Any) -> Any:
+        item = {"key": "k", "data": "", "modified_at": PAST, **fields}
+        return parse_put_items(json.dumps([item]).encode(), 9, 9, 1370314891)
+
+    assert parsed().modified_at == [1370314891]
+    assert "too far in the future" in refusal(lambda: parsed(modified_at=LATER))[2]
+    assert parsed(modified_at=None).modified_at == [None]
+    for fields, expected in (
+        ({}, None),
+        ({"ttl": None}, None),
+        ({"ttl": None, "expires": None}, None),
+        ({"ttl": 0}, (0, None)),
+        ({"ttl": 60, "expires": None}, (60, None)),
+        ({"expires": PAST}, (None, 1370314891)),
+    ):
+        assert parsed(**fields).expiries == [expected]
+    assert "give either ttl or expires" in refusal(lambda: parsed(ttl=0, expires=PAST))[2]
+    for fields in ({"data": None}, {"data_base64": ""}, {"data": None, "data_base64": None}):
+        assert "give either data" in refusal(lambda: parsed(**fields))[2]  # noqa: B023
+    other = parsed(data=None, data_base64="", content_encoding="x-gzip", content_type="a/b")
+    assert (other.content_encodings, other.content_types) == (["gzip"], ["a/b"])
+    assert (parsed().content_encodings, parsed().content_types) == (
+        [None],
+        ["text/plain; charset=utf-8"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("bucket_not_found", "poky bucket create NAME."),
+        ("bucket_not_empty", "Add ?keys=drop"),
+        ("changes_off", "poky bucket set NAME --changes 7d."),
+        ("changes_gone", "Read the bucket anew"),
+        ("busy", "Why."),
+    ],
+)
+@pytest.mark.parametrize("unknown", [True, False])
+def test_what_the_store_refuses_is_told_with_what_to_do(
+    code: str, said: str, unknown: bool
+) -> None:
+    environ: dict[str, Any] = {}
+    answer = show_failure(StoreError(503, "Why.", code=code, unknown=unknown), environ)
+    problem = json.loads(answer.body)
+    assert (problem["status"], problem["code"]) == (503, code)
+    assert problem["detail"].startswith("Why.")
+    assert problem["detail"].endswith(said) or said in problem["detail"]
+    assert (("Poky-Outcome", "unknown") in answer.headers) is unknown
+    assert environ == ({"poky.outcome": "unknown"} if unknown else {})
+
+
+def test_a_defect_is_told_and_logged_by_its_path(caplog: pytest.LogCaptureFixture) -> None:
+    environ = {"REQUEST_METHOD": "GET", "REQUEST_URI": "/kv/b/k?secret"}
+    answer = show_failure(ZeroDivisionError("secret"), environ)
+    assert answer.status.startswith("500 ")
+    assert b"secret" not in answer.body
+    assert caplog.messages == ["GET /kv/b/k failed"]
+    refused = refuse(418, "teapot", "Short.")
+    assert show_failure(refused, environ) is refused.answer

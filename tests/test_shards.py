@@ -609,6 +609,14 @@ def test_a_change_is_confirmed_where_it_was_announced(cluster: Cluster) -> None:
                 ids.append(store.put(f"b{number}", key, b"v", "t").outbox_id)
         change = Write("b2", "m", Value(b"v"), "t", None, None, None)
         ids += [put.outbox_id for put in store.one(2).change_each([change, change])]
+        none = [None]
+        for number in range(3):
+            bucket = f"b{number}"
+            many = store.put_many(bucket, ["x"], [b"v"], ["t"], none, none, none, False)
+            many += store.delete_many(bucket, ["x"], none, none, none, False)
+            ids += [each.outbox_id for each in many]
+            assert ids[-1]
+            assert ids[-1] & 0xFF == number
         assert None not in ids
         assert len({*ids}) == len(ids)
         waiting = {each.id for each in store.unconfirmed(0, 100)}
