@@ -51,7 +51,7 @@ CONCERN = {
     "api/strings": "test_memory",
     "api/welcome": "test_admin test_listing test_cli test_page",
     "background": "test_background test_process test_expiry",
-    "cache": "test_cache test_purge",
+    "cache": "test_cache_turns test_cache test_purge",
     "cache/purge": "test_purge test_cache",
     "cli": "test_process test_cli",
     "cli/buckets": "test_cli test_delete_prefix test_access test_process test_expiry"
