@@ -1134,3 +1134,207 @@ def test_a_lone_client_s_write_is_made_by_its_own_thread(scripted: Scripted) -> 
         ("", ["a"]),
         ("writes", ["b"]),
     ]
+
+
+# What a statement of reads comes to, by a store that does as it is told.
+
+
+class Answering:
+    """A store that finds whatever it is asked for, unless ``failures`` has the call, once."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, list[str]]] = []  # the thread, the call, the objects
+        self.large: set[str] = set()
+        self.failures: dict[str, Exception] = {}  # by the call and its first object
+        self.policies: list[str | None] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def under(self, policy: str | None, renew: Any = None, since: float = 0.0) -> Any:
+        self.policies.append(policy)
+        return nullcontext()
+
+    def _answer(self, call: str, wanted: list[tuple[str, str]]) -> None:
+        name = threading.current_thread().name.rpartition("-")[0]
+        self.asked.append((name, call, ["/".join(each) for each in wanted]))
+        self.go_on.wait(30)
+        failure = self.failures.pop(f"{call} {'/'.join(wanted[0])}", None)
+        if failure:
+            raise failure
+
+    def get_each(self, wanted: list[tuple[str, str]], *, is_quick: bool = False) -> list[Any]:
+        self._answer("quick" if is_quick else "each", wanted)
+        return [ALONE if key in self.large else f"{bucket}/{key}" for bucket, key in wanted]
+
+    def get_small(self, bucket: str, key: str) -> Any:
+        self._answer("small", [(bucket, key)])
+        return ALONE if key in self.large else f"{bucket}/{key}"
+
+    def get(self, bucket: str, key: str, room: Any, select: Any) -> Any:
+        self._answer("get", [(bucket, key)])
+        return f"{bucket}/{key}"
+
+    def take(self) -> list[tuple[str, str, list[str]]]:
+        asked, self.asked = self.asked, []
+        return asked
+
+
+SLOW = StoreError(503, "Slow.", code="database_slow")
+
+
+def asked_for(reads: Reads, *names: str, policies: Any = None, alone: bool = False) -> list[Any]:
+    """What comes of reads of bucket/key that one turn has collected."""
+    told = Told(len(names))
+    for position, name in enumerate(names):
+        bucket, _, key = name.partition("/")
+        held = (policies[position], lambda policy: policy) if policies else None
+        since = time.monotonic()
+        reads.add(Read(bucket, key, anything, held, since, told.done(position)))
+    reads.after_turn(alone)
+    return told.all()
+
+
+@pytest.fixture
+def answering() -> Answering:
+    return Answering()
+
+
+@pytest.fixture
+def asking(answering: Answering) -> Reads:
+    return Reads(answering, THREADS)  # type: ignore[arg-type]
+
+
+def test_what_a_turn_collected_is_one_statement_for_each_policy(
+    answering: Answering, asking: Reads
+) -> None:
+    asking.after_turn(False)
+    assert answering.take() == []
+    assert asked_for(asking, "a/1", "b/2", "a/3") == ["a/1", "b/2", "a/3"]
+    assert answering.take() == [("", "each", ["a/1", "b/2", "a/3"])]
+    wanted = ["a/1", "a/2", "a/3"]
+    assert asked_for(asking, *wanted, policies=["p", "q", "p"]) == wanted
+    assert answering.take() == [("", "each", ["a/1", "a/3"]), ("", "each", ["a/2"])]
+    assert answering.policies[-2:] == ["p", "q"]
+    assert (asking.sizes.count, asking.sizes.sum) == (3, 6)
+
+
+def test_a_read_is_answered_at_once_where_nothing_is_in_its_way(
+    answering: Answering, asking: Reads
+) -> None:
+    assert asking.at_once("a", "1") == "a/1"
+    assert answering.take() == [("", "small", ["a/1"])]
+    assert (asking.sizes.count, asking._running) == (1, {})
+    for state in ("_apart", "_running"):
+        getattr(asking, state)["b"] = (0.0, ())
+        assert asking.at_once("a", "1") is ALONE
+        getattr(asking, state).clear()
+    asking._is_slow = True
+    assert asking.at_once("a", "1") is ALONE
+    asking._is_slow = False
+    answering.failures = {"small a/1": SLOW}
+    with pytest.raises(StoreError):
+        asking.at_once("a", "1")
+    assert not asking._is_slow  # it is the only database
+    assert asking._running == {}
+
+
+def test_large_objects_are_asked_for_alone_and_so_is_their_bucket_for_a_moment(
+    answering: Answering, asking: Reads
+) -> None:
+    answering.large = {"large"}
+    wanted = ["a/large", "a/1", "a/2"]
+    assert asked_for(asking, *wanted) == wanted
+    assert answering.take() == [("", "each", wanted), ("reads-large", "get", ["a/large"])]
+    assert asking._apart == {}  # one of three
+    assert asked_for(asking, "a/large") == ["a/large"]
+    answering.take()
+    assert list(asking._apart) == ["a"]
+    assert asked_for(asking, "a/1", "b/1") == ["a/1", "b/1"]
+    assert sorted(answering.take()) == [("", "each", ["b/1"]), ("reads-large", "get", ["a/1"])]
+    assert asked_for(asking, "a/1", alone=True) == ["a/1"]
+    assert answering.take() == [("", "get", ["a/1"])]
+    until, lane = asking._apart["a"]
+    asking._apart["a"] = until - 1.0, lane
+    assert asked_for(asking, "a/1") == ["a/1"]
+    assert answering.take() == [("", "each", ["a/1"])]
+    assert asking._apart == {}
+
+
+def test_which_of_several_buckets_is_locked_is_found_out_one_by_one(
+    answering: Answering, asking: Reads
+) -> None:
+    gone = StoreError(404, "Gone.", code="bucket_not_found")
+    answering.failures = {"each a/1": SLOW, "quick b/1": SLOW, "quick c/1": gone}
+    wanted = ["a/1", "b/1", "c/1"]
+    assert asked_for(asking, *wanted) == wanted
+    first, *quick = [each for each in answering.asked if each[1] != "small"]
+    assert first == ("", "each", wanted)
+    assert quick == [("reads-parted", "quick", [each]) for each in wanted]
+    assert sorted(each for each in answering.take() if each[1] == "small") == [
+        ("reads-locked", "small", ["b/1"]),
+        ("reads-parted", "small", ["c/1"]),
+    ]
+    until, lane = asking._apart.pop("b")
+    assert lane is asking._locked
+    assert 4 < until - time.monotonic() <= 5
+    assert asking._apart == {}
+    # Of one bucket, or of another failure, all are told.
+    for wanted, failure in ((["a/1", "a/2"], SLOW), (["a/1", "b/1"], gone)):
+        answering.failures = {"each a/1": failure}
+        assert asked_for(asking, *wanted) == [failure, failure]
+        assert len(answering.take()) == 1
+    changed = StoreError(503, "Changed.", code="policy_changed")
+    answering.failures = {"each a/1": changed}
+    assert asked_for(asking, "a/1", "b/1") == ["a/1", "b/1"]
+    assert sorted(answering.take())[1:] == [
+        ("reads-parted", "small", ["a/1"]),
+        ("reads-parted", "small", ["b/1"]),
+    ]
+
+
+def test_a_bucket_whose_lone_read_is_slow_is_asked_for_in_the_lane_of_the_locked(
+    answering: Answering, asking: Reads
+) -> None:
+    answering.large = {"large"}
+    answering.failures = {"get a/large": SLOW}
+    assert asked_for(asking, "a/large") == [SLOW]
+    assert "a" in asking._apart
+    asking._keep_apart("a", 5.0, asking._locked)
+    answering.take()
+    assert asked_for(asking, "a/large") == ["a/large"]
+    assert answering.take() == [
+        ("reads-locked", "small", ["a/large"]),
+        ("reads-large", "get", ["a/large"]),
+    ]
+
+
+def test_while_a_statement_is_late_its_bucket_is_asked_for_elsewhere(
+    answering: Answering, asking: Reads
+) -> None:
+    asking._running[0] = time.monotonic(), [("a", "1")]
+    assert asking._late() == set()
+    assert asked_for(asking, "a/2", "b/2") == ["a/2", "b/2"]
+    assert answering.take() == [("", "each", ["a/2", "b/2"])]
+    asking._running[0] = time.monotonic() - 0.03, [("a", "1")]
+    assert asking._late() == {"a"}
+    assert asked_for(asking, "a/2", "b/2") == ["a/2", "b/2"]
+    assert sorted(answering.take()) == [("", "each", ["b/2"]), ("reads-locked", "small", ["a/2"])]
+    for number in range(1, THREADS - 1):  # nearly all threads are: the last one must not wait
+        asking._running[number] = time.monotonic(), [("c", "1")]
+    assert asked_for(asking, "b/2") == ["b/2"]
+    assert answering.take() == [("reads-locked", "small", ["b/2"])]
+
+
+def test_no_more_threads_ask_a_database_than_may(answering: Answering) -> None:
+    asking = Reads(answering, THREADS, most=1)  # type: ignore[arg-type]
+    answering.go_on.clear()
+    first = threading.Thread(target=asked_for, args=(asking, "a/1"))
+    first.start()
+    wait_until(lambda: answering.asked)
+    second = threading.Thread(target=asked_for, args=(asking, "b/1"))
+    second.start()
+    wait_until(lambda: len(answering.asked) == 2)
+    assert answering.take()[1][0] == "reads-full"
+    answering.go_on.set()
+    first.join()
+    second.join()
