@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from poky.api.changes import _Events, _Poll
+from poky.api.changes import _Events, _Poll, _Turn
 from poky.feed import Cursor, Feed, Follower
-from poky.store import Changed, ChangesPage, Store, StoreError
+from poky.store import Changed, ChangesElsewhere, ChangesPage, ShardedStore, Store, StoreError
 from tests.conftest import Database
 from tests.service import Client, Response, Service, running, wait_until
 from tests.test_access import Maker, bearer, command
@@ -829,3 +829,39 @@ def test_a_later_stay_wins_and_the_one_that_has_seen_least_comes_first() -> None
     assert sorted(map(Cursor.parse, reversed(ordered)), key=Cursor.age_order) == [
         Cursor.parse(each) for each in ordered
     ]
+
+
+def test_a_former_database_is_asked_in_a_lane_of_its_own() -> None:
+    """Who reads where a bucket is now must not wait for where it was."""
+    stay = {"shard": 2}
+
+    class Elsewhere(ShardedStore):
+        def __init__(self) -> None:
+            self.asked: list[object] = []
+
+        def under(self, *_: Any) -> Any:
+            return nullcontext()
+
+        def present_changes(self, *_: Any) -> Any:
+            self.asked.append("present")
+            raise ChangesElsewhere("Elsewhere.", stay)
+
+        def changes_of(self, former: Any, *_: Any) -> Any:
+            self.asked.append(former)
+            return "a page"
+
+    store = Elsewhere()
+    poll = _Poll.__new__(_Poll)
+    poll.bucket, poll.policy, poll.check = "b", None, None
+    poll._services = cast(Any, SimpleNamespace(store=store))
+    poll._after, poll._prefix, poll._page_of, poll._is_former = "0", "", None, False
+    with pytest.raises(_Turn) as turn:
+        poll._page(7)
+    assert turn.value.former is stay
+    poll._page_of, poll._is_former = stay, True
+    assert poll._page(7) == "a page"  # type: ignore[comparison-overlap]
+    assert store.asked == ["present", stay]
+    with pytest.raises(_Turn) as turn:  # what follows is not for this thread
+        poll._page(7)
+    assert turn.value.former is None
+    assert store.asked == ["present", stay]

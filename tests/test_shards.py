@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import psycopg2
 import pytest
@@ -270,6 +271,33 @@ def test_a_move_goes_on_by_itself_after_what_passes(
     error.__cause__ = kind()
     assert moving._is_passing(error, has_begun=False) is is_passing
     assert moving._is_passing(error, has_begun=True) is later
+
+
+def test_a_move_waits_for_a_standby_each_time_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a try that went well for long, not since the first outage."""
+    now = 1000.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(moving, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    tries: list[float] = []
+
+    def attempt(*_: object) -> None:
+        tries.append(now)
+        if len(tries) == 3:
+            sleep(61)
+        error = SchemaError("away", code="database_failed")
+        error.__cause__ = psycopg2.OperationalError()
+        raise error
+
+    monkeypatch.setattr(moving, "_move", attempt)
+    with pytest.raises(SchemaError, match="away"):
+        moving.move({}, "b", 1)
+    assert tries[1] - tries[0] == 0.5
+    after_the_long_one = tries[2] + 61
+    assert 60 <= now - after_the_long_one <= 61
 
 
 # Tokens.
