@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -499,6 +499,34 @@ def test_a_bucket_that_is_missing_is_no_missing_object() -> None:
         pytest.raises(Error),
     ):
         client.bucket("b").head("k")
+
+
+def test_every_call_tells_what_it_was_refused() -> None:
+    refusal = ("403 Forbidden", b'{"code": "right_needed", "detail": "Ask for it."}')
+    with scripted(refusal) as server, Client(server.url) as client:
+        bucket = client.bucket("b")
+        calls: list[Callable[[], object]] = [
+            lambda: bucket.get("k"),
+            lambda: bucket.head("k"),
+            lambda: bucket.read("k", 0, 1, '"1-a"'),
+            lambda: bucket.put("k", "v"),
+            lambda: bucket.delete("k"),
+            lambda: bucket.get_many(["k"]),
+            lambda: bucket.put_many({"k": "v"}),
+            lambda: bucket.delete_many(["k"], atomic=True),
+            lambda: list(bucket.list()),
+            lambda: list(bucket.level()),
+            lambda: list(bucket.changes()),
+            bucket.cursor,
+            lambda: next(bucket.follow("0")),
+            client.buckets,
+        ]
+        for call in calls:
+            with pytest.raises(Error) as failed:
+                call()
+            assert failed.value.status == 403
+            assert failed.value.code in ("right_needed", "")  # an answer to HEAD has no body
+        assert len(server.requests) == len(calls)
 
 
 def test_a_range_is_cut_out_of_a_whole_value() -> None:

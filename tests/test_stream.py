@@ -7,6 +7,8 @@ from typing import Any
 
 from poky.http import Answer, Later, Stream
 from poky.http.answers import text
+from poky.http.connection import SEND
+from poky.http.stream import STREAM, StreamingConnection
 from tests.support.sockets import Client, eventually, get, serving
 
 
@@ -176,3 +178,25 @@ def test_what_a_client_sends_meanwhile_is_no_request() -> None:
         assert received(client, b"0\r\n\r\n") == b""
         eventually(lambda: service.log)
         assert [uri for _, uri, _ in service.calls] == ["/"]
+
+
+def test_what_is_written_while_a_connection_is_put_back_is_noticed() -> None:
+    """No event would tell of it: until the next piece it would lie there."""
+    conn = StreamingConnection.__new__(StreamingConnection)
+    conn._output = []
+    conn.state = STREAM
+    assert not conn.has_pieces
+    conn.stream = stream = Stream(lambda: None, lambda: None, lambda: None)
+    assert not conn.has_pieces
+    stream.write(b"one")
+    assert conn.has_pieces
+    conn._output = [memoryview(b"before")]
+    assert not conn.has_pieces
+    conn._output, conn.state = [], SEND
+    assert not conn.has_pieces
+    conn.state = STREAM
+    stream.take()
+    stream.settle()
+    assert not conn.has_pieces
+    stream.end()
+    assert conn.has_pieces
