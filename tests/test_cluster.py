@@ -54,6 +54,24 @@ def test_a_shape_that_is_not_safe_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("reasons", "is_lowered"),
+    [
+        ([], False),
+        (["patroni", "PostgreSQL 17.6"], False),
+        (["max_connections: 200->210"], False),
+        (["max_connections: 210->200"], True),
+        (["patroni", "max_connections: 99->100\nmax_worker_processes: 10->9"], True),
+        (["shared_buffers: 2GB->1GB"], False),  # which a standby may have less of
+        (["max_connections: 100->100"], False),
+    ],
+)
+def test_what_is_lowered_is_the_leaders_first(
+    cluster_rules: ModuleType, reasons: list[str], is_lowered: bool
+) -> None:
+    assert cluster_rules.poky_is_lowered(reasons) is is_lowered
+
+
+@pytest.mark.parametrize(
     ("shards", "words"),
     [
         ({}, []),

@@ -4,8 +4,22 @@ Three servers, of which one leads and a second has every acknowledged write; thr
 other machines, which elect the leader.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+# What a standby must allow as much of as its leader (PostgreSQL: Hot Standby, Administrator's
+# Overview); Patroni says why a member waits for a restart as in "max_connections: 210->200".
+_SHARED = re.compile(
+    r"\b(?:max_connections|max_prepared_transactions|max_locks_per_transaction|max_wal_senders"
+    r"|max_worker_processes): (\d+)->(\d+)"
+)
+
+
+def poky_is_lowered(reasons: Iterable[str]) -> bool:
+    """Whether a member waits for less of what a standby must allow as much of as its leader."""
+    found = (change for reason in reasons for change in _SHARED.findall(str(reason)))
+    return any(int(after) < int(before) for before, after in found)
 
 
 def poky_cluster_faults(groups: Mapping[str, Sequence[str]]) -> list[str]:
@@ -155,6 +169,7 @@ class FilterModule:
                 poky_cluster_faults,
                 poky_cluster_host_faults,
                 poky_first_member,
+                poky_is_lowered,
                 poky_shard_faults,
             )
         }

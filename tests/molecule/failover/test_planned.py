@@ -55,6 +55,19 @@ def test_a_setting_that_needs_a_restart(cluster: Cluster, clients: Clients) -> N
         assert cluster.sql(name, "SHOW max_connections") == "210"
 
 
+def test_a_setting_that_is_lowered(cluster: Cluster, clients: Clients) -> None:
+    """The leader first, for a standby allows no less than it did; and then nothing waits."""
+    before = int(cluster.sql(cluster.leader, "SHOW max_connections"))
+    with survived(cluster, clients, "setting lowered", within=PLANNED) as told:
+        told["struck"] = time.monotonic_ns()
+        cluster.deployment.settings["postgresql_max_connections"] = before - 10
+        cluster.deployment.succeed("deploy")
+    for name in cluster.databases:
+        assert cluster.sql(name, "SHOW max_connections") == str(before - 10)
+    again = cluster.deployment.succeed("deploy")
+    assert set(again.changed().values()) == {0}, str(again)
+
+
 def test_a_rolling_restart_of_the_service(cluster: Cluster, clients: Clients) -> None:
     with survived(cluster, clients, "service restarted", within=PLANNED) as told:
         told["struck"] = time.monotonic_ns()
