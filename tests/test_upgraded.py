@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -53,9 +55,11 @@ def upgrade(home: Path) -> None:
     folder = home / "postgresql"
     # It is used by nobody, so this starts no server.
     server = embedded.Embedded(home, embedded._bindir_of_wheel(), {})
+    short = Path(tempfile.mkdtemp(prefix="poky-"))  # a socket's path has 107 bytes at most
+    short.chmod(0o755)
     try:
         new, work = folder / "new", folder / "upgrade"
-        for directory in (new, work):
+        for directory in (new, work, short / "run"):
             server._make_directory(directory, server._server)
         for name in ("pg_hba.conf", "poky.conf"):
             (work / name).write_bytes((server.data / name).read_bytes())
@@ -68,7 +72,7 @@ def upgrade(home: Path) -> None:
                 *(*server._identity(), str(server._bin / "pg_upgrade")),
                 *("--old-bindir", str(OLDER), "--old-datadir", str(server.data)),
                 *("--new-bindir", str(server._bin), "--new-datadir", str(new)),
-                *("--username", "postgres", "--socketdir", str(server._sockets)),
+                *("--username", "postgres", "--socketdir", str(short / "run")),
             ],
             cwd=work,
             capture_output=True,
@@ -86,6 +90,7 @@ def upgrade(home: Path) -> None:
         new.rename(server.data)
     finally:
         server.close()
+        shutil.rmtree(short)
 
 
 def test_an_upgraded_server_goes_on_where_the_former_ended(tmp_path: Path, kind: Kind) -> None:
