@@ -957,12 +957,10 @@ def test_a_lane_has_as_many_threads_as_work_that_waits_and_no_more() -> None:
 # What a statement of writes comes to, by a store that does as it is told.
 
 
-class Scripted:
-    """A store whose statements come to what the next of ``outcomes`` says, or are done."""
+class Obedient:
+    """A store that does as it is told, once ``go_on`` is set; it knows under which policies."""
 
     def __init__(self) -> None:
-        self.statements: list[tuple[str, list[str], float | None]] = []
-        self.outcomes: list[Any] = []
         self.policies: list[str | None] = []
         self.go_on = threading.Event()
         self.go_on.set()
@@ -970,6 +968,15 @@ class Scripted:
     def under(self, policy: str | None, renew: Any = None, since: float = 0.0) -> Any:
         self.policies.append(policy)
         return nullcontext()
+
+
+class Scripted(Obedient):
+    """A store whose statements come to what the next of ``outcomes`` says, or are done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statements: list[tuple[str, list[str], float | None]] = []
+        self.outcomes: list[Any] = []
 
     def change_each(self, writes: list[Write], lock_timeout: float | None) -> list[Put]:
         name = threading.current_thread().name.rpartition("-")[0]
@@ -1139,20 +1146,14 @@ def test_a_lone_client_s_write_is_made_by_its_own_thread(scripted: Scripted) -> 
 # What a statement of reads comes to, by a store that does as it is told.
 
 
-class Answering:
+class Answering(Obedient):
     """A store that finds whatever it is asked for, unless ``failures`` has the call, once."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.asked: list[tuple[str, str, list[str]]] = []  # the thread, the call, the objects
         self.large: set[str] = set()
         self.failures: dict[str, Exception] = {}  # by the call and its first object
-        self.policies: list[str | None] = []
-        self.go_on = threading.Event()
-        self.go_on.set()
-
-    def under(self, policy: str | None, renew: Any = None, since: float = 0.0) -> Any:
-        self.policies.append(policy)
-        return nullcontext()
 
     def _answer(self, call: str, wanted: list[tuple[str, str]]) -> None:
         name = threading.current_thread().name.rpartition("-")[0]
