@@ -1199,6 +1199,19 @@ def test_a_deploy_keeps_the_password_that_instances_connect_with(
     assert "another" not in done.stdout.replace("is another one", "")
 
 
+def test_a_password_in_use_that_cannot_be_read_is_no_new_host(here: Path, tmp_path: Path) -> None:
+    here.write_text(f"{HERE}    database: {{hosts: *here}}\n")
+    (tmp_path / "poky_dsn").mkdir()
+    playbook = tmp_path / "play.yml"
+    tasks = [{"include_role": {"name": str(ROLE), "tasks_from": "preflight"}}]
+    playbook.write_text(
+        yaml.safe_dump([{"hosts": "service", "gather_facts": False, "tasks": tasks}])
+    )
+    given = {**SECRETS, "poky_address": "127.0.0.1", "_poky_credentials": str(tmp_path)}
+    done = play(playbook, "-i", here, "-e", json.dumps(given))
+    assert done.returncode != 0, done.stdout
+
+
 @pytest.mark.parametrize("anywhere", [False, True])
 def test_a_wrong_inventory_is_an_error(anywhere: bool, tmp_path: Path) -> None:
     cwd = tmp_path if anywhere else ROOT
