@@ -50,9 +50,9 @@ def name(bucket_names: object) -> str:
     return bucket_names()  # type: ignore[operator, no-any-return]
 
 
-def opened(database: Database, pool_size: int = 6) -> ShardedStore:
+def opened(database: Database, pool_size: int = 6, **limits: float) -> ShardedStore:
     shards = {n: each.dsn_service for n, each in enumerate(database.others, start=1)}
-    return ShardedStore(database.dsn_service, shards, pool_size=pool_size)
+    return ShardedStore(database.dsn_service, shards, pool_size=pool_size, **limits)
 
 
 def owners(database: Database) -> dict[int, str]:
@@ -470,7 +470,8 @@ class Clients:
 
 
 def bring(database: Database, name: str, shard: int, keys: int = 300) -> None:
-    with closing(opened(database)) as store:
+    # Patient: how long a busy machine takes is not what is tested with it.
+    with closing(opened(database, statement_timeout=60)) as store:
         store.ensure_bucket(name, shard)
         for number in range(keys):
             store.put(name, f"old{number}", b"x" * 500, "t")
