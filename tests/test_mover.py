@@ -270,6 +270,29 @@ def test_a_mark_that_does_not_arrive_in_time_has_writes_taken_and_comes_again(
     assert store.get(name, "k0") is not None
 
 
+def test_a_read_that_holds_on_to_the_bucket_has_it_depart_later(
+    pair: Database, store: ShardedStore, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(pair, name, 0, keys=1)
+    place = store.place(name)
+    assert place is not None
+    monkeypatch.setattr(moving, "_DEPART_SECONDS", 0.05)
+    steps: list[str] = []
+    with closing(pair.connect()) as reader:
+
+        def after(done: str) -> None:
+            steps.append(done)
+            if done == "fence" and steps.count("fence") == 1:
+                reader.cursor().execute(f"SELECT count(*) FROM poky._o_{place.id}")
+            if done == "depart" and steps.count("depart") == 1:
+                store.put(name, "k", b"v", "t")  # writes are taken again
+                reader.rollback()
+
+        moving.move(owners(pair), name, 1, after=after)
+    assert steps == ["prepare", "copy", "fence", "depart", *moving.STEPS[1:]]
+    assert store.get(name, "k") is not None
+
+
 def test_what_is_kept_from_arriving_by_something_else_is_told(
     pair: Database, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

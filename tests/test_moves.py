@@ -401,7 +401,7 @@ def takers(database: Database, bucket: str) -> int:
         ask(
             each,
             "SELECT count(*) FROM poky.bucket AS b WHERE b.name = '" + bucket + "' AND NOT EXISTS"
-            " (SELECT FROM pg_trigger WHERE tgname = '_fence'"
+            " (SELECT FROM pg_trigger WHERE tgname = '_fence' AND tgenabled <> 'D'"
             "  AND tgrelid = format('poky.%I', b.leaf)::regclass)",
         )
         for each in (database, *database.others)

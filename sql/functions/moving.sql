@@ -62,8 +62,7 @@ BEGIN
     END IF;
 END;
 $$;
-COMMENT ON FUNCTION poky._prepare_departure IS
-'On the source: publish the bucket''s partition.';
+COMMENT ON FUNCTION poky._prepare_departure IS 'On the source: publish the bucket''s partition.';
 
 CREATE OR REPLACE FUNCTION poky._prepare_arrival(p_id integer) RETURNS void
 LANGUAGE plpgsql
@@ -79,8 +78,7 @@ BEGIN
     END IF;
 END;
 $$;
-COMMENT ON FUNCTION poky._prepare_arrival IS
-'On the target: a table of the bucket''s, which no function reads yet.';
+COMMENT ON FUNCTION poky._prepare_arrival IS 'On the target: a table of the bucket''s, which no function reads yet.';
 
 CREATE OR REPLACE FUNCTION poky._refuse_fenced() RETURNS trigger
 LANGUAGE plpgsql
@@ -116,8 +114,15 @@ CREATE OR REPLACE FUNCTION poky._unfence_bucket(p_id integer) RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    IF to_regclass('poky._o_' || p_id) IS NOT NULL THEN
-        EXECUTE format('DROP TRIGGER IF EXISTS _fence ON poky.%I', '_o_' || p_id);
+    IF EXISTS (
+        SELECT FROM pg_trigger AS t
+        WHERE t.tgrelid = to_regclass('poky._o_' || p_id) AND t.tgname = '_fence'
+    ) THEN
+        BEGIN
+            EXECUTE format('DROP TRIGGER _fence ON poky.%I', '_o_' || p_id);
+        EXCEPTION WHEN lock_not_available THEN  -- a read holds on to it: writes need not wait
+            EXECUTE format('ALTER TABLE poky.%I DISABLE TRIGGER _fence', '_o_' || p_id);
+        END;
     END IF;
 END;
 $$;
@@ -164,7 +169,8 @@ BEGIN
     END IF;
     IF NOT EXISTS (
         SELECT FROM pg_trigger AS t
-        WHERE t.tgrelid = format('poky.%I', v_bucket.leaf)::regclass AND t.tgname = '_fence'
+        WHERE t.tgrelid = format('poky.%I', v_bucket.leaf)::regclass
+            AND t.tgname = '_fence' AND t.tgenabled <> 'D'
     ) THEN
         RAISE EXCEPTION 'the bucket with the id % takes writes: it has to be fenced first', p_id;
     END IF;
@@ -251,8 +257,7 @@ BEGIN
     END IF;
 END;
 $$;
-COMMENT ON FUNCTION poky._arrive_bucket IS
-'On the target: from now on the bucket is here. PK503: not all of it is.';
+COMMENT ON FUNCTION poky._arrive_bucket IS 'On the target: from now on the bucket is here. PK503: not all of it is.';
 
 CREATE OR REPLACE FUNCTION poky._queue_arrived(p_id integer) RETURNS void
 LANGUAGE plpgsql
@@ -320,8 +325,7 @@ BEGIN
     DELETE FROM poky._mark WHERE id = p_id;
 END;
 $$;
-COMMENT ON FUNCTION poky._give_up_departure IS
-'On the source, before the bucket has departed: take writes again, and publish nothing.';
+COMMENT ON FUNCTION poky._give_up_departure IS 'On the source, before the bucket has departed: take writes again, and publish nothing.';
 
 CREATE OR REPLACE FUNCTION poky._become_shard(p_number integer) RETURNS void
 LANGUAGE plpgsql
@@ -342,5 +346,4 @@ BEGIN
     UPDATE poky.shard SET number = p_number;
 END;
 $$;
-COMMENT ON FUNCTION poky._become_shard IS
-'From now on this database has the buckets that control places in it. PK409: it has buckets of its own, or another number.';
+COMMENT ON FUNCTION poky._become_shard IS 'From now on this database has the buckets that control places in it. PK409: it has buckets of its own, or another number.';
