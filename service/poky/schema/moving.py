@@ -117,9 +117,9 @@ def _move(
         noted = _noted(control)
         if noted is None:
             _require(owners, target)
-            row = _refusing(control, "SELECT (poky._begin_move(%s, %s)).*", bucket, target)
+            _refusing(control, "SELECT (poky._begin_move(%s, %s)).*", bucket, target)
             noted = _noted(control)
-            if noted is None or not row:
+            if noted is None:
                 return None
         if (noted.name, noted.target) != (bucket, target):
             raise SchemaError(
