@@ -43,9 +43,6 @@ class Stream:
         self._is_sending = False
         self._connection: StreamingConnection | None = None
 
-    def __len__(self) -> int:
-        return 0  # of what is framed with the head
-
     @property
     def unsent(self) -> bool:
         """Whether something that was written has not been sent yet."""

@@ -135,12 +135,11 @@ class Workers:
         """
         end = time.monotonic() + timeout
         stopped: set[Connection] = set()
-        while self._server.connections and (now := time.monotonic()) < end:
+        while self._server.connections and time.monotonic() < end:
             for conn in self._server.busy - stopped:
                 conn.stop_waiting()
                 stopped.add(conn)
             self._take_each(lambda conn: conn.quiet_for(QUIET_SECONDS), Connection.expire)
-            self._sweep(now)
             time.sleep(0.02)
         if self._server.busy:
             log.warning("stopped with %d requests unanswered", len(self._server.busy))
