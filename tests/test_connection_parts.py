@@ -13,7 +13,16 @@ import pytest
 from poky.http import Answer, Budget, Later, Reservation, connection, refuse
 from poky.http.answers import text
 from poky.http.compose import compose, compose_stream
-from poky.http.connection import AGAIN, LINGER, READ_BODY, READ_HEAD, SEND, WAIT_INPUT, Connection
+from poky.http.connection import (
+    AGAIN,
+    LINGER,
+    READ_BODY,
+    READ_HEAD,
+    SEND,
+    WAIT_INPUT,
+    WAIT_OUTPUT,
+    Connection,
+)
 from tests.support.sockets import Serving, eventually, get, put, serving, simple_app
 
 STAMP = "Date: d\r\nServer: s\r\n"
@@ -243,6 +252,20 @@ def test_a_request_is_tried_again_by_the_workers() -> None:
         assert pair.conn.events == WAIT_INPUT
         again()
         assert pair.conn.later is not None
+
+
+@pytest.mark.parametrize("follows", [b"", get("/next")])
+def test_after_an_answer_that_came_later_the_next_request_is_read(follows: bytes) -> None:
+    with paired(lambda *_: Later(lambda reply: None)) as (_, pair):
+        assert pair.step(get() + follows)
+        assert pair.conn.send_answer(text("later"))
+        assert pair.conn.state == READ_HEAD
+        assert pair.conn.events == (WAIT_OUTPUT if follows else WAIT_INPUT)
+        pair.conn.deadline = 0.0
+        assert pair.step(get("/x", "Connection: close") + b"more")
+        assert pair.conn.send_answer(text("later"))
+        if not follows:
+            assert (pair.conn.state, pair.conn.events) == (LINGER, WAIT_INPUT)
 
 
 # -- what is sent

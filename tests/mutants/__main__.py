@@ -31,7 +31,7 @@ CONCERN = {
     " test_memory",
     "api/buckets": "test_listing test_buckets test_access",
     "api/codes": "test_codes",
-    "api/changes": "test_following test_changes test_stays",
+    "api/changes": "test_following_parts test_following test_changes test_stays",
     "api/conditions": "test_conditions test_objects",
     "api/expiry": "test_expiry",
     "api/found": "test_memory test_batches test_objects test_ranges",
@@ -75,7 +75,7 @@ CONCERN = {
     "api/services": "test_objects test_process",
     "config": "test_config test_cli test_docs test_process",
     "embedded": "test_embedded",
-    "feed": "test_following test_changes test_stays test_followers",
+    "feed": "test_following_parts test_following test_changes test_stays test_followers",
     "forms": "test_config test_cache test_cli test_fleet",
     "health": "test_health test_process test_listing test_standby test_shards_seen test_page",
     "http": "test_connection_parts test_workers test_connection test_server test_head test_later"
