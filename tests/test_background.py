@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 
-from poky.background import Background
+from poky.background import Background, Task
 from poky.metrics import Metrics
 from poky.store import Store, StoreError
 from tests.conftest import Database
@@ -167,6 +168,74 @@ def test_a_lock_takes_no_place_of_the_pool(database: Database) -> None:
         assert ours
         assert store.nodes() == []
         assert store.connections == (0, 1)
+
+
+def test_a_task_is_late_by_what_is_beyond_its_period(store: Store) -> None:
+    task = Task("t", lambda: None, 10.0, "instance", lambda: True)
+    assert task.lag() == 0
+    task.on_time_at = time.time() - 9
+    assert task.lag() == 0
+    task.on_time_at = time.time() - 100
+    assert 90 <= task.lag() < 95
+    background = Background(store)
+    background._tasks = {"t": task}
+    (shown,) = background.status()
+    assert 90 <= shown["lag_seconds"] < 95
+    assert shown["ended_at"] is None
+    figures = background.figures()
+    assert figures["background_success_timestamp_seconds"].read() == {"t": 0}
+    assert 90 <= figures["background_lag_seconds"].read()["t"] < 95  # type: ignore[index]
+    task.ended_at, task.runs, task.errors = 12.7, 3, 4
+    assert figures["background_success_timestamp_seconds"].read() == {"t": 12.7}
+    assert figures["background_runs"].read() == {"t": 3}
+    assert figures["background_errors"].read() == {"t": 4}
+    assert background.status()[0]["ended_at"] == 12
+
+
+def test_a_failure_that_goes_on_is_logged_once(
+    background: Background, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    errors = [StoreError(503, said, code="x") for said in ("One.", "One.", "Other.", "One.")]
+
+    def work() -> None:
+        if errors:
+            raise errors.pop(0)
+
+    background.add("work", work, period=0.01)
+    wait_until(lambda: background.status()[0]["runs"])
+    assert [each[-4:] for each in caplog.messages] == ["One.", "her.", "One."]
+    assert background.status()[0]["errors"] == 4
+
+
+def test_a_task_that_is_not_needed_is_not_run_and_was_a_good_one(background: Background) -> None:
+    background.add("work", lambda: 1 // 0, period=0.01, is_needed=lambda: False)
+    wait_until(lambda: background.status()[0]["runs"] >= 2)
+    assert background.status()[0]["errors"] == 0
+    assert background._tasks["work"].thread.daemon, "it holds up no end of the process"
+
+
+def test_a_task_may_rest_until_the_end(store: Store) -> None:
+    background = Background(store)
+    began = time.monotonic()
+    assert background.rest(0.05) is True
+    assert time.monotonic() - began >= 0.05
+    assert not background.is_stopping
+    background.stop()
+    assert background.is_stopping
+    assert background.rest(30) is False
+
+
+def test_another_instance_s_run_is_in_time_for_all(database: Database, store: Store) -> None:
+    background = Background(store)
+    with closing(Store(database.dsn_service)) as other, other.try_lock("poky work") as is_ours:
+        assert is_ours
+        background.add("work", lambda: 1 // 0, period=0.05, scope="fleet")
+        task = background._tasks["work"]
+        task.on_time_at = 0.0
+        wait_until(lambda: task.on_time_at)
+        assert (task.runs, task.errors, task.ended_at) == (0, 0, None)
+        background.stop()
 
 
 def test_tasks_are_metrics(background: Background) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from poky import schema
-from poky.health import Health, Instances, Shards, State
+from poky.health import Health, Instances, Shards, State, _ShardHealth
 from poky.schema.plan import SCRIPTS
 from poky.store import Store, StoreError
 from tests.conftest import Database
@@ -82,6 +82,36 @@ def test_nothing_is_asked_unless_somebody_wants_to_know(store: Answering) -> Non
     assert health.check(10).database == "ok"
     time.sleep(0.05)
     assert store.asked == 1
+
+
+def test_a_look_at_every_file_is_made_once_a_minute(database: Database) -> None:
+    with closing(Store(database.dsn_service)) as store:
+        health = _ShardHealth(store)
+        assert health.held is None
+        assert health.check(30).ok
+        held = health.held
+        assert held is not None
+        assert time.monotonic() + 50 < health._until <= time.monotonic() + 60
+        health.held = None
+        assert health.check(30).ok
+        assert health.held is None
+        health._until = 0.0
+        assert health.check(30).ok
+        assert health.held is not None
+
+
+def test_many_who_came_and_went_are_forgotten(store: Answering) -> None:
+    instances = Instances(store)  # type: ignore[arg-type]
+    instances.note(map(str, range(Instances.MOST)))
+    instances.note(["a"])
+    assert len(instances.gone()) == Instances.MOST
+    instances.note(["b"])
+    assert instances.gone() == {}
+
+
+def test_its_thread_holds_up_no_end_of_the_process(store: Answering) -> None:
+    Health(store)  # type: ignore[arg-type]
+    assert all(each.daemon for each in threading.enumerate() if each.name == "poky-health")
 
 
 def test_one_database_is_no_shard(database: Database) -> None:

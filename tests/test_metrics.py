@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -19,6 +21,7 @@ from poky.logs import Log, LogHandler
 from poky.metrics import Metrics, Statsd
 from poky.metrics.figures import Figure, Histogram, Sizes, families
 from poky.metrics.history import History, Sample, Totals, quantile
+from tests.service import wait_until
 
 REQUEST = {
     "REQUEST_METHOD": "GET",
@@ -468,6 +471,73 @@ def test_the_last_warnings_are_remembered_each_once(pipe: tuple[int, Log]) -> No
     assert [each.message for each in recent] == [f"number {number}" for number in range(5, 25)]
     assert {(each.level, each.logger) for each in recent} == {("error", "poky.x")}
     assert abs(recent[-1].at - time.time()) < 20
+
+
+def test_a_warning_that_comes_again_is_remembered_once_with_its_last_time(
+    pipe: tuple[int, Log],
+) -> None:
+    logger = logging.Logger("poky.x")
+    logger.addHandler(handler := LogHandler(pipe[1]))
+    other = logging.Logger("poky.y")
+    other.addHandler(handler)
+    for _ in range(2):
+        logger.warning("again")
+        last = handler.recent[-1].at
+    assert [each.message for each in handler.recent] == ["again"]
+    assert handler.recent[-1].at == last
+    other.warning("again")
+    logger.warning("again")
+    assert [each.logger for each in handler.recent] == ["poky.x", "poky.y", "poky.x"]
+
+
+def test_texts_are_counted_for_so_many_at_a_time(pipe: tuple[int, Log]) -> None:
+    reader, log = pipe
+    logger = logging.Logger("poky.x")
+    logger.addHandler(handler := LogHandler(log))
+    for number in range(logs._MOST_TEXTS):
+        logger.info("known %d", number)
+    for _ in range(7):
+        logger.info("known 0")
+        logger.info("one more")
+    handler.flush()
+    lines = os.read(reader, 65536).decode().splitlines()
+    assert lines.count("known 0") == 5
+    assert lines.count("one more") == 7, "which of them to leave out is not known"
+    assert lines[-1] == "WARNING poky.logs: 3 times more: INFO poky.x: known 0"
+
+
+def test_a_record_that_cannot_be_written_is_no_failure(
+    pipe: tuple[int, Log], capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.Logger("poky.x")
+    logger.addHandler(handler := LogHandler(pipe[1]))
+    logger.warning("%d", "no number")
+    assert "TypeError" in capsys.readouterr().err
+    logger.warning("fine")
+    handler.flush()
+    assert os.read(pipe[0], 100) == b"fine\n"
+
+
+def test_what_fits_to_the_last_byte_is_written() -> None:
+    reader, writer = os.pipe()
+    log = Log(writer, most_bytes=10)
+    with log._changed:  # before any is written
+        log._bytes = 4
+        log._lines.append(b"abc\n")
+    log.add(["fghij\n"])
+    assert log.flush(10) is True
+    assert os.read(reader, 100) == b"abc\nfghij\n"
+    assert log.dropped == 0
+    assert all(each.daemon for each in threading.enumerate() if each.name == "poky-log")
+    os.set_blocking(writer, False)
+    filled = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            filled += os.write(writer, bytes(4096))
+    log.add(["x\n"])
+    wait_until(lambda: log.dropped == 1)
+    os.close(reader)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("format", ["keyvalue", "json"])

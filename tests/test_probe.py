@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,6 +139,7 @@ class Told:
         self.outcomes: list[Any] = []
         self.made: list[Any] = []
         self.buckets: list[str] = []
+        self.turns = 0
 
     def ensure_bucket(self, name: str) -> None:
         self.buckets.append(name)
@@ -148,6 +152,7 @@ class Told:
 
     def after_turn(self, alone: bool) -> None:
         assert not alone
+        self.turns += 1
 
 
 def canary(told: Told, url: str, shard: int = 0) -> _Canary:
@@ -187,10 +192,52 @@ def test_what_a_read_says_of_a_canary(kind: str, caplog: pytest.LogCaptureFixtur
         assert cache.lines == [b"GET /kv/poky-probe/canary.me:1"] * 8
 
 
+def test_a_failure_to_read_is_logged_once_until_it_ends(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    busy, ok = ("503 Busy", b""), ("200 OK", b"7")
+    with scripted(busy, busy, ("502 Bad", b""), ok, ("502 Bad", b"")) as cache:
+        bird = canary(Told(), cache.url)
+        (node,) = bird._nodes
+        for _ in range(5):
+            bird._read(node)
+    said = "a canary could not be read through one: it answered"
+    assert caplog.messages == [f"{said} {status}" for status in (503, 502, 502)]
+
+
+def test_a_probe_shows_what_all_its_canaries_saw(kind: str) -> None:
+    config = Config.from_env({"POKY_PROBE": "one=http://127.0.0.1:9", "POKY_PROBE_SECONDS": "7"})
+    probe = Probe(Told(), Told(), config)  # type: ignore[arg-type]
+    (bird,) = probe._canaries.values()
+    probe._canaries["probe-2"] = other = canary(Told(), "http://127.0.0.1:9", 2)
+    assert probe.figures()["probe_stale"].read() == {"one": 0}
+    for each in (bird, other):
+        each.reads["one", "fresh"] += 2
+        each.written["failed"] += 1
+    other.stale["one"] += 1
+    other.stale_at = 7.0
+    read = {name: figure.read() for name, figure in probe.figures().items()}
+    assert read["probe_reads"] == {("one", "fresh"): 4}
+    assert read["probe_writes"] == {"failed": 2}
+    assert read["probe_stale"] == {"one": 1}
+    assert read["probe_visible_seconds"] is probe._visible
+    assert probe.stale_at == 7.0
+    bird.stale_at = 9.0
+    assert probe.stale_at == 9.0
+    added: list[Any] = []
+    probe.start(SimpleNamespace(add=lambda *task, period: added.append((*task, period))))  # type: ignore[arg-type]
+    assert added == [("probe", bird.run, 7.0), ("probe-2", other.run, 7.0)]
+    assert bird._bucket == "poky-probe"
+    assert other._bucket == "poky-probe-2"
+    assert bird._patience > config.lease_seconds
+
+
 def test_what_a_write_of_a_canary_comes_to(kind: str) -> None:
     told = Told()
     bird = canary(told, "http://127.0.0.1:9")
     first = bird._number
+    began = time.monotonic()
     done = Put("updated", 1, "h", 1, None)
     refusal = StoreError(503, "Away.", code="database_unavailable")
     for outcome, counted in (
@@ -212,6 +259,8 @@ def test_what_a_write_of_a_canary_comes_to(kind: str) -> None:
     told.outcomes = [refusal]
     with pytest.raises(StoreError, match="Away"):
         bird._write()
+    assert time.monotonic() - began < 5, "it waits no longer than for the outcome"
+    assert told.turns == 4
     bird._patience = 0.05
     told.outcomes = [None]
     with pytest.raises(StoreError) as failed:
