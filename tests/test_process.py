@@ -816,7 +816,91 @@ def test_listeners_are_stopped_at_once_and_waited_for_a_second_longer_than_they_
     assert 0.2 <= time.monotonic() - began < 0.5
     assert process._stop([ends, hangs], 0) == 2
     assert 1.1 < time.monotonic() - began < 2
+    assert all(each.daemon for each in threading.enumerate() if each.name.endswith("(<lambda>)"))
     let_go.set()
+
+
+@pytest.mark.parametrize("kind", ["partitioned"])
+def test_the_end_closes_all_in_order_and_waits_for_no_terminal(
+    own_database: Database, kind: str
+) -> None:
+    """Whoever is told that it is ready may hang: it is a daemon, as all other threads are."""
+    script = """
+import os, signal, sys, threading, time
+from poky import process
+from poky.config import Config
+
+house = []
+opened = process.open_store
+
+def open_store(*arguments, **options):
+    store = opened(*arguments, **options)
+    told(store, "close", f"store {len(house)}")
+    house.append(store)
+    return store
+
+def told(thing, name, says):
+    inner = getattr(thing, name)
+    setattr(thing, name, lambda *given: (print(says, flush=True), inner(*given))[1])
+
+process.open_store = open_store
+told(process.Background, "stop", "background")
+told(process.Caches, "stop", "caches")
+told(process.Metrics, "close", "metrics")
+
+def ready():
+    late = [each for each in threading.enumerate() if not each.daemon]
+    print([each.name for each in late], flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(600)
+
+sys.exit(process.serve(Config.from_env(dict(os.environ)), ready))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+            "POKY_DSN": own_database.dsn_service,
+            **dict(zip(("POKY_PORT", "POKY_ADMIN_PORT"), map(str, free_ports(2)), strict=True)),
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        "['MainThread']", "background", "caches", "metrics", "store 0", "store 1"
+    ]  # fmt: skip
+
+
+def test_a_wait_for_the_end_takes_no_longer_than_it_may() -> None:
+    stopping = process.Stopping()
+    began = time.monotonic()
+    assert stopping.wait(0.02) is False
+    assert 0.01 < time.monotonic() - began < 0.8
+    assert not stopping.is_set
+    stopping.set()
+    assert stopping.wait(30) is True
+    assert stopping.wait(30) is True
+    assert stopping.is_set
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("why")])
+def test_a_listener_that_ends_ends_the_process(
+    error: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    def serve() -> None:
+        threads.append(threading.current_thread())
+        if error:
+            raise error
+
+    threads: list[threading.Thread] = []
+    stopping = process.Stopping()
+    process._accept([cast(Any, SimpleNamespace(serve=serve))], stopping)
+    assert stopping.wait(10)
+    assert threads[0].daemon
+    assert caplog.messages == (["a listener ended"] if error else [])
 
 
 def test_systemd_is_told_at_either_kind_of_address(
