@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -655,3 +657,10 @@ def test_following_goes_on_after_what_passes() -> None:
         assert b"\r\n" + line in head
     pauses = [later - earlier for earlier, later in zip(server.at, server.at[1:], strict=False)]
     assert 0.09 < pauses[0] < pauses[1] < pauses[2] < 2
+
+
+def test_without_urllib3_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['urllib3'] = None; import poky.client"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "install the extra, pip install 'poky[client]'" in done.stderr.splitlines()[-1]

@@ -425,3 +425,20 @@ def test_settings_are_shown_as_they_are_written() -> None:
         assert Config.from_env(secret).shown()[name] == "1=postgresql://u:***@b/d"
     move = {**secret, "POKY_MOVE_SHARDS": "0=postgresql://u:pw@b/d"}
     assert "pw" not in Config.from_env(move).shown()["POKY_MOVE_SHARDS"]
+
+
+def test_the_data_folder_of_a_user_whom_the_system_does_not_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/of/the/user")
+    assert data_folder() == Path("/of/the/user/poky")
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.setenv("HOME", "/home/user")
+    assert data_folder() == Path("/home/user/.local/share/poky")
+    monkeypatch.delenv("HOME")
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert data_folder() == Path("/nonexistent/poky")

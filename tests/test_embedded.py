@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -313,6 +314,34 @@ def test_a_supervised_server_comes_back_each_time_it_is_killed(server: embedded.
     last = server.pid
     server.close()
     wait_until(lambda: not runs(last), "the end of the server")
+
+
+def test_supervision_outlives_a_server_that_cannot_be_started(
+    server: embedded.Embedded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = server._start
+    watched, fails = threading.Event(), threading.Event()
+    attempts: list[float] = []
+
+    def start() -> None:
+        if fails.is_set():
+            attempts.append(time.monotonic())
+            raise embedded.EmbeddedError("it cannot be started")
+        real()
+        watched.set()
+
+    monkeypatch.setattr(server, "_start", start)
+    server.supervise()
+    assert watched.wait(20)
+    fails.set()
+    killed = server.pid
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: len(attempts) > 2, "three attempts")
+    assert attempts[2] - attempts[0] > 1, "it rests between them"
+    fails.clear()
+    wait_until(lambda: server.pid != killed and answers(server.dsn_owner), "it")
+    assert "embedded PostgreSQL died; restarting it" in caplog.messages
+    assert "embedded PostgreSQL: it cannot be started" in caplog.messages
 
 
 def test_everything_killed_at_once_leaves_nothing_in_the_way(home: Path) -> None:

@@ -138,3 +138,10 @@ def test_it_needs_a_url_and_sends_a_token(
         files = PokyFileSystem(skip_instance_cache=True)
         files.pipe(f"{bucket}/k", b"v")
         assert files.cat(f"{bucket}/k") == b"v"
+
+
+def test_the_root_is_a_folder_of_buckets(files: PokyFileSystem, bucket: str) -> None:
+    root = files.info("poky://")
+    assert (root["name"], root["type"], root["size"]) == ("", "directory", 0)
+    assert files.isdir("")
+    assert bucket in files.ls("", detail=False)

@@ -21,6 +21,7 @@ import yaml
 
 from poky.api.page import fleet
 from poky.metrics import Prometheus
+from poky.metrics.prometheus import _MOST_BYTES
 from tests.conftest import Database
 from tests.fake_cache import FakeCache
 from tests.service import Client, Service, free_ports, running, wait_until
@@ -301,6 +302,34 @@ def test_the_page_never_waits_for_prometheus(
             for word in ("Requests per second", "PostgreSQL 1", "Background"):
                 assert word in page
             assert service.client().get("/status").status == 200
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (lambda request: send(request, b"{}", 503), "OSError: it answers 503"),
+        (
+            lambda request: send(request, b" " * (_MOST_BYTES + 1)),
+            "OSError: its answer is too large or too slow",
+        ),
+        (lambda request: send(request, b" " * _MOST_BYTES), "DecodeError: "),
+    ],
+    ids=["refuses", "is too large", "is as large as it may be"],
+)
+def test_why_prometheus_cannot_be_asked_is_logged_once(
+    kind: str,
+    answer: Callable[[BaseHTTPRequestHandler], None],
+    why: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    with answering(answer) as port:
+        asked = Prometheus(f"http://127.0.0.1:{port}")
+        for _ in range(2):
+            assert asked.told(asked.ask({"figure": "up"}), 20) is None
+        (said,) = [text for text in caplog.messages if "Prometheus cannot be asked" in text]
+        assert why in said
+        assert asked.failing_since is not None
 
 
 def test_a_prometheus_that_comes_back_is_asked_again(

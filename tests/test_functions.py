@@ -628,6 +628,21 @@ def test_a_bucket_that_returned_is_soon_read_by_its_new_function(
             owner.drop_bucket("renewed", keys=True)
 
 
+def test_of_many_buckets_some_statements_are_kept(
+    store: Store, bucket_names: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poky.store.bucket_functions._MOST_STATEMENTS", 3)
+    names = [bucket_names() for _ in range(5)]
+    for name in names:
+        store.ensure_bucket(name)
+        store.put(name, "k", b"", "t")
+        assert store.get(name, "k")
+        assert 0 < len(store._own) <= 3
+    # Those that were forgotten are made again.
+    assert all(store.get(name, "k") for name in names)
+    assert 0 < len(store._own) <= 3
+
+
 def test_requests_change_nothing_in_the_catalogue(database: Database, bucket: str) -> None:
     """A bucket has its functions before the first request; what the service asks works anywhere."""
     catalogue = "SELECT oid, xmin::text FROM pg_proc WHERE pronamespace = 'poky'::regnamespace"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from poky.api.found import LargeAnswer, answer_bytes, show_objects, show_values
 from poky.api.items import KeyItems
 from poky.api.strings import read_string, write_string
 from poky.http import Budget, Refused, Reservation
-from poky.store import Object, Store, Value
+from poky.store import Object, Store, StoreError, Value
 from poky.store.literals import compose
+from poky.store.statements import EXECUTE
 from tests.conftest import Database
 from tests.service import Client, Service, running, wait_until
 from tests.support.memory import high_water, resident
@@ -273,6 +275,48 @@ def test_a_large_object_is_read_again_when_it_grew(database: Database, bucket: s
     assert found is not None
     assert (bytes(found.value), found.size) == (b"y" * 2 * MB, 2 * MB)
     assert took == [3 * MB, 6 * MB]
+    store.close()
+
+
+def test_a_large_object_that_is_deleted_meanwhile_is_not_there(
+    database: Database, bucket: str
+) -> None:
+    class Late(Store):
+        def _read(self, statement: Any, *given: Any, **more: Any) -> Any:
+            if statement == EXECUTE["get_many"]:
+                other.delete(bucket, "k")
+            return super()._read(statement, *given, **more)
+
+    with (
+        closing(Store(database.dsn_service)) as other,
+        closing(Late(database.dsn_service)) as store,
+    ):
+        store.put(bucket, "k", b"x" * MB, "text/plain")
+        assert store.get(bucket, "k") is None
+
+
+def test_a_part_of_an_object_that_changes_at_each_attempt_is_given_up(
+    database: Database, bucket: str
+) -> None:
+    store = Store(database.dsn_service, pool_size=2)
+    written = []
+
+    def room(size: int) -> None:
+        if not size:
+            return
+        assert size == 30, "what the part takes"
+        written.append(store.put(bucket, "k", b"y" * MB, "text/plain"))
+
+    store.put(bucket, "k", b"x" * MB, "text/plain")
+    with pytest.raises(StoreError) as refused:
+        store.get(bucket, "k", room, lambda found: (0, 10))
+    assert (refused.value.status, refused.value.code) == (503, "database_slow")
+    assert "changes too often. Try again shortly." in refused.value.detail
+    assert 1 < len(written) < 10
+    # What is empty needs no room, and is of no revision.
+    part = store.get(bucket, "k", room, lambda found: (0, 0))
+    assert part is not None
+    assert (bytes(part.value), part.size) == (b"", MB)
     store.close()
 
 

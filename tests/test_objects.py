@@ -13,7 +13,8 @@ from email.utils import formatdate, parsedate_to_datetime
 
 import pytest
 
-from tests.service import Client, Service
+from tests.conftest import Database
+from tests.service import Client, Service, running
 
 TAG = re.compile(r'"[0-9]+-[0-9a-f]{8}"')
 PAST = "Tue, 04 Jun 2013 03:01:31 GMT"
@@ -800,3 +801,27 @@ def test_a_bucket_is_not_called_dot(service: Service, client: Client, name: str)
     ):
         assert refused.status == 400
         assert "but not . or .." in refused.detail
+
+
+@pytest.mark.inside
+def test_a_value_and_a_batch_have_limits_of_their_own(
+    database: Database, bucket: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    batch = {"Content-Type": "application/json"}
+    item = b'[{"key": "k", "data": "%s"}]'
+    for most_value, most_batch in ((1000, 3000), (3000, 1000)):
+        log = tmp_path_factory.mktemp("limits") / "log"
+        limits = {"max_value_bytes": str(most_value), "max_batch_bytes": str(most_batch)}
+        with running(database.dsn_service, log, **limits) as service:
+            client = service.client()
+            assert client.put(f"/kv/{bucket}/k", b"x" * most_value).status == 200
+            refused = client.put(f"/kv/{bucket}/k", b"x" * (most_value + 1))
+            assert refused.status == 413
+            assert f" at most {most_value} bytes." in refused.detail
+            fits = item % (b"x" * (min(most_batch, most_value) - len(item) + 2))
+            assert len(fits) == min(most_batch, most_value)
+            assert client.request("PUT", f"/multi/{bucket}", fits, batch).status == 200
+            large = fits + b" " * (most_batch + 1 - len(fits))
+            refused = client.request("PUT", f"/multi/{bucket}", large, batch)
+            assert refused.status == 413
+            assert f" at most {most_batch} bytes." in refused.detail

@@ -55,20 +55,21 @@ CONCERN = {
     "cache/purge": "test_purge test_cache",
     "cli": "test_process test_cli",
     "cli/buckets": "test_cli test_delete_prefix test_access test_process test_expiry"
-    " test_following test_shards",
+    " test_following test_shards test_commands",
     "cli/caches": "test_cache test_cli test_process",
-    "cli/changes": "test_cli test_following",
-    "cli/context": "test_cli test_served test_transfer test_process test_cache test_shards",
+    "cli/changes": "test_cli test_following test_commands",
+    "cli/context": "test_cli test_served test_transfer test_process test_cache test_shards"
+    " test_commands",
     "cli/declared": "test_access test_cli",
     "cli/durations": "test_cli test_access test_following test_expiry",
-    "cli/migrate": "test_process test_cli test_schema",
-    "cli/output": "test_cli test_process test_transfer",
-    "cli/poky1": "test_transfer",
+    "cli/migrate": "test_process test_cli test_schema test_commands",
+    "cli/output": "test_cli test_process test_transfer test_commands",
+    "cli/poky1": "test_transfer test_commands",
     "cli/restored": "test_restored",
-    "cli/served": "test_served",
+    "cli/served": "test_served test_commands",
     "cli/shards": "test_shards test_moves test_shards_seen",
     "cli/tokens": "test_access test_cli test_cache",
-    "cli/transfer": "test_transfer",
+    "cli/transfer": "test_transfer test_commands",
     "client": "test_client test_filesystem",
     "api/page": "test_page_parts test_page test_fleet test_shards_seen",
     "api/page/shards": "test_page_parts test_page test_fleet test_shards_seen test_shards",
@@ -122,7 +123,7 @@ CONCERN = {
     "store/sharded": "test_placed test_shards test_shards_seen test_stays test_moves",
     "store/shared": "test_sharing test_objects test_access",
     "store/tokens": "test_access test_cache test_cli",
-    "transfer": "test_transfer",
+    "transfer": "test_transfer test_commands",
 }
 
 #: How many tests that fail once may be left out of a run, and how long a run may take.
