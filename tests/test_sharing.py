@@ -15,6 +15,7 @@ import pytest
 
 from poky.sharing import Lane, Read, Reads, Writes, Writing
 from poky.sharing import writes as writing
+from poky.sharing.shards import ShardedLane, ShardedReads, ShardedWrites
 from poky.sharing.writes import FEW_WRITES, MOST_BYTES, MOST_WRITES
 from poky.store import (
     ALONE,
@@ -1339,3 +1340,136 @@ def test_no_more_threads_ask_a_database_than_may(answering: Answering) -> None:
     answering.go_on.set()
     first.join()
     second.join()
+
+
+# Of several databases.
+
+
+class Several(Obedient):
+    """Two databases that do as they are told, and a map of buckets: by their first letter."""
+
+    shards = (0, 1)
+
+    def __init__(self, kind: type[Obedient]) -> None:
+        super().__init__()
+        self.parts = [kind(), kind()]
+        self.known: dict[str, int] = {}
+        self.there: dict[str, int] = {}
+        self.since: list[float] = []
+
+    def under(self, policy: str | None, renew: Any = None, since: float = 0.0) -> Any:
+        self.since.append(since)
+        return super().under(policy, renew, since)
+
+    def one(self, number: int) -> Any:
+        return self.parts[number]
+
+    def known_shard(self, bucket: str) -> int | None:
+        return self.known.get(bucket)
+
+    def find_shard(self, bucket: str) -> int:
+        if bucket not in self.there:
+            raise StoreError(503, "Away.", code="database_unavailable")
+        return self.there[bucket]
+
+    def get(self, bucket: str, key: str, room: Any, select: Any) -> Any:
+        return f"{threading.current_thread().name} {bucket}/{key}"
+
+
+def test_work_is_done_in_the_lane_of_its_bucket_s_database() -> None:
+    several = Several(Answering)
+    several.known = {"a": 0, "b": 1, "gone": 9}
+    lane = ShardedLane("tests", 2, several, 5.0)  # type: ignore[arg-type]
+    wanted = [("a", None), ("b", None), ("c", None), ("gone", None), ("b", 0), ("c", 1), ("", 7)]
+    for bucket, shard in wanted:
+        said = Told(1)
+        tell = said.done(0)
+        lane.submit(
+            lambda tell=tell: tell(threading.current_thread().name.rpartition("-")[0]),  # type: ignore[misc]
+            tell,
+            bucket,
+            shard,
+        )
+        expected = several.known.get(bucket) if shard is None else shard
+        assert said.all() == [f"tests-{expected}" if expected in (0, 1) else "tests"]
+    assert [each._patience for each in (lane, *lane._shards.values())] == [5.0] * 3
+
+
+def test_reads_go_to_the_database_of_their_bucket_and_others_to_a_lane() -> None:
+    several = Several(Answering)
+    several.known = {"a": 0, "b": 1, "gone": 9}
+    reads = ShardedReads(several, THREADS)  # type: ignore[arg-type]
+    found = asked_for(reads, "a/1", "b/1", "b/2", "new/1", "gone/1")
+    assert found[:3] == ["a/1", "b/1", "b/2"]
+    for each, name in zip(found[3:], ("new/1", "gone/1"), strict=True):
+        assert each.startswith("reads-unknown-")
+        assert each.endswith(f" {name}")
+    assert [each.take() for each in several.parts] == [  # type: ignore[attr-defined]
+        [("", "each", ["a/1"])],
+        [("", "each", ["b/1", "b/2"])],
+    ]
+    assert reads.at_once("b", "1") == "b/1"
+    assert reads.at_once("new", "1") is ALONE
+    assert reads.at_once("gone", "1") is ALONE
+    assert several.parts[1].take() == [("", "small", ["b/1"])]  # type: ignore[attr-defined]
+    assert (reads.sizes.count, reads.sizes.sum) == (3, 4)  # of all of them
+    assert {each._most for each in reads._shards.values()} == {THREADS // 2}
+    one_thread = ShardedReads(several, 1)  # type: ignore[arg-type]
+    assert {each._most for each in one_thread._shards.values()} == {1}
+
+
+def test_writes_go_to_the_database_of_their_bucket_which_may_be_looked_up() -> None:
+    several = Several(Scripted)
+    several.known = {"a": 0, "b": 1}
+    several.there = {"new": 1, "unnamed": 9}
+    writes = ShardedWrites(several, NoCaches(), THREADS)  # type: ignore[arg-type]
+    told = Told(5)
+    wanted = [put_of(bucket, b"", bucket) for bucket in ("a", "b", "new", "unnamed", "away")]
+    given(writes, told, *wanted)
+    outcomes = told.all()
+    assert [getattr(each, "outcome", None) for each in outcomes[:4]] == ["inserted"] * 4
+    assert outcomes[4].code == "database_unavailable"
+    first, second = (
+        {key for _, keys, _ in each.statements for key in keys}  # type: ignore[attr-defined]
+        for each in several.parts
+    )
+    assert (first, second) == ({"a", "unnamed"}, {"b", "new"})
+    now = time.monotonic()
+    assert all(now - 60 < each <= now for each in several.since)
+    assert writes.sizes.sum == 4
+
+
+def test_late_writes_of_each_database_are_seen_to() -> None:
+    several = Several(Scripted)
+    several.known = {"a": 0, "b": 1}
+    writes = ShardedWrites(several, NoCaches(), THREADS)  # type: ignore[arg-type]
+    told = Told(2)
+    for position, bucket in enumerate("ab"):
+        old = Writing(put_of("k", b"", bucket), None, told.done(position))
+        old.since -= writing.QUEUED_SECONDS
+        writes.add(old)
+    writes.late()
+    assert [each.code for each in told.all()] == ["busy"] * 2
+
+
+def test_of_the_threads_only_some_do_what_may_take_long() -> None:
+    """The others go on with what does not."""
+    writes = Writes(Scripted(), NoCaches(), THREADS)  # type: ignore[arg-type]
+    reads = Reads(Answering(), THREADS)  # type: ignore[arg-type]
+    for kept in (writes, reads):
+        for lane in (kept._large, kept._parted, kept._locked):
+            assert 1 <= lane._most <= THREADS // 2
+    for few in (1, 2):
+        writes = Writes(Scripted(), NoCaches(), few)  # type: ignore[arg-type]
+        reads = Reads(Answering(), few)  # type: ignore[arg-type]
+        assert {each._most for kept in (writes, reads) for each in (kept._large, kept._locked)} == {
+            1
+        }
+
+
+def test_no_lane_keeps_a_process_that_ends() -> None:
+    lane = Lane("tests-ending", 1)
+    said = Told(1)
+    tell = said.done(0)
+    lane.submit(lambda: tell(threading.current_thread().daemon), tell)
+    assert said.all() == [True]

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from poky.store import CODES, Store, StoreError, Together, Value, Write, bucket_functions
+from poky.store import CODES, Object, Store, StoreError, Together, Value, Write, bucket_functions
 from poky.store import pool as pools
 from poky.store.bucket_functions import BucketFunctions
 from poky.store.errors import (
@@ -914,3 +914,20 @@ def test_a_write_has_half_of_its_time_however_late_its_request_came(
                 pool._read("SELECT pg_sleep(0.6)", ())
             assert failed.value.code == "database_unavailable"
         assert pool._write("SELECT pg_sleep(1.4)", ())
+
+
+def test_what_is_copied_is_refused_under_another_policy_as_well(own_database: Database) -> None:
+    with closing(Store(own_database.dsn_service, pool_size=1)) as store:
+        store.ensure_bucket("b")
+        store.put("b", "k", b"v", "text/plain")
+        policy = store.credential("", "b").policy
+        found: list[bytes] = []
+
+        def keep(each: Object) -> None:
+            found.append(bytes(each.value))
+
+        with store.under(policy):
+            store.read_many("b", ["k"], found.clear, keep)
+        assert found == [b"v"]
+        with store.under("00000000-0000-0000-0000-000000000000"), pytest.raises(PolicyChanged):
+            store.read_many("b", ["k"], found.clear, keep)

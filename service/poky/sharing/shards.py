@@ -4,7 +4,6 @@ So a database that is slow, or does not answer, holds up nothing of the others. 
 process has not asked for yet is looked up in a lane first.
 """
 
-import time
 from collections.abc import Callable
 
 from poky.sharing.lanes import PATIENCE_SECONDS, Lane, Refuse, Work
@@ -111,7 +110,7 @@ class ShardedWrites(Writes):
     def _adding(self, writing: Writing) -> Callable[[], None]:
         def add() -> None:
             try:
-                with self._map.under(None, since=writing.since or time.monotonic()):
+                with self._map.under(None, since=writing.since):
                     number = self._map.find_shard(writing.write.bucket)
             except StoreError as error:
                 writing.done(error)
