@@ -279,10 +279,6 @@ class Caches:
                 times = self._recent.setdefault(node, deque(maxlen=_MOST_RECENT))
             times.append((time.monotonic(), seconds))
 
-    def status(self) -> Sequence[Node]:
-        """All nodes."""
-        return self._store.nodes()
-
     def suspend(self, name: str) -> bool:
         """Suspend a node until it is resumed by command, and wait until its leases have expired.
 
