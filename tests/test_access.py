@@ -34,7 +34,7 @@ from poky.api import ROUTES
 from poky.api.guard import require
 from poky.cli.durations import read_end
 from poky.http import Refused
-from poky.store import Credential, Store
+from poky.store import Credential, Store, StoreError
 from tests.conftest import Database
 from tests.service import Client, Headers, Response, Service, running, wait_until
 
@@ -840,6 +840,32 @@ def test_the_tokens_of_which_use_is_noted_are_bounded(
     gate.record_use()
     (ids,) = told.touched
     assert sorted(ids) == sorted(each.id for each in tokens[:2])
+
+
+def test_use_that_could_not_be_noted_is_noted_the_next_time(
+    gate: Gate, told: Told, token: Token, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = (f"Bearer {token}", "read", "b")
+    gate.decide(*place)
+
+    def fails(ids: list[str]) -> None:
+        raise StoreError(503, "Away.", code="database_unavailable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(told, "touch_tokens", fails)
+        for _ in range(2):
+            with pytest.raises(StoreError):
+                gate.record_use()
+    gate.record_use()
+    assert told.touched == [[token.id]]
+    assert gate.kept(place) is not None
+    gate._anew = time.monotonic()  # once an hour
+    gate.record_use()
+    assert gate.kept(place) is None
+    gate.decide(*place)
+    gate.record_use()
+    assert gate.kept(place) is not None
+    assert told.touched == [[token.id]] * 2
 
 
 def test_who_lacks_a_right_is_told_which_and_where() -> None:

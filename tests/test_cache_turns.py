@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,9 @@ class Scripted:
         self.failures: dict[str, str] = {}
         self.names: dict[str, str] = {}
         self.refusal: StoreError | None = None
+        self.suspended: dict[str, Node] = {}
+        self.generations: dict[str, str] = {}
+        self.left = 0.0  # of the leases, when all are renewed
 
     def nodes(self) -> list[Node]:
         return self.there
@@ -52,8 +56,8 @@ class Scripted:
         return True
 
     def suspend_node(self, name: str, hold: bool = False) -> Node | None:
-        self.done.append(("suspend", name))
-        return None
+        self.done.append(("suspend", name, "hold") if hold else ("suspend", name))
+        return self.suspended.get(name)
 
     def reinstate_node(self, name: str, generation: str) -> bool:
         self.done.append(("reinstate", name, generation))
@@ -64,7 +68,28 @@ class Scripted:
 
     def renew_generations(self) -> float:
         self.done.append(("renew",))
-        return 0.0
+        return self.left
+
+    def lease(self, name: str, seconds: float) -> str | None:
+        if self.refusal:
+            raise self.refusal
+        self.done.append(("lease", name, seconds))
+        return self.generations.get(name)
+
+    def end_node(self, name: str, generation: str) -> bool:
+        self.done.append(("end", name, generation))
+        return name in self.generations
+
+    def resume_node(self, name: str) -> bool:
+        self.done.append(("resume", name))
+        return name in self.generations
+
+    def remove_node(self, name: str) -> bool:
+        self.done.append(("remove", name))
+        return True
+
+    def close(self) -> None:
+        self.done.append(("close",))
 
     def confirm(self, ids: list[int]) -> None:
         self.done.append(("confirm", ids))
@@ -228,3 +253,219 @@ def test_a_change_is_purged_where_caches_take_part(caplog: pytest.LogCaptureFixt
     figures = caches.figures()
     for name, number in (("cache_purges", 1), ("cache_purge_failures", 1), ("cache_waits", 0)):
         assert figures[name].read() == number
+
+
+AWAY = StoreError(503, "Away.", code="database_unavailable")
+
+
+class Unreachable(Scripted):
+    """A store whose database is away."""
+
+    def nodes(self) -> list[Node]:
+        raise AWAY
+
+    def confirm(self, ids: list[int]) -> None:
+        raise AWAY
+
+    renew_generations = nodes  # type: ignore[assignment]
+
+
+def test_what_was_told_to_all_is_noted_and_what_was_not_is_in_doubt() -> None:
+    store, caches = scripted()
+    caches._has_tasks = True
+    store.there = [a_node()]
+    caches.purge("b", ["k"], [1, 2])
+    caches.forget_bucket(3)
+    caches.forget_policy(4, 5)
+    assert store.take() == [
+        ("purge", ["one"], ["/kv/b/k"]),
+        ("renew",),
+        ("purge", ["one"], ["/policy"]),
+    ]
+    assert list(caches._confirmed) == [1, 2, 3, 4, 5]
+    caches.stop()
+    assert store.take() == [("confirm", [1, 2, 3, 4, 5]), ("close",)]
+    caches._store = Unreachable()  # type: ignore[assignment]
+    done: list[StoreError | None] = []
+    calls = (
+        lambda: caches.purge("b", ["k"], [6]),
+        lambda: caches.forget_bucket(6),
+        lambda: caches.forget_policy(6),
+    )
+    for call in calls:
+        with pytest.raises(StoreError) as doubt:
+            call()
+        done.append(doubt.value)
+    caches.purge_each([("b", "k")], [6], done.append)
+    for error in done:
+        assert error is not None
+        assert (error.status, error.code, error.unknown) == (503, "outcome_unknown", True)
+        assert error.detail == "The change is made but not acknowledged. Away."
+    assert len(done) == 4
+    assert not caches._confirmed
+    caches._confirmed.append(7)
+    caches.stop()  # it is told again, by another instance
+
+
+def test_changes_of_several_are_told_at_once_and_each_key_once() -> None:
+    store, caches = scripted()
+    caches._has_tasks = True
+    done: list[StoreError | None] = []
+    caches.purge_each([("b", "k")], [1], done.append)  # no caches
+    assert (store.take(), done, list(caches._confirmed)) == ([], [None], [1])
+    store.there = [a_node()]
+    caches.purge_each([("b", "k"), ("c", "k"), ("b", "k")], [2, 3], done.append)
+    assert store.take() == [("purge", ["one"], ["/kv/b/k", "/kv/c/k"])]
+    assert (done, list(caches._confirmed)) == ([None] * 2, [1, 2, 3])
+
+
+@pytest.mark.parametrize("mode", ["lease", "bounded"])
+def test_who_is_suspended_is_waited_for_unless_ages_are_bounded(mode: str) -> None:
+    """All who were granted a lease: at most until it ends, and in the order of their changes."""
+    store, caches = scripted(cache_mode=mode)
+    caches._has_tasks = True
+    store.failures = {"two": "is silent"}
+    cut_off = a_node("two", drained=False, suspended_at=7, lease_seconds=0.3)
+    store.there = [a_node("two", lease_seconds=0.3)]
+    store.suspended = {"two": cut_off}
+    done: list[float] = []
+    began = time.monotonic()
+    caches.purge_each([("b", "k")], [1], lambda error: done.append(time.monotonic()))
+    store.there = [cut_off]
+    waits = mode == "lease"
+    assert len(done) == (0 if waits else 1)
+    assert len(caches._waits) == int(waits)
+    caches.purge("b", ["k"], [2])
+    caches.forget_policy(3)
+    assert (time.monotonic() - began >= 0.3) is waits
+    assert list(caches._confirmed)[1:] == [2, 3] if waits else [1, 2, 3]
+    while not done:
+        assert time.monotonic() - began < 10
+        time.sleep(0.01)
+    assert (done[0] - began >= 0.3) is waits
+    assert caches.figures()["cache_waits"].read() == (2 if waits else 0)
+    store.left = 0.2
+    began = time.monotonic()
+    caches.forget_bucket(4)
+    assert (time.monotonic() - began >= 0.2) is waits
+
+
+def test_a_cut_off_cache_has_so_many_changes_wait_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("poky.cache.caches._MOST_WAITING", 1)
+    store, caches = scripted()
+    caches._has_tasks = True
+    store.there = [a_node("two", drained=False, suspended_at=7, lease_seconds=0.5)]
+    with caches.admit():
+        pass
+    done: list[StoreError | None] = []
+    caches.purge_each([("b", "k")], [1], done.append)
+    with pytest.raises(StoreError) as refused, caches.admit():
+        pass
+    assert (refused.value.status, refused.value.code) == (503, "cache_cut_off")
+    caches.purge_each([("b", "k")], [2], done.append)
+    with pytest.raises(StoreError) as doubt:
+        caches.purge("b", ["k"], [3])
+    (error,) = done
+    for each in (error, doubt.value):
+        assert each is not None
+        assert (each.code, each.unknown) == ("outcome_unknown", True)
+        assert "A cache is cut off, and enough changes wait for it" in each.detail
+    figures = caches.figures()
+    assert (figures["cache_refusals"].read(), figures["cache_waits"].read()) == (3, 1)
+    assert figures["cache_waiting"].read() == 1
+    until = time.monotonic() + 10
+    while len(done) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert list(caches._confirmed) == [1]
+
+
+def test_leases_are_granted_and_counted_and_nodes_end() -> None:
+    store, caches = scripted(lease_seconds=7.0, purge_timeout=2.0)
+    store.generations = {"one": "g"}
+    assert caches.lease("one") == ("g", 5.0)
+    assert caches.lease("two") is None
+    store.refusal = AWAY
+    with pytest.raises(StoreError):
+        caches.lease("one")
+    leases = caches.figures()["cache_leases"].read()
+    assert leases == {"granted": 1, "refused": 1, "failed": 1}
+    assert store.take() == [("lease", "one", 5.0), ("lease", "two", 5.0)]
+    assert caches.leave("one", "g") == "g"
+    assert caches.leave("two", "g") is None
+    assert caches.leave("two") is None
+    store.suspended = {"one": a_node(generation="h")}
+    assert caches.leave("one") == "h"
+    assert store.take() == [
+        ("end", "one", "g"),
+        ("end", "two", "g"),
+        ("suspend", "two"),
+        ("suspend", "one"),
+    ]
+
+
+def test_by_command_a_node_is_held_until_it_is_resumed_or_removed() -> None:
+    store, caches = scripted()
+    store.generations = {"one": "g"}
+    store.suspended = {"one": a_node(drained=False, suspended_at=7, lease_seconds=0.2)}
+    began = time.monotonic()
+    assert caches.suspend("one") is True
+    assert time.monotonic() - began >= 0.2
+    assert caches.suspend("two") is False
+    assert caches.resume("one") is True
+    assert caches.resume("two") is False
+    store.suspended = {"one": a_node(suspended_at=7, lease_seconds=60)}
+    assert caches.remove("one") is True  # it is drained
+    assert caches.remove("two") is False
+    assert [each for each in store.take() if each[0] != "drain"] == [
+        ("suspend", "one", "hold"),
+        ("suspend", "two", "hold"),
+        ("resume", "one"),
+        ("resume", "two"),
+        ("suspend", "one", "hold"),
+        ("remove", "one"),
+        ("suspend", "two", "hold"),
+    ]
+
+
+def test_the_figures_of_nodes_are_those_of_the_last_look() -> None:
+    store, caches = scripted()
+    figures = caches.figures()
+    assert figures["cache_nodes"].read() == 0
+    store.there = [a_node(leased_at=9.0), a_node("two", suspended_at=7.0, held=True)]
+    caches._look_after()
+    assert caches.seen == store.there
+    assert (figures["cache_nodes"].read(), figures["cache_nodes_suspended"].read()) == (2, 1)
+    assert figures["cache_node_suspended"].read() == {"one": 0.0, "two": 1.0}
+    stamps = figures["cache_node_suspended_timestamp_seconds"].read()
+    assert stamps == {"one": 0.0, "two": 7.0}
+    assert figures["cache_node_lease_timestamp_seconds"].read() == {"one": 9.0, "two": 0.0}
+
+
+def test_the_work_for_caches_begins_once_and_only_where_there_are_any(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    said = "caches are registered, but POKY_CACHES is empty here"
+    for urls in ([], ["one=http://one:1"]):
+        caplog.clear()
+        store, caches = scripted(*urls)
+        begun: list[tuple[str, float]] = []
+        caches._background = SimpleNamespace(  # type: ignore[assignment]
+            add=lambda name, run, period, begun=begun: begun.append((name, period))
+        )
+        caches.start()
+        assert bool(begun) is bool(urls)
+        done: list[StoreError | None] = []
+        caches.purge_each([("b", "k")], [], done.append)
+        assert bool(begun) is bool(urls)
+        store.there = [a_node()]
+        caches.purge_each([("b", "k")], [], done.append)
+        caches.purge("b", ["k"], [])
+        caches.forget_bucket(1)
+        assert [name for name, _ in begun] == ["caches", "cache-sweep"]
+        assert (said in caplog.text) is not bool(urls)
+    for call in (lambda: caches.purge("b", ["k"], []), lambda: caches.forget_bucket(1)):
+        caches._has_tasks = False
+        del begun[:]
+        call()
+        assert len(begun) == 2
