@@ -894,6 +894,9 @@ def test_who_lacks_a_right_is_told_which_and_where() -> None:
 def test_what_is_no_grant_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="“"):
         Grants.parse(["read:good", text])
+    with pytest.raises(ValueError, match="“") as alone:
+        Grants.parse([text])
+    assert "at least one grant" not in str(alone.value)
 
 
 def test_grants_are_sorted_and_each_once() -> None:
@@ -913,6 +916,7 @@ def test_grants_are_sorted_and_each_once() -> None:
         ("Bearer{}", False),
         ("{}", False),
         ("Digest {}", False),
+        ("Digest {basic}", False),
         ("Basic {basic}", True),
         ("basic {basic}", True),
         ("Basic {basic}=", False),
