@@ -163,6 +163,28 @@ def test_others_are_refused_in_words(query: str, said: str) -> None:
     assert shown(refused.value.answer)["detail"] == said
 
 
+def test_a_bucket_that_cannot_be_is_refused() -> None:
+    with pytest.raises(Refused) as refused:
+        get_changes(Told(), {"REQUEST_METHOD": "GET", "QUERY_STRING": ""}, "B/")  # type: ignore[arg-type]
+    assert shown(refused.value.answer)["status"] == 400
+
+
+def test_a_page_of_a_former_stay_is_asked_in_its_lane() -> None:
+    told = Told()
+    told.runs_at_once = False
+    places: list[Any] = []
+    told.submit = lambda work, busy, *place: places.append((work, place))  # type: ignore[method-assign]
+    poll = ask(told).begin.__self__
+    stay = {"shard": 2}
+    for former, place in ((None, ("b", None)), (stay, ("b", 2))):
+        poll._submit(former)
+        work, where = places.pop()
+        work()
+        assert where == place
+        assert poll._page_of is former
+        assert poll._is_former is (former is not None)
+
+
 def test_head_never_waits() -> None:
     assert ask(Told(), "wait=60", method="HEAD").begin.__self__.wait == 0
     told = Told()
@@ -199,8 +221,9 @@ def test_who_waits_has_a_place_until_it_is_answered() -> None:
 def test_who_does_not_wait_takes_no_place() -> None:
     told = Told()
     answers: list[Any] = []
+    told.admit = answers.append  # type: ignore[method-assign]
     ask(told, "wait=0").begin(answers.append)
-    assert shown(answers[0]) == {"changes": [], "next": HERE}
+    assert [shown(each) for each in answers] == [{"changes": [], "next": HERE}]
     assert not told.joined
 
 
@@ -583,6 +606,27 @@ def test_the_thread_of_a_feed_ticks_outlives_failures_and_ends_with_the_last(
         assert not feed._held
     assert caplog.messages.count("looking for changes failed") == 1
     assert not who.failed
+
+
+def test_who_waits_costs_no_more_looks_and_checks_than_it_should(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feed_module, "TICK", 30.0)
+    monkeypatch.setattr(feed_module, "CHECK", 30.0)
+    told = Told()
+    feed = Feed(told, told, 1)  # type: ignore[arg-type]
+    who = Watching()
+    checked: list[Any] = []
+    who.check = lambda policy: checked.append(policy) or ""  # type: ignore[func-returns-value]
+    feed.admit(who)
+    began = time.monotonic()
+    feed.join(who)
+    wait_until(lambda: time.monotonic() > began + 10 * feed_module.PERIOD and told.asked)
+    feed.release(who)
+    most = (time.monotonic() - began) / feed_module.PERIOD + 2
+    assert len(told.asked) <= most
+    assert who.ticks == 1
+    assert checked == [None]
 
 
 def test_the_thread_of_a_feed_ends_with_the_background() -> None:
