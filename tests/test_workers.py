@@ -181,10 +181,23 @@ def test_what_stalls_is_closed_when_the_time_to_stop_is_over() -> None:
         assert service.log == [("PUT", "/x", 499, 0)]
 
 
+def test_an_answer_that_is_waited_for_is_asked_for_once() -> None:
+    stops: list[int] = []
+    later = Later(lambda reply: None, stop=lambda: stops.append(1))
+    with serving(lambda *_: later, shutdown_timeout=0.2) as service:
+        service.client().send(get())
+        eventually(lambda: service.server.in_flight)
+        service.server.stop()
+    assert stops == [1]
+
+
 def test_no_thread_is_left() -> None:
     before = threading.active_count()
     with serving() as service:
         assert service.client().ask(get()).status == 200
+        threads = [each for each in threading.enumerate() if each.name.startswith("http-")]
+        assert len(threads) >= 3
+        assert all(each.daemon for each in threads), "none of them holds up the end"
     eventually(lambda: threading.active_count() <= before)
 
 
