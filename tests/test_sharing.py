@@ -16,6 +16,7 @@ import pytest
 from poky.sharing import Lane, Read, Reads, Writes, Writing
 from poky.sharing import writes as writing
 from poky.sharing.shards import ShardedLane, ShardedReads, ShardedWrites
+from poky.sharing.stages import Stages
 from poky.sharing.writes import FEW_WRITES, MOST_BYTES, MOST_WRITES
 from poky.store import (
     ALONE,
@@ -1342,6 +1343,113 @@ def test_no_more_threads_ask_a_database_than_may(answering: Answering) -> None:
     second.join()
 
 
+# What is refused, and what is noted.
+
+
+BUSY = StoreError(503, "Busy.", code="busy")
+
+
+def refusing(lane: Lane) -> None:
+    """Have a lane refuse what it is given, as when it has waited too long."""
+    lane.submit = lambda work, refuse, bucket="", shard=None: refuse(BUSY)  # type: ignore[method-assign, assignment]
+
+
+def test_all_that_a_lane_refuses_is_told(scripted: Scripted, answering: Answering) -> None:
+    writes = Writes(scripted, NoCaches(), THREADS)  # type: ignore[arg-type]
+    submit = writes._lane.submit
+    refusing(writes._lane)
+    for _ in range(2):  # the next ones are begun as well
+        told = Told(3)
+        given(writes, told, *(put_of(key, b"") for key in "abc"))
+        assert told.all() == [BUSY] * 3
+        assert (writes._begun, len(writes._queue)) == (0, 0)
+    writes._lane.submit = submit  # type: ignore[method-assign]
+    for lane in (writes._parted, writes._locked):
+        refusing(lane)
+        scripted.outcomes = [Together()]
+        told = Told(2)
+        given(writes, told, put_of("a", b""), put_of("b", b""))
+        assert told.all() == [BUSY] * 2
+    refusing(writes._large)
+    told = Told(1)
+    given(writes, told, of_size("large", 32_769))
+    assert told.all() == [BUSY]
+    reads = Reads(answering, THREADS, most=1)  # type: ignore[arg-type]
+    for lane in (reads._parted, reads._large, reads._full, reads._slow):
+        refusing(lane)
+    answering.failures = {"each a/1": SLOW}
+    assert asked_for(reads, "a/1", "b/1") == [BUSY] * 2
+    answering.large = {"large"}
+    assert asked_for(reads, "a/large", "b/1") == [BUSY, "b/1"]
+    reads._running[0] = time.monotonic() + 60, [("c", "1")]
+    assert asked_for(reads, "a/1", "b/1") == [BUSY] * 2
+    reads._running.clear()
+    reads._is_slow = True
+    assert asked_for(reads, "a/1", "b/1") == [BUSY] * 2
+
+
+def test_a_failure_that_nobody_expected_is_told_to_each_read(
+    answering: Answering, asking: Reads
+) -> None:
+    failure = LookupError()
+    answering.failures = {"each a/1": failure}
+    assert asked_for(asking, "a/1", "b/1") == [failure] * 2
+    answering.large = {"large"}
+    answering.failures = {"get a/large": failure}
+    assert asked_for(asking, "a/large") == [failure]
+    assert asking._running == {}
+    assert asking._apart.keys() <= {"a"}
+
+
+class Noted(Stages):
+    """What was noted, by thread and in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[tuple[float, float]] = []
+
+    def set(self, began: float, ended: float) -> None:
+        self.noted.append((began, ended))
+
+
+def test_how_long_a_statement_took_is_noted_before_it_is_told(
+    scripted: Scripted, answering: Answering
+) -> None:
+    stages = Noted()
+
+    class Late(NoCaches):
+        """Caches that answer later, in another thread."""
+
+        def purge_each(self, objects: Any, outbox_ids: Any, done: Any) -> None:
+            threading.Thread(target=done, args=[None]).start()
+
+    writes = Writes(scripted, Late(), THREADS, stages)  # type: ignore[arg-type]
+    for outbox_id, times in ((None, 1), (7, 2)):
+        stages.noted.clear()
+        scripted.outcomes = [[Put("inserted", 1, "h", 1, outbox_id)]]
+        told = Told(1)
+        began = time.monotonic()
+        given(writes, told, put_of("a", b""))
+        told.all()
+        assert len(stages.noted) == times
+        for first, last in stages.noted:
+            assert began <= first <= last <= time.monotonic()
+    reads = Reads(answering, THREADS, stages)  # type: ignore[arg-type]
+    answering.large = {"large"}
+    for ask, times in (
+        (lambda: asked_for(reads, "a/1"), 1),
+        (lambda: asked_for(reads, "a/large"), 2),
+        (lambda: reads.at_once("b", "1"), 1),
+    ):
+        reads._apart.clear()
+        stages.noted.clear()
+        began = time.monotonic()
+        ask()
+        assert len(stages.noted) == times
+        for first, last in stages.noted:
+            assert began <= first <= last <= time.monotonic()
+
+
 # Of several databases.
 
 
@@ -1473,3 +1581,17 @@ def test_no_lane_keeps_a_process_that_ends() -> None:
     tell = said.done(0)
     lane.submit(lambda: tell(threading.current_thread().daemon), tell)
     assert said.all() == [True]
+
+
+def test_stages_are_of_the_thread_that_asks() -> None:
+    stages = Stages()
+    assert stages.of_thread() is None
+    stages.set(1.0, 2.0)
+    assert stages.of_thread() == (1.0, 2.0)
+    others: list[object] = []
+    thread = threading.Thread(target=lambda: others.append(stages.of_thread()))
+    thread.start()
+    thread.join()
+    assert others == [None]
+    stages.forget()
+    assert stages.of_thread() is None
