@@ -1401,6 +1401,19 @@ def test_a_failure_that_nobody_expected_is_told_to_each_read(
     assert asking._apart.keys() <= {"a"}
 
 
+def test_only_a_bucket_that_is_slow_is_asked_for_apart(answering: Answering, asking: Reads) -> None:
+    gone = StoreError(404, "Gone.", code="bucket_not_found")
+    for failure, is_apart in ((gone, False), (LookupError(), False), (SLOW, True)):
+        answering.failures = {"get a/1": failure}
+        told = Told(1)
+        asking._read_one(Read("a", "1", anything, None, time.monotonic(), told.done(0)))
+        assert told.all() == [failure]
+        assert ("a" in asking._apart) is is_apart
+    until, lane = asking._apart["a"]
+    assert lane is asking._locked
+    assert 4 < until - time.monotonic() <= 5
+
+
 class Noted(Stages):
     """What was noted, by thread and in order."""
 
