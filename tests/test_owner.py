@@ -353,6 +353,7 @@ def test_a_conversion_says_how_far_it_is(flat: Database) -> None:
         ("Changing over", 0, 0),
     ]
     assert run(flat, "SELECT count(*) FROM poky._object") == [(6,)]
+    assert ("partitioned.sql",) in run(flat, "SELECT name FROM poky.migration")
 
 
 def test_a_conversion_that_was_given_up_halfway_begins_anew(flat: Database) -> None:
