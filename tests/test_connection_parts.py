@@ -405,6 +405,15 @@ def test_what_came_with_its_head_is_neither_checked_before_nor_continued() -> No
         assert pair.received().startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_check_may_refuse_before_the_body_comes() -> None:
+    with serving(check=lambda environ: text("no", 403)) as service:
+        client = service.client()
+        answer = client.ask(put(b"abc", "Expect: 100-continue")[:-3])
+        assert (answer.status, answer.body) == (403, b"no")
+        assert client.at_end()
+        assert not service.calls
+
+
 # -- memory
 
 
