@@ -372,6 +372,20 @@ def test_a_stream_is_told_once_of_what_was_sent_and_of_its_end() -> None:
         assert service.log[0][:3] == ("GET", "/", 200)
 
 
+def test_a_stream_that_ends_closes_its_connection_without_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with streaming() as (service, app, client, stream):
+        stream.write(b"one")
+        stream.end()
+        assert received(client, b"0\r\n\r\n") == b"3\r\none\r\n"
+        assert client.at_end()
+        eventually(lambda: not service.server.connections)
+        assert [each[2] for each in service.log] == [200]
+        assert app.closed == 1
+    assert not caplog.records
+
+
 def test_a_stream_before_its_connection_keeps_what_is_written() -> None:
     stream = Stream(lambda: None, lambda: None, lambda: None)
     assert not stream.unsent
