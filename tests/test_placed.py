@@ -213,6 +213,27 @@ def test_a_bucket_that_was_dropped_where_it_was_is_404_though_control_was_not_to
     assert store.place(name) is None
 
 
+def test_a_bucket_that_comes_to_its_place_in_this_moment_is_found(
+    store: ShardedStore, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the refusal and the look at its place: it is asked once more."""
+    store.ensure_bucket(name, 1)
+    assert store.find_shard(name) == 1
+    here = store.place(name)
+    assert here is not None
+    store.of_shard(1).drop_bucket(name)
+    place = ShardedStore.place
+    looks: list[bool] = []
+
+    def come(self: ShardedStore, bucket: str) -> Place | None:
+        looks.append(self.of_shard(1).adopt_bucket(bucket, here.id))
+        return place(self, bucket)
+
+    monkeypatch.setattr(ShardedStore, "place", come)
+    assert store.get(name, "k") is None
+    assert looks[0] is True
+
+
 def test_a_request_for_a_bucket_that_moves_waits_and_is_then_refused(
     pair: Database, store: ShardedStore, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
