@@ -735,3 +735,21 @@ def test_a_defect_is_told_and_logged_by_its_path(caplog: pytest.LogCaptureFixtur
     assert caplog.messages == ["GET /kv/b/k failed"]
     refused = refuse(418, "teapot", "Short.")
     assert show_failure(refused, environ) is refused.answer
+
+
+def test_values_of_every_size_are_read_in_a_batch_as_alone(client: Client, bucket: str) -> None:
+    """Alone and together: small ones, those that come apart, and more than one piece."""
+    sizes = (0, 1, 32_768, 32_769, 100_000, 262_144, 262_145)
+    values = {f"k{size}": "ä" * (size // 2) + "x" * (size % 2) for size in sizes}
+    for key, value in values.items():
+        assert client.put(f"/kv/{bucket}/{key}", value.encode()).status == 200
+    for keys in (*([key] for key in values), ["k0", "k32769"], ["k1", "k100000"], [*values]):
+        items = [{"key": key} for key in keys]
+        got = client.batch("POST", bucket, items)
+        assert got.status == 200, got.detail
+        assert got.json() == {key: values[key] for key in keys}
+        whole = client.batch("POST", bucket, items, accept=OBJECTS)
+        assert [each["data"] for each in whole.json()] == [values[key] for key in keys]
+    # One that does not match its condition is not in the answer, but was among those together.
+    items = [{"key": "k262145", "if_match": '"1-00000000"'}, {"key": "k1"}]
+    assert client.batch("POST", bucket, items).json() == {"k1": "x"}
