@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 from poky.http import Answer, Later, Stream
@@ -151,6 +153,24 @@ def test_a_slow_client_gets_all() -> None:
         body = received(client, b"\r\n0\r\n\r\n")
         assert body == b"4c4b40\r\n" + bytes(5_000_000)
         assert client.at_end()
+
+
+def test_a_client_that_takes_a_piece_slowly_is_not_given_up(tmp_path: Path) -> None:
+    """The time is for who takes nothing, however long a piece takes (docs/http-api.md)."""
+    app = Streaming()
+    with serving(app, timeout=0.5, bind=str(tmp_path / "s")) as service:  # its buffers are small
+        client, other = service.client(), service.client()
+        opened(client)
+        app.streams[0].write(b"x" * 2_000_000)
+        app.streams[0].end()
+        began = time.monotonic()
+        count = 0
+        while part := client.socket.recv(16384):
+            count += len(part)
+            # At most a megabyte a second; others have the server look who is late meanwhile.
+            while time.monotonic() - began < count / 1_000_000:
+                assert other.ask(get("/probe")).body == b"now"
+        assert count > 2_000_000
 
 
 def test_a_stream_ends_when_the_server_stops() -> None:

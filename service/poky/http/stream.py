@@ -161,6 +161,7 @@ class StreamingConnection(Connection):
                 self._wait_for_room(len(rest))
                 return
             self._sent += sent
+            self.deadline = math.inf  # the time is for a client that takes nothing
             self._output = [rest[sent:]] if sent < len(rest) else []
 
     def _take_pieces(self, stream: Stream) -> bool:
