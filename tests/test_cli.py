@@ -657,7 +657,9 @@ def test_changes_are_told_to_people_and_to_programs(database: Database, bucket: 
     assert first == ["put", etag, "2013-06-04 03:01:31Z", "a/k"]
     assert second == ["delete", "-", "-", "a/k"]
     lines = [json.loads(line) for line in told(database, *show, "--json").splitlines()]
-    assert place == [f"next: {lines[-1]['next']}"]
+    # A cursor begins with its second, which may have passed meanwhile.
+    [where] = place
+    assert re.sub(r"^next: \d+", "", where) == re.sub(r"^\d+", "", lines[-1]["next"])
     facts = {"etag": f'"{etag}"', "modified_at": 1370314891, "next": lines[0]["next"]}
     assert lines[0] == {"key": "a/k", "result": "put", **facts}
     assert lines[1] == {"key": "a/k", "result": "delete", "next": lines[1]["next"]}
