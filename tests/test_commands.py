@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pty
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from poky.cli import poky1, served
+from poky.cli.declared import apply_tokens
 from poky.store import ChangesPage, Store, StoreError
 from tests.conftest import Cluster, Database
 from tests.fake_cache import FakeCache
@@ -62,6 +64,32 @@ def test_dropping_a_bucket_has_caches_forget_everything_and_confirms(
         if own_database.kind == "partitioned":  # of which caches can know nothing
             assert told(own_database, "bucket", "drop", "empty") == "empty: dropped\n"
             assert store.nodes()[0].generation == generation
+
+
+def test_a_declaration_of_tokens_is_confirmed(own_database: Database) -> None:
+    wanted = {"name": "app", "id": "a" * 12, "hash": "0" * 64, "grants": ["read:b"]}
+    absent = {"name": "app", "state": "absent"}
+    with cached(own_database, "b") as (store, _), closing(Store(own_database.dsn_owner)) as owner:
+        for declared in (wanted, wanted | {"grants": ["write:b"]}, absent):
+            given = json.dumps([declared]).encode()
+            done = apply_tokens(owner, given, check=False)
+            assert len(done.outbox_ids) == 1
+            assert isinstance(done.outbox_ids[0], int)
+            store.confirm(done.outbox_ids)
+            again = apply_tokens(owner, given, check=False)
+            assert (again.changes, again.outbox_ids) == ({}, [])
+        assert waiting(own_database) == 0
+        another = json.dumps([wanted | {"id": "b" * 12}])
+        assert told(own_database, "token", "apply", given=another) == "app: created\n"
+        assert waiting(own_database) == 0
+
+
+def waiting(database: Database) -> int:
+    """How many changes wait until caches know of them."""
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM poky._outbox")
+        (count,) = cursor.fetchone() or (-1,)
+        return int(count)
 
 
 # Terminals

@@ -471,6 +471,8 @@ def test_the_last_warnings_are_remembered_each_once(pipe: tuple[int, Log]) -> No
     assert [each.message for each in recent] == [f"number {number}" for number in range(5, 25)]
     assert {(each.level, each.logger) for each in recent} == {("error", "poky.x")}
     assert abs(recent[-1].at - time.time()) < 20
+    logger.info("as it should be")
+    assert list(handler.recent) == recent
 
 
 def test_a_warning_that_comes_again_is_remembered_once_with_its_last_time(
@@ -583,8 +585,18 @@ def test_a_statsd_that_cannot_be_used_is_no_failure(caplog: pytest.LogCaptureFix
         assert f"statsd at {host} cannot be used" in caplog.text
     statsd = Statsd("127.0.0.1", "base")
     assert statsd._address == ("127.0.0.1", 8125)
-    statsd.send([])
     statsd.close()
+
+
+def test_where_nothing_was_answered_statsd_gets_nothing() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(20)
+        statsd = Statsd(f"127.0.0.1:{server.getsockname()[1]}", "base")
+        statsd.send([])
+        statsd.send([("GET", 200, 0.1)])
+        assert server.recv(100) == b"base.get:100.00|ms\nbase.get.200:1|c"
+        statsd.close()
 
 
 def test_a_small_datagram_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

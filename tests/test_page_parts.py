@@ -455,6 +455,13 @@ def test_hit_ratios_are_shares_and_lags_are_bytes() -> None:
 # Buckets and objects.
 
 
+def test_above_an_object_is_its_bucket_and_above_that_the_first_page() -> None:
+    first = '<nav aria-label="Where this is"><a href="/">Poky</a>'
+    assert objects._head("a&b") == f"{first}</nav><h1>Bucket a&amp;b</h1>"
+    bucket = '<a href="/browse?bucket=a%26b">a&amp;b</a>'
+    assert objects._head("a&b", "<k>") == f"{first} {bucket}</nav><h1>&lt;k&gt;</h1>"
+
+
 def test_a_key_is_a_link_and_so_is_what_keys_begin_with() -> None:
     key = Listed("a&b/c", 1500, 1, "h", 1370314891, "text/<x>", None, None)
     assert objects._row("b", key) == (

@@ -223,6 +223,17 @@ def test_what_cannot_be_a_shard_is_said(cluster: Cluster) -> None:
         cluster.drop(each)
 
 
+def test_a_database_that_is_no_shard_for_another_reason_is_told_as_it_is(
+    cluster: Cluster,
+) -> None:
+    control, empty = cluster.create("partitioned"), cluster.create()
+    with pytest.raises(SchemaError, match=r'^PostgreSQL refused: schema "poky" does') as refused:
+        join_shards(control.dsn_owner, {1: empty.dsn_owner})
+    assert refused.value.code == "database_failed"
+    for each in (control, empty):
+        cluster.drop(each)
+
+
 def test_a_shard_knows_of_caches_and_of_the_policy_from_the_beginning(cluster: Cluster) -> None:
     control, one = cluster.create("partitioned"), cluster.create("partitioned")
 

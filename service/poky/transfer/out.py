@@ -30,9 +30,9 @@ _EXPORT: Final = (
 _CURSOR: Final = "SELECT next FROM poky.changes(%s, '', '', 1) WHERE key IS NULL"
 
 
-def rows(session: Session, bucket: str, each: Callable[[Exported], object]) -> int:
-    """Call ``each`` with all objects of a bucket as the session's snapshot has them; how many."""
-    count = page = 0
+def rows(session: Session, bucket: str, each: Callable[[Exported], object]) -> None:
+    """Call ``each`` with all objects of a bucket as the session's snapshot has them."""
+    page = 0
     last = ""
 
     def take(row: tuple[object, ...]) -> None:
@@ -47,9 +47,8 @@ def rows(session: Session, bucket: str, each: Callable[[Exported], object]) -> i
         copied = CopiedRows(_COLUMNS.values(), take, lambda: None)
         copied.clear()
         session.copy(_EXPORT, copied, (bucket, last, _PAGE))
-        count += page
         if page < _PAGE:
-            return count
+            return
 
 
 def export(
