@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,6 +20,8 @@ from poky.schema.owner import OwnerConnection, Progress
 from poky.schema.shards import join_shards
 from poky.store import ShardedStore
 from tests.conftest import HASTY, Cluster, Database
+from tests.service import wait_until
+from tests.test_moves import ask
 from tests.test_shards import Killed, alter, bring, name, nothing_is_left, opened, owners
 
 __all__ = ["name"]
@@ -492,6 +495,41 @@ def test_a_slot_that_is_in_use_is_dropped_once_it_is_free(
     assert moving.abort(owners(pair)) is not None
     assert tries == [slot] * 2
     assert nothing_is_left(pair, name, 0) == []
+
+
+def test_a_move_is_given_up_while_a_transaction_at_the_source_goes_on(
+    pair: Database, store: ShardedStore, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is to copy waits for it; who gives up must not, nor wait for who waits."""
+    bring(pair, name, 0, keys=1)
+    real = moving.make_dsn
+    with closing(pair.connect()) as other:
+
+        def begun(*given: str, **named: str) -> str:
+            """Between the making of the slot and that of the subscription."""
+            other.cursor().execute("SELECT pg_current_xact_id()")
+            return real(*given, **named)
+
+        monkeypatch.setattr(moving, "make_dsn", begun)
+        with pytest.raises(Killed):
+            moving.move(owners(pair), name, 1, after=killed_after("prepare"))
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            " AND query LIKE 'CREATE_REPLICATION_SLOT%'"
+        )
+        wait_until(lambda: ask(pair, waiting) > 0, 30)
+        release = threading.Timer(20, other.rollback)  # so that this fails in place of hanging
+        release.start()
+        began = time.monotonic()
+        given_up(pair)
+        assert time.monotonic() - began < 15
+        assert other.get_transaction_status() == psycopg2.extensions.TRANSACTION_STATUS_INTRANS
+        release.cancel()
+    assert nothing_is_left(pair, name, 0) == []
+    assert store.get(name, "old0") is not None
+    monkeypatch.setattr(moving, "make_dsn", real)
+    moving.move(owners(pair), name, 1)
+    assert nothing_is_left(pair, name, 1) == []
 
 
 # One at a time.

@@ -97,6 +97,8 @@ class Writers:
     def check(self, client: Client) -> None:
         """Every acknowledged write is there, or one that was sent after it."""
         for path, number in self.acknowledged.items():
+            # The service asks a database that has refused again after a rest.
+            wait_until(lambda path=path: client.get(path).status == 200, what=f"{path} is read")
             there = int(client.get(path).body)
             assert number <= there <= self.sent[path], path
 

@@ -26,6 +26,12 @@ _DEPART_SECONDS = 0.5
 _FENCES = 20  # how often that is tried
 _QUIET_SECONDS = 60.0  # without a subscriber, after which copying is given up for now
 _LOOK_SECONDS = 0.01
+_WORKERS_SECONDS = 10.0  # for what replicates to end; after that DROP SUBSCRIPTION ends it
+_WORKERS = "SELECT count(*) FROM pg_stat_subscription WHERE subid = %s AND pid IS NOT NULL"
+_END_SLOTS = (
+    "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
+    " WHERE starts_with(slot_name, %s) AND active_pid IS NOT NULL"
+)
 # What a step came to is known only once it cannot be lost, whatever the server's setting.
 _DURABLE = (
     "SELECT set_config('synchronous_commit', 'on', false)"
@@ -230,6 +236,20 @@ class _Mover:
                 return pause
             step = following or STEPS[STEPS.index(step) + 1]
 
+    def _end_workers(self, subscription: int) -> None:
+        """Wait until nothing replicates, and end what is to begin to copy.
+
+        That makes a slot, which waits for every transaction of the source; DROP SUBSCRIPTION waits
+        for it, and within one cluster it would wait for DROP SUBSCRIPTION.
+        """
+        until = time.monotonic() + _WORKERS_SECONDS
+        while time.monotonic() < until:
+            with as_user(self._source):
+                making = self._source.run(_END_SLOTS, f"pg_{subscription}_sync_")
+            if not making and not self._target.value(_WORKERS, subscription):
+                return
+            time.sleep(_LOOK_SECONDS)
+
     def give_up(self) -> None:
         """Undo what was done, as long as the bucket has not departed."""
         if self._move.step in STEPS[STEPS.index("arrive") :] or self._facts() is not None:
@@ -296,14 +316,14 @@ class _Mover:
                 make_dsn(self._source_dsn, target_session_attrs="read-write"),
             )
 
-    def _has_subscription(self) -> bool:
-        return bool(
-            self._target.value(
-                "SELECT EXISTS (SELECT FROM pg_subscription AS s JOIN pg_database AS d"
-                " ON d.oid = s.subdbid WHERE s.subname = %s AND d.datname = current_database())",
-                self._name,
-            )
+    def _subscription(self) -> int | None:
+        """Its number at the target, if there is one."""
+        found = self._target.run(
+            "SELECT s.oid::bigint FROM pg_subscription AS s JOIN pg_database AS d"
+            " ON d.oid = s.subdbid WHERE s.subname = %s AND d.datname = current_database()",
+            self._name,
         )
+        return found[0][0] if found else None
 
     def _state(self, position: str | None = None) -> _State | None:
         """How far the target is behind this position of the source's log, or behind its end.
@@ -445,8 +465,9 @@ class _Mover:
 
     def _end_replication(self) -> None:
         with as_user(self._target):
-            if self._has_subscription():
+            if (subscription := self._subscription()) is not None:
                 self._target.run(f"ALTER SUBSCRIPTION {self._name} DISABLE")
+                self._end_workers(subscription)
                 self._target.run(f"ALTER SUBSCRIPTION {self._name} SET (slot_name = NONE)")
                 self._target.run(f"DROP SUBSCRIPTION {self._name}")
         with as_user(self._source):
