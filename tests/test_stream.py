@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from poky.http import Answer, Later, Stream
 from poky.http.answers import text
 from poky.http.connection import SEND
@@ -171,6 +173,24 @@ def test_a_client_that_takes_a_piece_slowly_is_not_given_up(tmp_path: Path) -> N
             while time.monotonic() - began < count / 1_000_000:
                 assert other.ask(get("/probe")).body == b"now"
         assert count > 2_000_000
+
+
+def test_a_client_that_trickles_is_given_up_however_steady(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piece has the time of any answer of its size: it holds memory that others could have."""
+    monkeypatch.setattr("poky.http.stream.SLOWEST_TRANSFER", 10_000_000)
+    app = Streaming()
+    with serving(app, timeout=0.5, bind=str(tmp_path / "s")) as service:
+        client = service.client()
+        opened(client)
+        app.streams[0].write(b"x" * 5_000_000)  # 0.5 s, and as many for its size
+        began = time.monotonic()
+        while not app.closed:
+            assert time.monotonic() - began < 4, "at this pace all of it would take five"
+            client.socket.recv(16384)
+            time.sleep(0.016)
+        eventually(lambda: service.server.budget.used() == 0)
 
 
 def test_a_stream_ends_when_the_server_stops() -> None:

@@ -15,7 +15,7 @@ from typing import Final
 
 from poky.http.answers import Answer
 from poky.http.compose import compose_stream
-from poky.http.connection import CLOSED, WAIT_GONE, Connection
+from poky.http.connection import CLOSED, SLOWEST_TRANSFER, WAIT_GONE, Connection
 
 STREAM: Final = 7  # a state of a connection, besides those of `connection`
 
@@ -101,7 +101,7 @@ class StreamingConnection(Connection):
         head = compose_stream(
             answer.status, answer.headers, self.server.stamp(), is_chunked=self._is_chunked
         )
-        self._output = [memoryview(head)]
+        self._put_out(head)
         self.stream.attach(self)
         return self.send_pieces()
 
@@ -174,7 +174,7 @@ class StreamingConnection(Connection):
                 body += b"0\r\n\r\n"
                 self._is_chunked = False
         if body:
-            self._output = [memoryview(body)]
+            self._put_out(body)
             return True
         if is_over:
             self._sent_all()
@@ -187,8 +187,15 @@ class StreamingConnection(Connection):
             stream.drained()
         return False
 
+    def _put_out(self, data: bytes) -> None:
+        self._output = [memoryview(data)]
+        self._limit = time.monotonic() + self.server.timeout + len(data) / SLOWEST_TRANSFER
+
     def _wait_for_room(self, size: int) -> None:
         self._memory.lower_to(size, exactly=True)
         self.events = WAIT_GONE | select.EPOLLOUT
+        now = time.monotonic()
+        if now >= self._limit:
+            raise TimeoutError
         if self.deadline == math.inf:
-            self.deadline = time.monotonic() + self.server.timeout
+            self.deadline = min(now + self.server.timeout, self._limit)
