@@ -380,7 +380,8 @@ def test_a_stream_that_ends_closes_its_connection_without_a_word(
         stream.end()
         assert received(client, b"0\r\n\r\n") == b"3\r\none\r\n"
         assert client.at_end()
-        eventually(lambda: not service.server.connections)
+        eventually(lambda: app.closed)
+        assert not service.server.connections
         assert [each[2] for each in service.log] == [200]
         assert app.closed == 1
     assert not caplog.records
