@@ -62,7 +62,8 @@ BEGIN
     END IF;
 END;
 $$;
-COMMENT ON FUNCTION poky._prepare_departure IS 'On the source: publish the bucket''s partition.';
+COMMENT ON FUNCTION poky._prepare_departure IS
+'On the source: publish the bucket''s partition.';
 
 CREATE OR REPLACE FUNCTION poky._prepare_arrival(p_id integer) RETURNS void
 LANGUAGE plpgsql
@@ -78,7 +79,8 @@ BEGIN
     END IF;
 END;
 $$;
-COMMENT ON FUNCTION poky._prepare_arrival IS 'On the target: a table of the bucket''s, which no function reads yet.';
+COMMENT ON FUNCTION poky._prepare_arrival IS
+'On the target: a table of the bucket''s, which no function reads yet.';
 
 CREATE OR REPLACE FUNCTION poky._refuse_fenced() RETURNS trigger
 LANGUAGE plpgsql
@@ -257,7 +259,8 @@ BEGIN
     END IF;
 END;
 $$;
-COMMENT ON FUNCTION poky._arrive_bucket IS 'On the target: from now on the bucket is here. PK503: not all of it is.';
+COMMENT ON FUNCTION poky._arrive_bucket IS
+'On the target: from now on the bucket is here. PK503: not all of it is.';
 
 CREATE OR REPLACE FUNCTION poky._queue_arrived(p_id integer) RETURNS void
 LANGUAGE plpgsql
@@ -325,25 +328,5 @@ BEGIN
     DELETE FROM poky._mark WHERE id = p_id;
 END;
 $$;
-COMMENT ON FUNCTION poky._give_up_departure IS 'On the source, before the bucket has departed: take writes again, and publish nothing.';
-
-CREATE OR REPLACE FUNCTION poky._become_shard(p_number integer) RETURNS void
-LANGUAGE plpgsql
-AS $$
-BEGIN
-    IF (SELECT s.number FROM poky.shard AS s) = p_number THEN
-        RETURN;
-    END IF;
-    IF poky._is_flat() OR (SELECT s.number FROM poky.shard AS s) <> 0
-        OR EXISTS (SELECT FROM poky.bucket) OR EXISTS (SELECT FROM poky.placement)
-    THEN
-        RAISE EXCEPTION USING
-            ERRCODE = 'PK409',
-            HINT = 'not_a_shard',
-            MESSAGE = format('The database cannot become shard %s: a shard begins partitioned and'
-                ' without buckets, and keeps its number.', p_number);
-    END IF;
-    UPDATE poky.shard SET number = p_number;
-END;
-$$;
-COMMENT ON FUNCTION poky._become_shard IS 'From now on this database has the buckets that control places in it. PK409: it has buckets of its own, or another number.';
+COMMENT ON FUNCTION poky._give_up_departure IS
+'On the source, before the bucket has departed: take writes again, and publish nothing.';

@@ -212,3 +212,25 @@ AS $$
     SELECT m.name, m.id, m.source, m.target, m.step FROM poky.move AS m
 $$;
 COMMENT ON FUNCTION poky.moving IS 'On control: the move that was begun and has not ended; no row: there is none.';
+
+CREATE OR REPLACE FUNCTION poky._become_shard(p_number integer) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF (SELECT s.number FROM poky.shard AS s) = p_number THEN
+        RETURN;
+    END IF;
+    IF poky._is_flat() OR (SELECT s.number FROM poky.shard AS s) <> 0
+        OR EXISTS (SELECT FROM poky.bucket) OR EXISTS (SELECT FROM poky.placement)
+    THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PK409',
+            HINT = 'not_a_shard',
+            MESSAGE = format('The database cannot become shard %s: a shard begins partitioned and'
+                ' without buckets, and keeps its number.', p_number);
+    END IF;
+    UPDATE poky.shard SET number = p_number;
+END;
+$$;
+COMMENT ON FUNCTION poky._become_shard IS
+'From now on this database has the buckets that control places in it. PK409: it has buckets of its own, or another number.';
