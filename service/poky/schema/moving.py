@@ -30,7 +30,7 @@ _WORKERS_SECONDS = 10.0  # for what replicates to end; after that DROP SUBSCRIPT
 _WORKERS = "SELECT count(*) FROM pg_stat_subscription WHERE subid = %s AND pid IS NOT NULL"
 _END_SLOTS = (
     "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
-    " WHERE starts_with(slot_name, %s) AND active_pid IS NOT NULL"
+    " WHERE slot_name ~ %s AND active_pid IS NOT NULL"
 )
 # What a step came to is known only once it cannot be lost, whatever the server's setting.
 _DURABLE = (
@@ -123,7 +123,7 @@ def _move(
         noted = _noted(control)
         if noted is None:
             _require(owners, target)
-            _refusing(control, "SELECT (poky._begin_move(%s, %s)).*", bucket, target)
+            _refusing(control, "SELECT poky._begin_move(%s, %s)", bucket, target)
             noted = _noted(control)
             if noted is None:
                 return None
@@ -236,20 +236,6 @@ class _Mover:
                 return pause
             step = following or STEPS[STEPS.index(step) + 1]
 
-    def _end_workers(self, subscription: int) -> None:
-        """Wait until nothing replicates, and end what is to begin to copy.
-
-        That makes a slot, which waits for every transaction of the source; DROP SUBSCRIPTION waits
-        for it, and within one cluster it would wait for DROP SUBSCRIPTION.
-        """
-        until = time.monotonic() + _WORKERS_SECONDS
-        while time.monotonic() < until:
-            with as_user(self._source):
-                making = self._source.run(_END_SLOTS, f"pg_{subscription}_sync_")
-            if not making and not self._target.value(_WORKERS, subscription):
-                return
-            time.sleep(_LOOK_SECONDS)
-
     def give_up(self) -> None:
         """Undo what was done, as long as the bucket has not departed."""
         if self._move.step in STEPS[STEPS.index("arrive") :] or self._facts() is not None:
@@ -316,14 +302,16 @@ class _Mover:
                 make_dsn(self._source_dsn, target_session_attrs="read-write"),
             )
 
-    def _subscription(self) -> int | None:
-        """Its number at the target, if there is one."""
+    def _subscription(self) -> tuple[int, str] | None:
+        """Its number at the target, and how the slots are named by which it copies tables."""
         found = self._target.run(
-            "SELECT s.oid::bigint FROM pg_subscription AS s JOIN pg_database AS d"
+            "SELECT s.oid::bigint,"
+            " format('^pg_%%s_sync_[0-9]+_%%s$', s.oid, c.system_identifier)"
+            " FROM pg_control_system() AS c, pg_subscription AS s JOIN pg_database AS d"
             " ON d.oid = s.subdbid WHERE s.subname = %s AND d.datname = current_database()",
             self._name,
         )
-        return found[0][0] if found else None
+        return found[0] if found else None
 
     def _state(self, position: str | None = None) -> _State | None:
         """How far the target is behind this position of the source's log, or behind its end.
@@ -467,12 +455,11 @@ class _Mover:
         with as_user(self._target):
             if (subscription := self._subscription()) is not None:
                 self._target.run(f"ALTER SUBSCRIPTION {self._name} DISABLE")
-                self._end_workers(subscription)
+                self._end_workers(*subscription)
                 self._target.run(f"ALTER SUBSCRIPTION {self._name} SET (slot_name = NONE)")
                 self._target.run(f"DROP SUBSCRIPTION {self._name}")
         with as_user(self._source):
             until = time.monotonic() + 30
-            # Also those of workers that were to copy a table: they bear the subscription's number.
             while self._source.value(
                 "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s", self._name
             ):
@@ -482,3 +469,17 @@ class _Mover:
                     if time.monotonic() > until:
                         raise
                     time.sleep(0.1)
+
+    def _end_workers(self, subscription: int, slots: str) -> None:
+        """Wait until nothing replicates, and end what is to begin to copy.
+
+        That makes a slot, which waits for every transaction of the source; DROP SUBSCRIPTION waits
+        for it, and within one cluster it would wait for DROP SUBSCRIPTION.
+        """
+        until = time.monotonic() + _WORKERS_SECONDS
+        while time.monotonic() < until:
+            with as_user(self._source):
+                making = self._source.run(_END_SLOTS, slots)
+            if not making and not self._target.value(_WORKERS, subscription):
+                return
+            time.sleep(_LOOK_SECONDS)
