@@ -13,6 +13,7 @@ Tests marked `inside`, which look at more than HTTP, are left out then.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -307,3 +308,17 @@ def admin(service: Service) -> Iterator[Client]:
     client = service.admin()
     yield client
     client.close()
+
+
+# For those that ask.
+
+
+@pytest.fixture
+def quick_goodbyes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that stops waits for idle clients for a moment only."""
+    monkeypatch.setattr("poky.http.workers.QUIET_SECONDS", 0.05)
+
+
+@pytest.fixture
+def every_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)

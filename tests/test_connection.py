@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import logging
 import select
 import socket
 import threading
@@ -26,6 +25,8 @@ from tests.support.sockets import (
     serving,
     simple_app,
 )
+
+pytestmark = pytest.mark.usefixtures("quick_goodbyes", "every_log_line")
 
 
 @pytest.fixture
@@ -533,13 +534,3 @@ def test_answers_are_not_delayed_by_nagle(service: Serving) -> None:
     assert client.ask(get()).status == 200
     (accepted,) = service.server.connections
     assert accepted.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-
-
-@pytest.fixture(autouse=True)
-def _quick_goodbyes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "QUIET_SECONDS", 0.05)
-
-
-@pytest.fixture(autouse=True)
-def _log_everything(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)

@@ -356,14 +356,20 @@ def test_a_conversion_says_how_far_it_is(flat: Database) -> None:
     assert ("partitioned.sql",) in run(flat, "SELECT name FROM poky.migration")
 
 
-def test_a_conversion_that_was_given_up_halfway_begins_anew(flat: Database) -> None:
-    """Who gave it up died before the partitions were dropped, in which changes are missing."""
+def give_up_halfway(database: Database) -> None:
+    """Convert, and die; then begin to give that up, and die again."""
     with pytest.raises(Killed):
         migrate(
-            flat.dsn_owner, kind="partitioned", release="one", progress=kill_at("Changing over")
+            database.dsn_owner, kind="partitioned", release="one", progress=kill_at("Changing over")
         )
-    with OwnerConnection(flat.dsn_owner) as owner:
+    with OwnerConnection(database.dsn_owner) as owner:
         owner.atomically(lambda: owner.run(SCRIPTS.text("conversion/give_up.sql")))
+
+
+def test_a_conversion_that_was_given_up_halfway_begins_anew(flat: Database) -> None:
+    """Who gave it up died before the partitions were dropped, in which changes are missing."""
+    give_up_halfway(flat)
+    with OwnerConnection(flat.dsn_owner) as owner:
         assert conversion._given_up(owner)
     run(flat, "SELECT poky.put('a', 'k0', 'later', 't')")
     run(flat, "SELECT poky.delete('b', 'k1')")
@@ -373,12 +379,7 @@ def test_a_conversion_that_was_given_up_halfway_begins_anew(flat: Database) -> N
 
 
 def test_giving_up_twice_is_giving_up(flat: Database) -> None:
-    with pytest.raises(Killed):
-        migrate(
-            flat.dsn_owner, kind="partitioned", release="one", progress=kill_at("Changing over")
-        )
-    with OwnerConnection(flat.dsn_owner) as owner:
-        owner.atomically(lambda: owner.run(SCRIPTS.text("conversion/give_up.sql")))
+    give_up_halfway(flat)
     done = migrate(flat.dsn_owner, kind="flat", release="one")
     assert done == Migrated([], "flat", False)
     assert run(

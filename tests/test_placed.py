@@ -25,25 +25,12 @@ from poky.store.placements import Place, ShardState
 from poky.store.results import Put
 from poky.store.shared import Together
 from tests.conftest import Cluster, Database
+from tests.test_mover import pair, store
 from tests.test_shards import alter, name, opened
 
-__all__ = ["name"]
+__all__ = ["name", "pair", "store"]
 
 AWAY = "postgresql://u@/poky?host=/nowhere"
-
-
-@pytest.fixture(scope="module")
-def pair(cluster: Cluster) -> Iterator[Database]:
-    """Control, and one database besides."""
-    database = cluster.create_sharded(2)
-    yield database
-    cluster.drop(database)
-
-
-@pytest.fixture
-def store(pair: Database) -> Iterator[ShardedStore]:
-    with closing(opened(pair)) as store:
-        yield store
 
 
 def put_of(bucket: str, key: str = "k", value: bytes | None = b"v", **more: Any) -> Write:

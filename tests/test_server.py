@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import resource
 import threading
@@ -24,6 +23,8 @@ from tests.support.sockets import (
     put,
     serving,
 )
+
+pytestmark = pytest.mark.usefixtures("quick_goodbyes", "every_log_line")
 
 
 @pytest.fixture
@@ -231,13 +232,3 @@ def test_no_file_is_left_open() -> None:
         with serving() as service:
             service.client().ask(get())
     assert len(os.listdir("/proc/self/fd")) <= before
-
-
-@pytest.fixture(autouse=True)
-def _quick_goodbyes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "QUIET_SECONDS", 0.05)
-
-
-@pytest.fixture(autouse=True)
-def _log_everything(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)

@@ -411,11 +411,4 @@ def test_what_a_later_and_an_answer_have_by_default() -> None:
     later.stop()
 
 
-@pytest.fixture(autouse=True)
-def _quick_goodbyes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "QUIET_SECONDS", 0.05)
-
-
-@pytest.fixture(autouse=True)
-def _log_everything(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+pytestmark = pytest.mark.usefixtures("quick_goodbyes", "every_log_line")
