@@ -33,6 +33,8 @@ from tests.support.sockets import (
 )
 from tests.test_stream import Streaming, opened, received
 
+pytestmark = pytest.mark.usefixtures("quick_goodbyes", "every_log_line")
+
 # -- turns
 
 
@@ -409,6 +411,3 @@ def test_what_a_later_and_an_answer_have_by_default() -> None:
     later = Later(lambda reply: None)
     later.cancel()
     later.stop()
-
-
-pytestmark = pytest.mark.usefixtures("quick_goodbyes", "every_log_line")
